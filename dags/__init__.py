@@ -1,0 +1,1 @@
+"""The two DAGs and what they share."""

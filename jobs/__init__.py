@@ -1,0 +1,1 @@
+"""Spark jobs, tracking and the command line; everything between Airflow and `model`."""

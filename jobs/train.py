@@ -1,0 +1,181 @@
+"""The training job: the epoch loop over Spark, with checkpoints, tracking, and resuming after the driver died."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from jobs.cluster import BarrierTransport, driver_host, open_session
+from jobs.tracking import Tracker, TrainResult, connect
+from model import checkpoint, storage
+from model.errors import UserError, WorldError
+from model.images import encode_png
+from model.manifest import Manifest, load_manifest
+from model.meeting import Meeting
+from model.plan import plan_evaluation
+from model.segment import EVALUATION_BATCH, plan_training
+from model.shards import Dataset
+from model.training import Training
+from model.worker import build_model, evaluate
+
+if TYPE_CHECKING:
+    from jobs.config import TrainJob
+    from model.checkpoint import Checkpoint
+    from model.evaluation import Evaluation
+    from model.manifest import Split
+    from model.packaging import ImageModel
+
+log = logging.getLogger(__name__)
+# What may differ between two tries of one run: where things lie and how long to wait, not what comes out.
+_PLACES = {"dataset_uri", "dataset_digest", "checkpoint_uri", "run_key", "timeout_s", "spark"}
+
+
+def train(job: TrainJob) -> TrainResult:
+    """Train, evaluate and register; or go on with the same run where a killed driver left it.
+
+    Raises UserError and WorldError; after a WorldError the same command goes on from the last checkpoint.
+    """
+    manifest = load_manifest(job.dataset_uri, job.dataset_digest)
+    _check(job, manifest)
+    dataset = Dataset(job.dataset_uri, manifest)
+    run = _Run(job, manifest)
+    if run.result is not None:
+        log.info("run %s has finished already: its result follows", run.folder)
+        return run.result
+    connect(job.tracking)
+    with open_session("shardmean train", job.spark) as session:
+        transport = BarrierTransport(session, Meeting(driver_host(session)), job.num_workers)
+        training = Training(job, dataset, transport)
+        start = checkpoint.load_latest(run.folder)
+        tracker = Tracker(job, manifest, run.run_id)
+        run.begin(tracker.run_id)
+        _announce(job, manifest, tracker, start)
+        try:
+            return _to_the_end(training, tracker, run, start)
+        except BaseException:
+            tracker.fail()
+            raise
+
+
+def _check(job: TrainJob, manifest: Manifest) -> None:
+    if len(manifest.class_names) < 2:
+        raise UserError(f"dataset {job.dataset_uri} has one class only: a classifier needs two or more")
+    plan_training(job, manifest, epoch=0, num_workers=job.num_workers)
+    build_model(job, manifest)
+
+
+def _announce(job: TrainJob, manifest: Manifest, tracker: Tracker, start: Checkpoint | None) -> None:
+    log.info("MLflow run %s at %s", tracker.run_id, tracker.tracking_uri)
+    log.info(
+        "training %s on %d examples of %s (%s): %d workers, averaging every %s minibatches of %d",
+        job.network, manifest.num_examples("train"), job.dataset_uri, manifest.digest[:8],
+        job.num_workers, job.averaging.frequency, job.batch_size_per_worker,
+    )  # fmt: skip
+    if start is not None:
+        log.info("going on after epoch %d of %d from the last checkpoint", start.epoch, job.num_epochs)
+
+
+def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoint | None) -> TrainResult:
+    def on_epoch(state: Checkpoint) -> None:
+        checkpoint.save(run.folder, state)
+        tracker.log_epochs(state.history)
+        h = state.history[-1]
+        log.info(
+            "epoch %d/%d: loss %.4f, validation %.2f %% (loss %.4f), %.1f s, %.0f examples/s%s",
+            state.epoch, training.config.num_epochs, h["train_loss"], 100 * h["validation_accuracy"],
+            h["validation_loss"], h["epoch_seconds"], h["examples_per_second"],
+            ", best" if state.best_epoch == state.epoch else "",
+        )  # fmt: skip
+
+    final = training.fit(start, on_epoch)
+    split = _evaluation_split(training.dataset.manifest)
+    evaluation = training.evaluate(final.best_model, split)
+
+    def rival_accuracy(rival: ImageModel) -> float | None:
+        return _rival_accuracy(rival, training.dataset, split)
+
+    result = tracker.finish(final, evaluation, split, _example(training.dataset, split), rival_accuracy)
+    run.finish(result)
+    _summarise(result, evaluation)
+    return result
+
+
+def _evaluation_split(manifest: Manifest) -> Split:
+    splits: tuple[Split, ...] = ("test", "validation")
+    for split in splits:
+        if manifest.num_examples(split):
+            return split
+    log.warning("no held-out examples: the final figures are of the training split and say little")
+    return "train"
+
+
+def _rival_accuracy(rival: ImageModel, dataset: Dataset, split: Split) -> float | None:
+    manifest = dataset.manifest
+    if rival.image != manifest.image or rival.class_names != manifest.class_names:
+        return None
+    rows = [shard.num_examples for shard in manifest.shards_of(split)]
+    plan = plan_evaluation(rows, num_workers=1, batch_size=EVALUATION_BATCH)
+    return evaluate(rival.classifier, dataset, plan, 0, split, num_mistakes=0).accuracy
+
+
+def _example(dataset: Dataset, split: Split) -> bytes:
+    first = dataset.read(dataset.manifest.shards_of(split)[0], 0, 1)[0]
+    return encode_png(first.features_NCHW[0])
+
+
+def _summarise(result: TrainResult, evaluation: Evaluation) -> None:
+    wrong = evaluation.num_examples - int(evaluation.confusion_KK.trace())
+    accuracy = 100 * result.figures["accuracy"]
+    log.info("%s accuracy %.2f %% (%d wrong of %d)", result.split, accuracy, wrong, evaluation.num_examples)
+    log.info("model %s version %s: %s", result.model_name, result.model_version, ", ".join(result.aliases))
+    log.info("pictures: %s", result.pictures_uri)
+    if result.run_url:
+        log.info("MLflow run: %s", result.run_url)
+
+
+class _Run:
+    """The folder of one run: its checkpoints and `run.json` with the MLflow run's id and, at the end, the result."""
+
+    def __init__(self, job: TrainJob, manifest: Manifest) -> None:
+        self.folder = storage.join(job.checkpoint_uri, f"{job.run_key or 'auto'}-{_fingerprint(job, manifest)}")
+        self._record = self._read()
+        self.result = TrainResult(**self._record["result"]) if self._record.get("result") else None
+        if self.result is not None and job.run_key is None:
+            # Without a key a finished run is history, and the command means a new one.
+            checkpoint.delete_all(self.folder)
+            self._record, self.result = {}, None
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run that an earlier try began."""
+        return self._record.get("run_id")
+
+    def begin(self, run_id: str) -> None:
+        """Note the MLflow run, before the first checkpoint."""
+        self._write({"run_id": run_id})
+
+    def finish(self, result: TrainResult) -> None:
+        """Note the result."""
+        self._write({"run_id": result.run_id, "result": asdict(result)})
+
+    def _read(self) -> dict[str, Any]:
+        uri = storage.join(self.folder, "run.json")
+        try:
+            record = json.loads(storage.read_bytes(uri))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise WorldError(f"{uri}: damaged ({error}); delete the folder to train anew") from error
+        assert isinstance(record, dict)
+        return record
+
+    def _write(self, record: dict[str, Any]) -> None:
+        storage.write_bytes(storage.join(self.folder, "run.json"), json.dumps(record, indent=1).encode())
+
+
+def _fingerprint(job: TrainJob, manifest: Manifest) -> str:
+    settings = job.model_dump(mode="json", exclude=_PLACES) | {"digest": manifest.digest}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

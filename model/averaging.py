@@ -1,0 +1,126 @@
+"""Parameter averaging: the weighted mean of all workers' states, and the outer optimizer's step from mean to mean.
+
+The mean is over everything that is state. Parameters, float buffers (BatchNorm statistics) and, by policy, the
+optimizer's moments are averaged in float32. Counters (integer buffers, the optimizer's step numbers) advance by the
+weighted mean of the workers' own advances, rounded to the nearest integer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .config import AveragingConfig
+    from .meeting import Member
+
+
+class PeerDivergedError(RuntimeError):
+    """Another worker's state is not finite, so no average was taken; that worker tells the cause."""
+
+
+class Averager:
+    """Averages one worker's model and optimizer in place with those of its peers, once a round."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: AveragingConfig,
+        member: Member,
+        outer_momentum: Tensor | None,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._config = config
+        self._member = member
+        self._params = [parameter.detach() for parameter in model.parameters()]
+        names = dict(model.named_parameters())
+        self._buffers = [tensor for name, tensor in model.state_dict().items() if name not in names]
+        self._previous = None if config.outer.is_plain else _flat(self._params)
+        self.outer_momentum = outer_momentum
+        self._counters_before = self._counter_values()
+
+    def average(self, weight: float, *, rank: int, round_index: int) -> None:
+        """Replace this worker's state by the weighted mean over all workers, then take the outer step.
+
+        `weight` is this worker's share; all workers' shares sum to 1. Raises UserError when this worker's state is
+        not finite and PeerDivergedError when another's is; then nothing was changed.
+        """
+        floats, counters = self._tensors()
+        values = _flat(floats)
+        is_finite = bool(torch.isfinite(values).all())
+        if not is_finite:
+            values.zero_()
+        advances = self._counter_values(counters) - self._counters_before_of(counters)
+        message = torch.cat([values.mul_(weight), (advances * weight).to(values), values.new_tensor([not is_finite])])
+        shared = message.cpu()
+        self._member.all_reduce(shared)
+        if not is_finite:
+            raise UserError(
+                f"worker {rank} diverged: its parameters were not finite after round {round_index}; "
+                "lower optimizer.learning_rate (or check the images: a constant channel, wrong labels)"
+            )
+        if shared[-1] > 0:
+            raise PeerDivergedError(f"worker {rank} stopped in round {round_index}: a peer's parameters are not finite")
+        message.copy_(shared)
+        _unflat(message[: values.numel()], floats)
+        self._advance(counters, message[values.numel() : -1])
+        self._take_outer_step()
+
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
+        floats = list(self._params)
+        counters: list[Tensor] = []
+        for buffer in self._buffers:
+            (floats if buffer.is_floating_point() else counters).append(buffer)
+        if self._config.optimizer_state == "average":
+            for state in (self._optimizer.state[p] for p in self._model.parameters() if p in self._optimizer.state):
+                floats += [value for key, value in sorted(state.items()) if _is_moment(key, value)]
+                counters += [value for key, value in sorted(state.items()) if key == "step"]
+        return floats, counters
+
+    def _counter_values(self, counters: list[Tensor] | None = None) -> Tensor:
+        counters = self._tensors()[1] if counters is None else counters
+        return torch.cat([c.reshape(-1).double().cpu() for c in counters]) if counters else torch.zeros(0).double()
+
+    def _counters_before_of(self, counters: list[Tensor]) -> Tensor:
+        # Optimizers make their state at the first step: until then its counters stood at zero.
+        missing = sum(c.numel() for c in counters) - self._counters_before.numel()
+        return torch.cat([self._counters_before, torch.zeros(missing).double()])
+
+    def _advance(self, counters: list[Tensor], advances: Tensor) -> None:
+        now = self._counters_before_of(counters) + advances.double().cpu().round()
+        _unflat(now, counters)
+        self._counters_before = now
+
+    def _take_outer_step(self) -> None:
+        if self._previous is None:
+            return
+        outer = self._config.outer
+        step = self._previous - _flat(self._params)
+        if self.outer_momentum is not None:
+            step = step + outer.momentum * self.outer_momentum.to(step)
+        self.outer_momentum = step
+        self._previous = self._previous - outer.learning_rate * step
+        _unflat(self._previous, self._params)
+
+
+def _is_moment(key: str, value: object) -> bool:
+    return key != "step" and isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+
+
+def _unflat(flat: Tensor, tensors: list[Tensor]) -> None:
+    first = 0
+    for tensor in tensors:
+        tensor.copy_(flat[first : first + tensor.numel()].reshape(tensor.shape))
+        first += tensor.numel()

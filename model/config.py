@@ -1,0 +1,150 @@
+"""Settings of images, splits and training, checked when they are read. Imports no torch.
+
+Each field's docstring gives its meaning and unit; Airflow's trigger form and the JSON schema show it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+
+MAX_EXAMPLE_BYTES = 64 * 2**20
+
+
+class Settings(BaseModel):
+    """Base of every config: unknown keys are errors, values never change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ImageConfig(Settings):
+    """The fixed shape that every image gets, and how it gets it."""
+
+    height_px: Annotated[int, Field(ge=1, le=4096)] = 28
+    """Height of every example, in pixels."""
+    width_px: Annotated[int, Field(ge=1, le=4096)] = 28
+    """Width of every example, in pixels."""
+    channels: Literal[1, 3] = 1
+    """Channels of every example: 1 (grey) or 3 (RGB)."""
+    resize: Literal["stretch", "fit", "centre_crop", "none"] = "stretch"
+    """How an image of another size fits: stretch, fit (pad with black), centre_crop, or none (reject it)."""
+    max_pixels: Annotated[int, Field(ge=1, le=2**31)] = 64_000_000
+    """Larger images (width x height, pixels, from the file's header) are rejected before they are decoded."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an example."""
+        return self.channels, self.height_px, self.width_px
+
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of one example: uint8, one byte a value."""
+        return self.channels * self.height_px * self.width_px
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> Self:
+        if self.example_bytes > MAX_EXAMPLE_BYTES:
+            raise ValueError(f"one example would be {self.example_bytes} bytes, over the limit of {MAX_EXAMPLE_BYTES}")
+        return self
+
+
+class SplitConfig(Settings):
+    """Shares of the three splits. An image's split depends on its bytes and the seed alone, so it never changes."""
+
+    train: Fraction = 0.8
+    """Share of the images to train on."""
+    validation: Fraction = 0.1
+    """Share of the images to choose the best epoch with."""
+    test: Fraction = 0.1
+    """Share of the images for the final figures."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Another seed deals the images to other splits."""
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + validation + test is {total:g} and must be 1")
+        if self.train == 0:
+            raise ValueError("train is 0: nothing would be left to train on")
+        return self
+
+
+class OptimizerConfig(Settings):
+    """The optimizer each worker steps with between two averagings."""
+
+    name: Literal["sgd", "adam", "adamw", "adagrad", "rmsprop"] = "adam"
+    """Optimizer of torch.optim."""
+    learning_rate: Positive = 0.001
+    """Learning rate."""
+    weight_decay: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
+    """L2 penalty (decoupled for adamw)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum; for sgd and rmsprop only."""
+
+    @model_validator(mode="after")
+    def _momentum_has_a_use(self) -> Self:
+        if self.momentum and self.name not in ("sgd", "rmsprop"):
+            raise ValueError(f"momentum is {self.momentum:g}, but {self.name} has none: set it to 0 or use sgd")
+        return self
+
+
+class OuterConfig(Settings):
+    """The outer optimizer: SGD with momentum on the step from one average to the next. 1 and 0 are plain averaging."""
+
+    learning_rate: Positive = 1.0
+    """Share of the averaged step that is taken."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Slow momentum over rounds."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the outer step is the mean itself."""
+        return self.learning_rate == 1 and self.momentum == 0
+
+
+Frequency = Annotated[
+    Annotated[int, Field(ge=1, le=1_000_000)] | Literal["epoch"],
+    WithJsonSchema({"type": "string", "pattern": "^(epoch|[1-9][0-9]{0,5})$"}),
+]
+
+
+class AveragingConfig(Settings):
+    """When and how the workers' states become one."""
+
+    frequency: Frequency = 5
+    """Minibatches that each worker steps through between two averagings; `epoch`: once, at its end."""
+    optimizer_state: Literal["average", "keep", "reset"] = "average"
+    """What an averaging does to the optimizers' state: average it, let each worker keep its own, or start it anew."""
+    weights: Literal["examples", "uniform"] = "examples"
+    """A worker's weight: the examples it saw in the round, or the same for each worker that saw any."""
+    outer: OuterConfig = OuterConfig()
+
+
+class TrainingConfig(Settings):
+    """All that decides the trained parameters, given a DataSet."""
+
+    network: Literal["lenet", "small_cnn"] = "lenet"
+    """Network: lenet (Deeplearning4j's example) or small_cnn (3x3 convolutions with batch normalisation)."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    averaging: AveragingConfig = AveragingConfig()
+    num_epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
+    """Passes over the training split."""
+    num_workers: Annotated[int, Field(ge=1, le=4096)] = 2
+    """Replicas that train side by side, each in one Spark task."""
+    batch_size_per_worker: Annotated[int, Field(ge=1, le=65_536)] = 32
+    """Examples of one optimizer step of one worker."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the first parameters, the order of examples and dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where workers compute; auto: the GPU that the task owns or finds, else the CPU."""
+    threads_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
+    """CPU threads of one worker; with Spark, match spark.task.cpus."""
+    shuffle_buffer_bytes: Annotated[int, Field(ge=1, le=2**40)] = 64 * 2**20
+    """Bytes of images that each worker mixes at a time."""
+    timeout_s: Annotated[int, Field(ge=1, le=86_400)] = 300
+    """Longest wait of a worker for the slowest of its peers at an averaging, in seconds."""

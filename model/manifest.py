@@ -1,0 +1,144 @@
+"""The manifest: what a DataSet holds, written last, and the digest that is the DataSet's identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from . import storage
+from .config import ImageConfig, Settings, SplitConfig
+from .errors import UserError, WorldError
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+
+
+class Shard(Settings):
+    """One Parquet file of examples of one split. Its name holds the hash of its content."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z]+-[0-9a-f]{20}\.parquet$")]
+    split: Split
+    num_examples: Annotated[int, Field(ge=1)]
+    num_bytes: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    num_per_class: list[int]
+
+
+class Source(Settings):
+    """Where the examples came from. `fingerprint` covers every file's path, size and modification time."""
+
+    uri: str
+    layout: str
+    fingerprint: str
+    num_files: int
+
+
+class Manifest(Settings):
+    """A whole DataSet. `mean` and `std` are per channel, of the training split's values divided by 255."""
+
+    schema_version: Literal[1] = 1
+    digest: str = ""
+    image: ImageConfig
+    split: SplitConfig
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
+    shards: list[Shard]
+    source: Source
+    num_rejected: int = 0
+    num_rejected_by_reason: dict[str, int] = {}
+
+    def shards_of(self, split: str) -> list[Shard]:
+        """The shards of one split, in the manifest's order."""
+        return [shard for shard in self.shards if shard.split == split]
+
+    def num_examples(self, split: str) -> int:
+        """Examples in one split."""
+        return sum(shard.num_examples for shard in self.shards_of(split))
+
+    def num_per_class(self, split: str) -> list[int]:
+        """Examples of each class in one split, in the order of `class_names`."""
+        per_shard = [shard.num_per_class for shard in self.shards_of(split)]
+        return [sum(column) for column in zip(*per_shard, strict=True)] or [0] * len(self.class_names)
+
+    def split_digest(self, split: str) -> str:
+        """32 hex digits that are equal exactly when a split holds the same examples, pixels and classes."""
+        parts = [*sorted(shard.sha256 for shard in self.shards_of(split)), *self.class_names]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    def sealed(self) -> Manifest:
+        """This manifest with its digest filled in."""
+        return self.model_copy(update={"digest": self._digest()})
+
+    def _digest(self) -> str:
+        content = self.model_dump(mode="json", exclude={"digest", "source"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def check_digest(self, uri: str) -> None:
+        """Raise WorldError when the content is not what was published."""
+        if self.digest != self._digest():
+            raise WorldError(
+                f"{uri}: the manifest's digest is {self.digest} but its content gives {self._digest()}: "
+                "it was changed after it was published; restore it, or run `shardmean vectorize` with replace=true"
+            )
+
+
+def manifest_uri(dataset_uri: str, digest: str | None = None) -> str:
+    """Where the current manifest stands, or that of one version."""
+    return storage.join(dataset_uri, *(("versions", f"{digest}.json") if digest else ("manifest.json",)))
+
+
+def shard_uri(dataset_uri: str, name: str) -> str:
+    """Where a shard stands."""
+    return storage.join(dataset_uri, "shards", name)
+
+
+def rejected_uri(dataset_uri: str, digest: str) -> str:
+    """Where the table of a version's rejected images stands (path, reason, detail, size_bytes)."""
+    return storage.join(dataset_uri, "rejected", f"{digest}.parquet")
+
+
+def publish(manifest: Manifest, dataset_uri: str) -> None:
+    """Commit a sealed manifest: its version first, then the current one, which readers follow."""
+    assert manifest.digest, "only a sealed manifest is published"
+    text = manifest.model_dump_json(indent=1).encode()
+    storage.write_bytes(manifest_uri(dataset_uri, manifest.digest), text)
+    storage.write_bytes(manifest_uri(dataset_uri), text)
+
+
+def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
+    """Read and check a DataSet's manifest: the current one, or that of the version `digest`.
+
+    Raises UserError when none was published there, WorldError when it is damaged or of another schema.
+    """
+    uri = manifest_uri(dataset_uri, digest)
+    try:
+        text = storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise UserError(
+            f"{uri}: not found, so {dataset_uri} is no published DataSet (a run that was cut off publishes nothing); "
+            "run `shardmean vectorize` with this dataset_uri, or correct it"
+        ) from None
+    manifest = _parse(text, uri)
+    manifest.check_digest(uri)
+    return manifest
+
+
+def _parse(text: bytes, uri: str) -> Manifest:
+    try:
+        version = json.loads(text).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{uri}: schema version {version}, but this Shardmean reads {SCHEMA_VERSION}; use a matching version"
+            )
+        return Manifest.model_validate_json(text)
+    except UserError:
+        raise
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise WorldError(
+            f"{uri}: not a manifest: {str(error).splitlines()[0]}; restore it, or run vectorize with replace=true"
+        ) from error

@@ -1,0 +1,120 @@
+"""The model that MLflow stores: image bytes in, label and probabilities out. Nothing in it is a pickle.
+
+A stored model is a folder of `classifier.json` (image settings, class names, network) and `weights.pt` (a state dict
+read with `weights_only=True`). The few modules that loading needs travel with it as the package `shardmean_model`,
+so a program needs neither Shardmean nor Spark to use it, and its own `model.py` is in nobody's way.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .config import ImageConfig
+from .errors import ImageRejectedError
+from .images import decode
+from .networks import Classifier, build_classifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pandas as pd
+
+    from .manifest import Manifest
+
+SHIPPED_PACKAGE = "shardmean_model"
+SHIPPED_MODULES = ("errors", "config", "images", "networks", "packaging")
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """A trained classifier with its decoding: what `mlflow.pyfunc.load_model` gives a program."""
+
+    image: ImageConfig
+    class_names: list[str]
+    classifier: Classifier
+
+    def predict(
+        self,
+        model_input: Any,
+        params: dict[str, Any] | None = None,  # noqa: ARG002 - MLflow passes it
+    ) -> pd.DataFrame:
+        """Classify image files given as bytes: a list of them, or a DataFrame whose first column holds them.
+
+        Returns a DataFrame of a row per image: label, probability of that label, and `probabilities`, a dict from
+        class name to probability. Raises ValueError that names the first image that can't be decoded.
+        """
+        import pandas as pd
+
+        files = list(model_input.iloc[:, 0]) if isinstance(model_input, pd.DataFrame) else list(model_input)
+        rows = [row for first in range(0, len(files), BATCH) for row in self._rows(files[first : first + BATCH], first)]
+        return pd.DataFrame(rows, columns=["label", "probability", "probabilities"])
+
+    def _rows(self, files: list[bytes], first: int) -> Iterable[tuple[str, float, dict[str, float]]]:
+        images_BCHW = torch.from_numpy(np.stack([self._pixels(data, first + i) for i, data in enumerate(files)]))
+        with torch.inference_mode():
+            probabilities_BK = self.classifier(images_BCHW).softmax(dim=1).double()
+        for row in probabilities_BK:
+            best = int(row.argmax())
+            yield self.class_names[best], float(row[best]), dict(zip(self.class_names, row.tolist(), strict=True))
+
+    def _pixels(self, data: object, index: int) -> Any:
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise ValueError(f"image {index}: expected the bytes of an image file, got {type(data).__name__}")
+        try:
+            return decode(bytes(data), self.image)
+        except ImageRejectedError as error:
+            raise ValueError(f"image {index}: {error}") from error
+
+
+def save_model(folder: Path, manifest: Manifest, network: str, state: dict[str, Any]) -> None:
+    """Write a model's folder: settings as JSON, parameters and buffers as a state dict."""
+    description = {
+        "image": manifest.image.model_dump(),
+        "class_names": manifest.class_names,
+        "network": network,
+        "mean": manifest.mean,
+        "std": manifest.std,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "classifier.json").write_text(json.dumps(description, indent=1))
+    torch.save(state, folder / "weights.pt")
+
+
+def load_model(folder: Path) -> ImageModel:
+    """Read a folder that `save_model` wrote; executes nothing from it."""
+    description = json.loads((folder / "classifier.json").read_text())
+    image = ImageConfig.model_validate(description["image"])
+    classifier = build_classifier(
+        description["network"],
+        shape=image.shape,
+        num_classes=len(description["class_names"]),
+        mean=description["mean"],
+        std=description["std"],
+    )
+    weights = io.BytesIO((folder / "weights.pt").read_bytes())
+    classifier.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return ImageModel(image, description["class_names"], classifier.eval())
+
+
+def copy_code(folder: Path) -> Path:
+    """Copy the modules that loading needs into `folder` as one package, and return its path."""
+    package = folder / SHIPPED_PACKAGE
+    package.mkdir(parents=True)
+    here = Path(__file__).parent
+    for name in ("__init__", *SHIPPED_MODULES):
+        shutil.copy(here / f"{name}.py", package / f"{name}.py")
+    return package
+
+
+def _load_pyfunc(path: str) -> ImageModel:
+    """MLflow's entry point."""
+    return load_model(Path(path))

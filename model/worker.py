@@ -1,0 +1,142 @@
+"""One replica: its network and optimizer, the local steps between two averagings, and its part of an evaluation.
+
+Shapes: B examples, C channels, H and W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .evaluation import Evaluation, Mistake
+from .networks import Classifier, build_classifier
+from .shards import Dataset, Examples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .config import OptimizerConfig, TrainingConfig
+    from .manifest import Manifest, Split
+    from .plan import EpochPlan
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+def build_model(config: TrainingConfig, manifest: Manifest) -> Classifier:
+    """The network of a config for a DataSet's images and classes, with fresh parameters."""
+    return build_classifier(
+        config.network,
+        shape=manifest.image.shape,
+        num_classes=len(manifest.class_names),
+        mean=manifest.mean,
+        std=manifest.std,
+    )
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a config over all parameters of a model."""
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.name in ("sgd", "rmsprop"):
+        options["momentum"] = config.momentum
+    return OPTIMIZERS[config.name](model.parameters(), **options)
+
+
+def minibatches(dataset: Dataset, plan: EpochPlan, rank: int, split: Split) -> Iterator[Examples]:
+    """A worker's minibatches of an epoch in planned order; memory holds one window of the plan at a time."""
+    shards = dataset.manifest.shards_of(split)
+    for window in plan.windows(rank):
+        pieces = [piece for r in window.ranges for piece in dataset.read(shards[r.shard_index], r.start, r.stop)]
+        rows = _joined(pieces)
+        for first in range(0, len(window.order), plan.batch_size):
+            yield rows.take(window.order[first : first + plan.batch_size])
+
+
+def _joined(pieces: list[Examples]) -> Examples:
+    if len(pieces) == 1:
+        return pieces[0]
+    return Examples(
+        np.concatenate([piece.features_NCHW for piece in pieces]),
+        np.concatenate([piece.labels_N for piece in pieces]),
+        [name for piece in pieces for name in piece.ids],
+        [path for piece in pieces for path in piece.paths],
+    )
+
+
+class Replica:
+    """A model and its optimizer on one device."""
+
+    def __init__(self, config: TrainingConfig, manifest: Manifest, device: str) -> None:
+        self._config = config
+        self.device = torch.device(device)
+        self.model = build_model(config, manifest).to(self.device)
+        self.optimizer = build_optimizer(config.optimizer, self.model)
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.num_examples = 0
+
+    def step(self, batch: Examples) -> None:
+        """One optimizer step on a minibatch; the loss is the mean cross-entropy of its examples."""
+        images_BCHW, labels_B = _on_device(batch, self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = nn.functional.cross_entropy(self.model(images_BCHW), labels_B)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self._loss_sum += loss.detach() * len(labels_B)
+        self.num_examples += len(labels_B)
+
+    def reset_optimizer(self) -> None:
+        """Forget the optimizer's state, as if no step had been taken."""
+        self.optimizer = build_optimizer(self._config.optimizer, self.model)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean training loss of the examples seen by this replica, each at the time it was seen."""
+        return float(self._loss_sum) / max(1, self.num_examples)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Classifier, dataset: Dataset, plan: EpochPlan, rank: int, split: Split, *, num_mistakes: int
+) -> Evaluation:
+    """A worker's part of an evaluation: counts and losses of its rows, and its worst mistakes with their pixels."""
+    device = next(model.parameters()).device
+    part = Evaluation.empty(len(dataset.manifest.class_names))
+    model.eval()
+    for batch in minibatches(dataset, plan, rank, split):
+        images_BCHW, labels_B = _on_device(batch, device)
+        scores_BK = model(images_BCHW)
+        losses_B = nn.functional.cross_entropy(scores_BK, labels_B, reduction="none")
+        predicted_B = scores_BK.argmax(dim=1)
+        part.add(labels_B.cpu().numpy(), predicted_B.cpu().numpy(), losses_B.double().cpu().numpy())
+        part.keep_worst(_mistakes(batch, scores_BK, losses_B), num_mistakes)
+    model.train()
+    return part
+
+
+def _mistakes(batch: Examples, scores_BK: Tensor, losses_B: Tensor) -> list[Mistake]:
+    probabilities_BK = scores_BK.softmax(dim=1).cpu()
+    predicted_B = probabilities_BK.argmax(dim=1)
+    wrong = (predicted_B != torch.from_numpy(batch.labels_N)).nonzero().flatten().tolist()
+    return [
+        Mistake(
+            path=batch.paths[row],
+            label=int(batch.labels_N[row]),
+            predicted=int(predicted_B[row]),
+            probability=float(probabilities_BK[row, predicted_B[row]]),
+            loss=float(losses_B[row]),
+            pixels_CHW=batch.features_NCHW[row],
+        )
+        for row in wrong
+    ]
+
+
+def _on_device(batch: Examples, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(batch.features_NCHW).to(device), torch.from_numpy(batch.labels_N).to(device)
