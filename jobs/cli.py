@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import signal
 import sys
 import traceback
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.config import TrainJob, VectorizeJob, load_job
+from jobs.log import set_up_logging
 from model import storage
 from model.errors import UserError, WorldError
 
@@ -23,17 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-LOG_MARK = "shardmean |"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format=f"%(asctime)s {LOG_MARK} %(message)s",
-                        datefmt="%H:%M:%S")  # fmt: skip
-    for name in ("jobs", "model", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _on_terminate)
+    set_up_logging()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _on_terminate)
     try:
         code: int = options.run(options)
         return code

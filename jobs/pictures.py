@@ -59,7 +59,7 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
 def worst_mistakes(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
     """The examples of greatest loss whose class was not found, with what was found and how surely."""
     mistakes = evaluation.worst
-    columns = 6
+    columns = min(6, max(3, len(mistakes)))
     num_rows = max(1, -(-len(mistakes) // columns))
     figure = Figure(figsize=(1.9 * columns, 2.3 * num_rows + 0.6), layout="constrained")
     wrong = evaluation.num_examples - int(evaluation.confusion_KK.trace())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -258,9 +259,11 @@ def connect(tracking: TrackingConfig) -> str:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }.items():
         os.environ.setdefault(key, value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for noisy in ("alembic", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     try:
         mlflow.set_tracking_uri(uri)
@@ -278,7 +281,10 @@ def _unreachable(uri: str, error: Exception) -> WorldError:
 
 
 def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # requests wraps the system's words ("[Errno 111] Connection refused") in four layers of its own.
+    errno = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)
+    return errno[1] if errno else text[:200]
 
 
 def _params(job: TrainJob, manifest: Manifest) -> list[Param]:

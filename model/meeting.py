@@ -73,7 +73,7 @@ class Member:
     def all_reduce(self, values: Tensor) -> None:
         """Sum a CPU tensor over all workers, in place. Raises RuntimeError when a peer is gone or too slow."""
         if self._group is not None:
-            self._group.allreduce([values]).wait()
+            self._group.allreduce([values]).wait()  # type: ignore[attr-defined]
 
     def report(self, progress: Progress) -> None:
         """Tell the driver how far this worker is, at most once a second."""
@@ -90,7 +90,7 @@ def _gloo(store: Store, address: Address, rank: int, num_workers: int, timeout: 
     # A group object of our own: torch's default group is process-wide state, and Spark reuses Python workers.
     with socket.create_connection((address.host, address.port)) as probe:
         own_host = probe.getsockname()[0]
-    options = ProcessGroupGloo._Options()  # noqa: SLF001 - the only way that torch gives
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # noqa: SLF001
     options._timeout = timeout  # noqa: SLF001
     options._devices = [ProcessGroupGloo.create_device(hostname=own_host)]  # noqa: SLF001
     return ProcessGroupGloo(store, rank, num_workers, options)

@@ -5,6 +5,7 @@ Running a task again gives the same report (bit for bit on CPU), so whoever send
 
 from __future__ import annotations
 
+import copy
 import socket
 import traceback
 from collections.abc import Callable, Iterator
@@ -145,7 +146,8 @@ def _train(task: Task, dataset: Dataset, plan: EpochPlan, member: Member, device
     replica = Replica(task.config, dataset.manifest, device)
     replica.model.load_state_dict(task.state["model"])
     if task.state["optimizer"] is not None:
-        replica.optimizer.load_state_dict(task.state["optimizer"])
+        # load_state_dict keeps the given tensors, and steps would then change the sender's state.
+        replica.optimizer.load_state_dict(copy.deepcopy(task.state["optimizer"]))
     averaging = task.config.averaging
     averager = Averager(replica.model, replica.optimizer, averaging, member, task.state["outer_momentum"])
     batches = minibatches(dataset, plan, task.rank, "train")

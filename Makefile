@@ -1,0 +1,41 @@
+# Everything starts here; each target sets up what it needs in .venv first.
+PYTHON ?= python3
+AIRFLOW_PORT ?= 8080
+MLFLOW_PORT ?= 5000
+BIN := .venv/bin
+
+.PHONY: help demo test check up doctor clean
+
+help:
+	@echo "make demo    the whole pipeline on 1,797 handwritten digits"
+	@echo "make up      Airflow and MLflow on this machine (AIRFLOW_PORT=8080 MLFLOW_PORT=5000), until Ctrl-C"
+	@echo "make test    all checks: format, lint, types, import rules, tests"
+	@echo "make doctor  what is wrong with the environment"
+	@echo "make clean   remove .venv and .shardmean"
+
+demo:
+	@$(PYTHON) -m jobs.bootstrap demo
+	@$(BIN)/shardmean demo
+
+up:
+	@$(PYTHON) -m jobs.bootstrap demo
+	@$(BIN)/shardmean up --airflow-port $(AIRFLOW_PORT) --mlflow-port $(MLFLOW_PORT)
+
+doctor:
+	@$(PYTHON) -m jobs.bootstrap
+	@$(BIN)/shardmean doctor
+
+test:
+	@$(PYTHON) -m jobs.bootstrap test
+	@$(MAKE) --no-print-directory check
+
+# What CI runs too; needs `make test`'s environment.
+check:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest --cov --cov-report=term
+
+clean:
+	rm -rf .venv .shardmean

@@ -1,0 +1,83 @@
+"""Trigger forms: each setting of a job as an Airflow Param, made of the config's own JSON schema."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Param
+
+from jobs.config import load_job
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jobs.config import Job
+
+HIDDEN = {"schedule", "spark", "run_key", "dataset_digest"}
+LIMITS = ("minimum", "maximum", "pattern", "minLength", "maxLength", "enum")
+
+
+def config_file(name: str) -> Path:
+    """The file that a DAG's defaults come from: in SHARDMEAN_CONFIG_DIR, else in the repository's `configs`."""
+    folder = os.environ.get("SHARDMEAN_CONFIG_DIR")
+    return (Path(folder) if folder else Path(__file__).parent.parent / "configs") / name
+
+
+def load_defaults(kind: type[Job], name: str) -> Job:
+    """The job in a config file. Raises UserError, which Airflow shows as the DAG's import error."""
+    return load_job(kind, config_file(name))
+
+
+def form(job: Job, main: list[str]) -> dict[str, Param]:
+    """Params by dotted key: `main` first and outside any section (sections start collapsed), then one per group."""
+    schema = job.model_json_schema()
+    values = job.model_dump(mode="json")
+    fields = dict(_leaves(schema, schema, values))
+    params = {key: _param(key, *fields[key], section=None) for key in main}
+    for key, field in fields.items():
+        if key not in params and key.split(".")[0] not in HIDDEN:
+            params[key] = _param(key, *field, section=_section(key))
+    return params
+
+
+def _leaves(
+    schema: dict[str, Any], root: dict[str, Any], values: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, tuple[dict[str, Any], Any]]]:
+    for name, given in schema["properties"].items():
+        field = _resolved(given, root)
+        if "properties" in field:
+            yield from _leaves(field, root, values[name], f"{prefix}{name}.")
+        else:
+            yield prefix + name, (field, values[name])
+
+
+def _resolved(field: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    for reference in [field.get("$ref"), *(part.get("$ref") for part in field.get("allOf", []))]:
+        if reference:
+            return {**root["$defs"][reference.rsplit("/", 1)[-1]], **field}
+    return field
+
+
+def _param(key: str, field: dict[str, Any], value: Any, *, section: str | None) -> Param:
+    options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+    described = options[0]
+    kind = described.get("type", "string")
+    is_optional = len(options) < len(field.get("anyOf", [field]))
+    limits = {name: described[name] for name in LIMITS if name in described}
+    if "exclusiveMinimum" in described:
+        limits["exclusiveMinimum"] = described["exclusiveMinimum"]
+    return Param(
+        str(value) if kind == "string" and value is not None else value,
+        type=["null", kind] if is_optional else kind,
+        title=key,
+        description_md=field.get("description", ""),
+        section=section,
+        **limits,
+    )
+
+
+def _section(key: str) -> str:
+    group = key.split(".")[0]
+    return group.capitalize() if "." in key else "More"

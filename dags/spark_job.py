@@ -1,0 +1,122 @@
+"""One Spark job of Shardmean as an Airflow task: submits it, then shows its result as XCom, link and asset event."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.sdk import Asset, BaseHook, BaseOperatorLink, ObjectStoragePath
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowNotFoundException,
+    AirflowSkipException,
+)
+
+import jobs.config
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from airflow.sdk.types import TaskInstanceKey
+
+DATASET = Asset(name="shardmean_dataset", uri="shardmean://dataset")
+MODEL = Asset(name="shardmean_model", uri="shardmean://model")
+
+
+class ResultLink(BaseOperatorLink):
+    """The button on the task's page that leads to the MLflow run."""
+
+    name = "MLflow run"
+
+    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow passes it
+        """The run's address; empty when MLflow has no server."""
+        return str(getattr(operator, "link_url", "") or "")
+
+
+class SparkJobOperator(SparkSubmitOperator):
+    """Submits `shardmean COMMAND` to the Spark connection.
+
+    The job writes its result, or its error, to a JSON file: that holds on any cluster and in any deploy mode. The
+    user's mistake fails the task at once, the world's leaves it to Airflow's retries, and nothing new skips it.
+    """
+
+    template_fields = (*SparkSubmitOperator.template_fields, "result_uri")
+    operator_extra_links = (ResultLink(),)
+
+    def __init__(self, *, command: str, config_file: Path, asset: Asset, **options: Any) -> None:
+        self.command = command
+        self.asset = asset
+        self.link_url = ""
+        self.result_uri = f"{results_uri()}/{command}/{{{{ run_id }}}}-{{{{ ti.try_number }}}}.json"
+        super().__init__(
+            application=str(Path(jobs.config.__file__).with_name("cli.py")),
+            application_args=[
+                command,
+                f"--config={config_file}",
+                "--params={{ params | tojson }}",
+                f"--result={self.result_uri}",
+            ],
+            name=f"shardmean {command}",
+            outlets=[asset],
+            **options,
+        )
+
+    def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override] # the provider's returns nothing
+        """Run the job and return its result, which Airflow keeps as XCom."""
+        self._check_connection()
+        assert isinstance(self.application_args, list)
+        self.application_args += _settings_of_run(context, self.command)
+        try:
+            super().execute(context)
+        except AirflowException as error:
+            problem = self._result()
+            if problem.get("kind") == "user":
+                raise AirflowFailException(problem["error"]) from error
+            raise RuntimeError(problem.get("error") or f"the job left no result: {error}") from error
+        return self._report(self._result(), context)
+
+    def _report(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        if result.get("changed") is False:
+            raise AirflowSkipException(f"nothing new: {result['dataset_uri']} stays at version {result['digest']}")
+        self.link_url = result.get("run_url") or ""
+        context["outlet_events"][self.asset].extra = result
+        return result
+
+    def _result(self) -> dict[str, Any]:
+        try:
+            document: dict[str, Any] = json.loads(ObjectStoragePath(self.result_uri).read_text())
+        except FileNotFoundError:
+            return {}
+        return document
+
+    def _check_connection(self) -> None:
+        # The provider takes an unknown connection for YARN, and that fails far away from the cause.
+        try:
+            BaseHook.get_connection(self._conn_id)
+        except AirflowNotFoundException:
+            raise AirflowFailException(
+                f"Airflow has no connection {self._conn_id!r}: add it, for example "
+                f"`airflow connections add {self._conn_id} --conn-type spark --conn-host 'local[*]'`"
+            ) from None
+
+
+def results_uri() -> str:
+    """Where jobs leave results: SHARDMEAN_RESULTS_URI, which Spark drivers and Airflow's workers must both reach."""
+    home = os.environ.get("SHARDMEAN_HOME") or os.environ.get("AIRFLOW_HOME") or "."
+    return os.environ.get("SHARDMEAN_RESULTS_URI") or f"file://{Path(home).absolute()}/results"
+
+
+def _settings_of_run(context: Context, command: str) -> list[str]:
+    if command != "train":
+        return []
+    dag_run = context["dag_run"]
+    settings = [f"run_key={dag_run.dag_id}-{dag_run.run_id}"]
+    events = context["triggering_asset_events"]
+    published = [event for asset, group in events.items() if asset.name == DATASET.name for event in group]
+    if published:
+        newest = published[-1].extra
+        settings += [f"dataset_uri={json.dumps(newest['dataset_uri'])}", f"dataset_digest={newest['digest']}"]
+    return settings

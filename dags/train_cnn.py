@@ -1,0 +1,49 @@
+"""A DataSet to a registered model: a DAG that runs when the DataSet's asset is updated, and by hand."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pendulum
+from airflow.sdk import dag
+
+from dags.forms import config_file, form, load_defaults
+from dags.spark_job import DATASET, MODEL, SparkJobOperator
+from jobs.config import TrainJob
+
+JOB = load_defaults(TrainJob, "train.yaml")
+MAIN = [
+    "num_epochs",
+    "num_workers",
+    "averaging.frequency",
+    "optimizer.learning_rate",
+    "batch_size_per_worker",
+    "network",
+]
+
+
+@dag(
+    schedule=[DATASET],
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    params=form(JOB, MAIN),
+    tags=["shardmean"],
+)
+def train_cnn() -> None:
+    """Train a CNN by parameter averaging on the DataSet that was published last (or, by hand, on any).
+
+    The model is evaluated and registered in MLflow. A retry goes on from the last checkpoint, in the same MLflow run.
+    """
+    SparkJobOperator(
+        task_id="train",
+        command="train",
+        config_file=config_file("train.yaml"),
+        asset=MODEL,
+        conf=JOB.spark,
+        retries=3,
+        retry_delay=timedelta(seconds=30),
+    )
+
+
+train_cnn()

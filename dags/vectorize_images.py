@@ -1,0 +1,42 @@
+"""Images to a DataSet: a DAG that runs on a schedule and by hand, and announces the DataSet as an asset."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pendulum
+from airflow.sdk import dag
+
+from dags.forms import config_file, form, load_defaults
+from dags.spark_job import DATASET, SparkJobOperator
+from jobs.config import VectorizeJob
+
+JOB = load_defaults(VectorizeJob, "vectorize.yaml")
+MAIN = ["source.uri", "dataset_uri", "image.height_px", "image.width_px", "image.channels", "max_rejected_fraction"]
+
+
+@dag(
+    schedule=JOB.schedule,
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    params=form(JOB, MAIN),
+    tags=["shardmean"],
+)
+def vectorize_images() -> None:
+    """Read images, make Parquet shards and publish them as a new version of a DataSet.
+
+    With nothing new the task is skipped; a new version starts `train_cnn`.
+    """
+    SparkJobOperator(
+        task_id="vectorize",
+        command="vectorize",
+        config_file=config_file("vectorize.yaml"),
+        asset=DATASET,
+        conf=JOB.spark,
+        retries=2,
+        retry_delay=timedelta(seconds=30),
+    )
+
+
+vectorize_images()

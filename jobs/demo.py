@@ -1,0 +1,200 @@
+"""`make demo`: the whole pipeline on scikit-learn's 1,797 handwritten digits, by Airflow's own machinery."""
+
+from __future__ import annotations
+
+import json
+import queue
+import re
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+
+from jobs import stack
+from jobs.config import TrainJob, VectorizeJob, load_job
+from jobs.log import LOG_MARK
+from jobs.sources import scan
+from model import storage
+from model.errors import UserError, WorldError
+from model.manifest import load_manifest, manifest_uri
+
+HEARTBEAT_S = 4.0
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    vectorize: VectorizeJob
+    train: TrainJob
+
+
+def demo() -> int:
+    """Do what is still to be done of: images, DataSet, training; then print the summary. Returns the exit code."""
+    started = time.monotonic()
+    environment = stack.prepare()
+    jobs = _load_jobs(environment)
+    num_new = _write_digits(Path(jobs.vectorize.source.uri))
+    if num_new:
+        console.print(f"wrote {num_new} PNG files of handwritten digits to {jobs.vectorize.source.uri}")
+    is_current = _dataset_is_current(jobs.vectorize)
+    result = _finished_training(jobs) if is_current else None
+    if result is None:
+        with console.status("Airflow's database ..."):
+            stack.migrate(environment)
+        if not is_current:
+            _run_dag("vectorize_images", environment)
+        _run_dag("train_cnn", environment)
+        result = _newest_result()
+        _remember(jobs, result)
+    else:
+        console.print("images, DataSet and model are up to date: nothing to do")
+    _summarise(result, jobs)
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. `make up` shows it all in Airflow and MLflow.")
+    return 0
+
+
+def _load_jobs(environment: dict[str, str]) -> _Jobs:
+    import os
+
+    os.environ["SHARDMEAN_HOME"] = environment["SHARDMEAN_HOME"]
+    configs = Path(os.environ.get("SHARDMEAN_CONFIG_DIR") or stack.REPOSITORY / "configs")
+    return _Jobs(load_job(VectorizeJob, configs / "vectorize.yaml"), load_job(TrainJob, configs / "train.yaml"))
+
+
+def _write_digits(folder: Path) -> int:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("the demo's digits come with scikit-learn: pip install 'shardmean[demo]'") from None
+    digits = load_digits()
+    num_new = 0
+    for number, (pixels_HW, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        file = folder / str(label) / f"{number:04d}.png"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # scikit-learn gives 0 to 16.
+            Image.fromarray((pixels_HW * 255 / 16).astype(np.uint8)).save(file)
+            num_new += 1
+    return num_new
+
+
+def _dataset_is_current(job: VectorizeJob) -> bool:
+    if not storage.exists(manifest_uri(job.dataset_uri)):
+        return False
+    manifest = load_manifest(job.dataset_uri)
+    same_settings = (manifest.image, manifest.split) == (job.image, job.split)
+    return same_settings and manifest.source.fingerprint == scan(job.source).fingerprint
+
+
+def _memory() -> Path:
+    return stack.home() / "demo.json"
+
+
+def _settings(jobs: _Jobs) -> dict[str, Any]:
+    return jobs.train.model_dump(mode="json")
+
+
+def _finished_training(jobs: _Jobs) -> dict[str, Any] | None:
+    try:
+        memory = json.loads(_memory().read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    result: dict[str, Any] = memory["result"]
+    is_same = memory["settings"] == _settings(jobs) and Path(stack.home() / "mlflow.db").exists()
+    return result if is_same and result["dataset_digest"] == load_manifest(jobs.train.dataset_uri).digest else None
+
+
+def _remember(jobs: _Jobs, result: dict[str, Any]) -> None:
+    _memory().write_text(json.dumps({"settings": _settings(jobs), "result": result}, indent=1))
+
+
+def _newest_result() -> dict[str, Any]:
+    files = sorted((stack.home() / "results" / "train").glob("*.json"), key=lambda file: file.stat().st_mtime)
+    result: dict[str, Any] = json.loads(files[-1].read_text()) if files else {"error": "no result was written"}
+    if "error" in result:
+        raise WorldError(f"train_cnn: {result['error']}")
+    return result
+
+
+def _run_dag(dag_id: str, environment: dict[str, str]) -> None:
+    """Run a DAG with `airflow dags test` and show the job's own lines; all lines go to a log file."""
+    log_file = stack.home() / "logs" / f"demo-{dag_id}.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    console.print(f"\n[bold]DAG {dag_id}[/]")
+    process = subprocess.Popen(
+        ["airflow", "dags", "test", dag_id],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    lines = _follow(process, log_file)
+    if process.wait() or any("state=failed" in line for line in lines):
+        tail = "\n".join(lines[-15:])
+        raise WorldError(f"DAG {dag_id} failed; the end of {log_file}:\n{tail}")
+
+
+def _follow(process: subprocess.Popen[str], log_file: Path) -> list[str]:
+    assert process.stdout is not None, "the output is a pipe"
+    arriving: queue.Queue[str | None] = queue.Queue()
+    stream = process.stdout
+
+    def pump() -> None:
+        for line in stream:
+            arriving.put(line)
+        arriving.put(None)
+
+    threading.Thread(target=pump, daemon=True).start()
+    lines: list[str] = []
+    started = last_shown = time.monotonic()
+    phase = "Airflow is starting"
+    with log_file.open("w") as log:
+        while True:
+            try:
+                line = arriving.get(timeout=0.5)
+            except queue.Empty:
+                line = ""
+            if line is None:
+                return lines
+            if line:
+                log.write(line)
+                lines.append(line.rstrip())
+            if "Spark-Submit cmd" in line:
+                phase = "Spark is starting"
+            if LOG_MARK in line:
+                console.print(f"  {escape(_own_words(line))}")
+                last_shown, phase = time.monotonic(), "Airflow is finishing the run" if "pictures:" in line else phase
+            elif time.monotonic() - last_shown > HEARTBEAT_S:
+                console.print(f"  ... {phase}, {time.monotonic() - started:.0f} s", style="dim")
+                last_shown = time.monotonic()
+
+
+def _own_words(line: str) -> str:
+    # Airflow's log puts the logger's name and place behind our message.
+    return re.sub(r" \[airflow\.[^]]*\].*$", "", line.split(LOG_MARK, 1)[1].rstrip()).rstrip()
+
+
+def _summarise(result: dict[str, Any], jobs: _Jobs) -> None:
+    figures = result["figures"]
+    image = next(iter(sorted(Path(jobs.vectorize.source.uri).glob("7/*.png"))))
+    wrong = round((1 - figures["accuracy"]) * result["num_examples"])
+    console.rule("Result")
+    console.print(
+        f"{result['split']} accuracy     [bold]{figures['accuracy']:.2%}[/] ({wrong} wrong of {result['num_examples']})"
+    )
+    console.print(f"confusion matrix  {result['pictures_uri']}/confusion_matrix.png")
+    console.print(f"MLflow run        {result['run_id']} in {result['tracking_uri']}")
+    aliases = ", ".join(result["aliases"])
+    console.print(f"registered model  {result['model_name']} version {result['model_version']} ({aliases})")
+    console.print("\nUse it, in .venv/bin/python:\n")
+    console.print(f'import mlflow; mlflow.set_tracking_uri("{result["tracking_uri"]}")', style="cyan")
+    console.print(f'model = mlflow.pyfunc.load_model("models:/{result["model_name"]}@challenger")', style="cyan")
+    console.print(f'print(model.predict([{{"image": open("{image}", "rb").read()}}]))', style="cyan", markup=False)

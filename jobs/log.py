@@ -1,0 +1,17 @@
+"""How jobs log: one line a message, with a mark by which a reader of a mixed log finds ours."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+LOG_MARK = "shardmean |"
+
+
+def set_up_logging() -> None:
+    """Log our own messages from INFO up and all others from WARNING up, to standard output."""
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stdout, format=f"%(asctime)s {LOG_MARK} %(message)s", datefmt="%H:%M:%S"
+    )
+    for name in ("jobs", "model", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO)

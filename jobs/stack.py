@@ -1,0 +1,247 @@
+"""The embedded stack: Airflow on SQLite and one MLflow server, on loopback, for one machine and one user."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from jobs.java import java_environment
+from model.errors import UserError, WorldError
+
+REPOSITORY = Path(__file__).parent.parent
+HOST = "127.0.0.1"
+READY_TIMEOUT_S, STOP_TIMEOUT_S = 180, 25
+SPARK_DEFAULTS = "spark.ui.enabled false\nspark.log.level WARN\nspark.driver.host 127.0.0.1\n"
+
+
+def home() -> Path:
+    """Where this machine's state lies: SHARDMEAN_HOME, else `.shardmean` in the working directory."""
+    return Path(os.environ.get("SHARDMEAN_HOME", ".shardmean")).absolute()
+
+
+def prepare(airflow_port: int = 8080, tracking_uri: str | None = None) -> dict[str, str]:
+    """Make the folders, secrets and settings that Airflow and the jobs need; returns the environment to run them in.
+
+    What the caller's environment sets already (a Spark connection, say) stays.
+    """
+    folder = home()
+    airflow_home = folder / "airflow"
+    spark_conf = folder / "spark"
+    for path in (airflow_home, spark_conf):
+        path.mkdir(parents=True, exist_ok=True)
+    (spark_conf / "spark-defaults.conf").write_text(SPARK_DEFAULTS)
+    address = f"http://{HOST}:{airflow_port}"
+    ours = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        "SHARDMEAN_HOME": str(folder),
+        "AIRFLOW_HOME": str(airflow_home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__API__HOST": HOST,
+        "AIRFLOW__API__PORT": str(airflow_port),
+        # Tasks talk to the API server too; without this they look for it at port 8080.
+        "AIRFLOW__API__BASE_URL": address,
+        "AIRFLOW__API_AUTH__JWT_SECRET": _secret(airflow_home / "jwt_secret", 64),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "MLFLOW_TRACKING_URI": tracking_uri or f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    defaults = {
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
+        # Two slots at least, also on a machine with one core: the default training has two workers.
+        "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": _local_master()}),
+        "SPARK_CONF_DIR": str(spark_conf),
+        "SPARK_LOCAL_IP": HOST,
+        "PYSPARK_PYTHON": sys.executable,
+        **java_environment(),
+    }
+    return {**defaults, **os.environ, **ours}
+
+
+def _local_master() -> str:
+    return "local[*]" if (os.cpu_count() or 1) >= 2 else "local[2]"
+
+
+def _secret(file: Path, num_bytes: int) -> str:
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(num_bytes))
+    return file.read_text()
+
+
+def migrate(environment: dict[str, str]) -> None:
+    """Create or update Airflow's database. Raises WorldError."""
+    done = subprocess.run(
+        ["airflow", "db", "migrate"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    if done.returncode:
+        raise WorldError(f"airflow db migrate failed: {_tail(done.stdout + done.stderr)}")
+
+
+@dataclass
+class Component:
+    """A server of the stack: its command, how to ask whether it is ready, and its log."""
+
+    name: str
+    command: list[str]
+    log_file: Path
+    health_url: str
+    health_key: str | None = None
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def start(self, environment: dict[str, str]) -> None:
+        """Start it in a session of its own, so that a Ctrl-C in the terminal reaches only us."""
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def is_ready(self) -> bool:
+        """Whether it answers now."""
+        try:
+            with urllib.request.urlopen(self.health_url, timeout=5) as answer:  # noqa: S310 - our own http address
+                if self.health_key is None:
+                    return bool(answer.status == 200)
+                return bool(json.load(answer).get(self.health_key, {}).get("status") == "healthy")
+        except (OSError, ValueError):
+            return False
+
+    def check_alive(self) -> None:
+        """Raise WorldError with the end of its log if it has ended."""
+        assert self.process is not None, "only a started component is checked"
+        if self.process.poll() is not None:
+            tail = _tail(self.log_file.read_text(errors="replace"))
+            raise WorldError(f"{self.name} ended with code {self.process.returncode}: {tail}\n(log: {self.log_file})")
+
+    def stop(self, deadline: float) -> None:
+        """Ask it to end; kill its whole session when it does not."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def _tail(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-8:])
+
+
+def check_port(port: int, option: str) -> None:
+    """Raise UserError when something listens on a loopback port already, or the number is none."""
+    if not 1024 <= port <= 65535:
+        raise UserError(f"{option} {port}: choose a port from 1024 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UserError(f"port {port} is taken: stop what uses it, or choose another with {option}") from error
+
+
+def components(airflow_port: int, mlflow_port: int) -> list[Component]:
+    """The four servers of the stack."""
+    folder = home()
+    python = str(Path(sys.executable).parent)
+    airflow_health = f"http://{HOST}:{airflow_port}/api/v2/monitor/health"
+    mlflow = [f"{python}/mlflow", "server", "--workers", "1", "--host", HOST, "--port", str(mlflow_port)]
+    mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
+    logs = folder / "logs"
+
+    def airflow(name: str, health_key: str, *options: str) -> Component:
+        command = [f"{python}/airflow", name, *options]
+        return Component(f"Airflow {name}", command, logs / f"{name}.log", airflow_health, health_key)
+
+    return [
+        Component("MLflow server", mlflow, logs / "mlflow.log", f"http://{HOST}:{mlflow_port}/health"),
+        airflow("api-server", "metadatabase"),
+        airflow("scheduler", "scheduler", "--skip-serve-logs"),
+        airflow("dag-processor", "dag_processor"),
+    ]
+
+
+def up(*, airflow_port: int, mlflow_port: int) -> int:
+    """Run the stack until Ctrl-C or SIGTERM, then stop it all. Returns the exit code."""
+    console = Console(highlight=False)
+    if airflow_port == mlflow_port:
+        raise UserError(f"--airflow-port and --mlflow-port are both {airflow_port}: choose two")
+    check_port(airflow_port, "--airflow-port")
+    check_port(mlflow_port, "--mlflow-port")
+    environment = prepare(airflow_port, f"http://{HOST}:{mlflow_port}")
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    password = _password()
+    with console.status("Airflow's database ..."):
+        migrate(environment)
+    stack = components(airflow_port, mlflow_port)
+    try:
+        for component in stack:
+            component.start(environment)
+        _await_ready(stack, console)
+        console.print(f"\n[bold]Airflow[/]  http://{HOST}:{airflow_port}   user admin, password {password}")
+        console.print(f"[bold]MLflow[/]   http://{HOST}:{mlflow_port}   no login")
+        console.print(f"Logs are in {home() / 'logs'}. Ctrl-C stops everything.")
+        while True:
+            for component in stack:
+                component.check_alive()
+            time.sleep(1)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        _stop(stack, console)
+
+
+def _await_ready(stack: list[Component], console: Console) -> None:
+    waiting, started = list(stack), time.monotonic()
+    last_said = started
+    while waiting:
+        for component in list(waiting):
+            component.check_alive()
+            if component.is_ready():
+                waiting.remove(component)
+                console.print(f"  {component.name} is ready after {time.monotonic() - started:.0f} s")
+                last_said = time.monotonic()
+        if time.monotonic() - started > READY_TIMEOUT_S:
+            names = ", ".join(component.name for component in waiting)
+            raise WorldError(f"{names}: not ready after {READY_TIMEOUT_S} s; see {home() / 'logs'}")
+        if waiting and time.monotonic() - last_said > 4:
+            console.print(f"  waiting for {', '.join(c.name for c in waiting)}, {time.monotonic() - started:.0f} s")
+            last_said = time.monotonic()
+        time.sleep(0.3)
+
+
+def _stop(stack: list[Component], console: Console) -> None:
+    console.print("stopping ...")
+    for component in stack:
+        if component.process is not None and component.process.poll() is None:
+            component.process.terminate()
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    for component in stack:
+        component.stop(deadline)
+    console.print("stopped")
+
+
+def _password() -> str:
+    # The file that Airflow's SimpleAuthManager keeps its passwords in; it makes one where there is none.
+    file = home() / "airflow" / "simple_auth_manager_passwords.json.generated"
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(json.dumps({"admin": secrets.token_urlsafe(9)}))
+    return str(json.loads(file.read_text())["admin"])

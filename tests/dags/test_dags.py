@@ -1,0 +1,74 @@
+"""The DAG files themselves: quick to parse, forms made of the config's schema."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import clean_environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PARSE = """
+import os, sys
+import airflow.sdk
+import airflow.providers.apache.spark.operators.spark_submit
+def cpu():
+    return sum(os.times()[:2])
+before = cpu()
+import dags.train_cnn, dags.vectorize_images
+heavy = sorted({"torch", "pyspark", "mlflow", "pandas"} & set(sys.modules))
+import json
+dags = [dags.vectorize_images.vectorize_images(), dags.train_cnn.train_cnn()]
+def described(dag):
+    params = {key: dag.params.get_param(key) for key in dag.params}
+    return [[key, param.value, param.schema] for key, param in params.items()]
+params = {dag.dag_id: described(dag) for dag in dags}
+print(json.dumps({"cpu_s": cpu() - before, "heavy": heavy, "params": params}))
+"""
+
+
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    home = tmp_path_factory.mktemp("parse")
+    environment = clean_environment(home, AIRFLOW_HOME=str(home))
+    done = subprocess.run([sys.executable, "-c", PARSE], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_parsing_is_quick_and_imports_nothing_heavy(parsed: dict[str, object]) -> None:
+    assert parsed["heavy"] == []
+    assert parsed["cpu_s"] < 1
+
+
+@pytest.mark.parametrize("dag_id", ["vectorize_images", "train_cnn"])
+def test_the_fields_that_matter_most_stand_outside_sections(parsed: dict[str, dict[str, list]], dag_id: str) -> None:
+    params = parsed["params"][dag_id]
+    sections = [schema.get("section") for _, _, schema in params]
+    assert sections[:6] == [None] * 6
+    assert all(sections[6:])
+    assert all(schema["description_md"] for _, _, schema in params), "every field says what it means"
+
+
+def test_fields_carry_the_schemas_limits(parsed: dict[str, dict[str, list]]) -> None:
+    fields = {key: (value, schema) for key, value, schema in parsed["params"]["train_cnn"]}
+    value, schema = fields["num_epochs"]
+    assert (value, schema["type"], schema["minimum"], schema["maximum"]) == (15, "integer", 1, 100_000)
+    assert fields["network"][1]["enum"] == ["lenet", "small_cnn"]
+    assert fields["averaging.frequency"][0] == "5"
+    assert fields["tracking.uri"][1]["type"] == ["null", "string"]
+
+
+def test_a_broken_config_is_an_import_error_that_names_the_key(tmp_path: Path) -> None:
+    (tmp_path / "vectorize.yaml").write_text("source: {uri: x}\ndataset_uri: y\nshard_byte: 5\n")
+    environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path), SHARDMEAN_CONFIG_DIR=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", "import dags.vectorize_images"], env=environment, capture_output=True, text=True
+    )
+    assert "shard_byte: unknown key; did you mean shard_bytes?" in done.stderr

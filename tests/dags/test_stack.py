@@ -1,0 +1,140 @@
+"""Both DAGs in the embedded stack: by REST, by the asset's event, by the form in a browser; and what a user sees."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import urllib.error
+from typing import Any
+
+import pytest
+
+from .conftest import SHARDMEAN, Stack, clean_environment, free_ports, wait_for, write_digits
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="session")
+def vectorized(stack: Stack) -> dict[str, Any]:
+    return stack.finished("vectorize_images", stack.trigger("vectorize_images", {}))
+
+
+@pytest.fixture(scope="session")
+def trained(stack: Stack, vectorized: dict[str, Any]) -> dict[str, Any]:
+    run = wait_for(lambda: [r for r in stack.runs("train_cnn") if r["run_type"] == "asset_triggered"], 60)[0]
+    return stack.finished("train_cnn", run["dag_run_id"])
+
+
+def test_vectorize_by_rest_publishes_the_dataset_as_asset_event(stack: Stack, vectorized: dict[str, Any]) -> None:
+    assert vectorized["state"] == "success"
+    event = stack.call("/api/v2/assets/events?source_dag_id=vectorize_images")["asset_events"][0]
+    manifest = json.loads((stack.home / "dataset" / "manifest.json").read_text())
+    assert event["extra"]["digest"] == manifest["digest"]
+    assert sum(event["extra"]["num_examples"].values()) == 400
+
+
+def test_train_runs_on_the_assets_event(stack: Stack, trained: dict[str, Any]) -> None:
+    assert trained["state"] == "success"
+    task = stack.task("train_cnn", trained["dag_run_id"], "train")
+    assert (task["state"], task["try_number"]) == ("success", 1)
+
+
+def test_the_task_shows_run_version_and_link(stack: Stack, trained: dict[str, Any]) -> None:
+    run_id = trained["dag_run_id"]
+    result = stack.task("train_cnn", run_id, "train", "/xcomEntries/return_value?deserialize=true")["value"]
+    manifest = json.loads((stack.home / "dataset" / "manifest.json").read_text())
+    assert result["dataset_digest"] == manifest["digest"]
+    assert (result["model_version"], result["aliases"]) == ("1", ["challenger", "champion"])
+    links = stack.task("train_cnn", run_id, "train", "/links")["extra_links"]
+    assert links["MLflow run"].startswith(f"{stack.mlflow}/#/experiments/")
+    assert links["MLflow run"].endswith(result["run_id"])
+
+
+def test_nothing_new_is_skipped_and_trains_nothing(stack: Stack, trained: dict[str, Any]) -> None:
+    run_id = stack.trigger("vectorize_images", {})
+    assert stack.finished("vectorize_images", run_id)["state"] == "success"
+    assert stack.task("vectorize_images", run_id, "vectorize")["state"] == "skipped"
+    assert len([r for r in stack.runs("train_cnn") if r["run_type"] == "asset_triggered"]) == 1
+
+
+def test_a_value_outside_the_schema_is_refused_at_once(stack: Stack) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        stack.trigger("train_cnn", {"num_epochs": 0})
+    assert refusal.value.code == 400
+    assert "0 is less than the minimum of 1" in refusal.value.read().decode()
+
+
+def test_a_config_error_fails_without_retry(stack: Stack, vectorized: dict[str, Any]) -> None:
+    run_id = stack.trigger("train_cnn", {"optimizer.momentum": 0.5})
+    assert stack.finished("train_cnn", run_id)["state"] == "failed"
+    assert stack.task("train_cnn", run_id, "train")["try_number"] == 1
+    log = json.dumps(stack.task("train_cnn", run_id, "train", "/logs/1"))
+    assert "momentum is 0.5, but adam has none: set it to 0 or use sgd" in log
+
+
+def test_the_worlds_error_is_left_to_a_retry(stack: Stack, vectorized: dict[str, Any]) -> None:
+    run_id = stack.trigger("train_cnn", {"tracking.uri": "http://127.0.0.1:9"})
+    states = wait_for(
+        lambda: (t := stack.task("train_cnn", run_id, "train"))["state"] in ("up_for_retry", "failed") and [t["state"]],
+        120,
+    )
+    assert states == ["up_for_retry"]
+    path = f"/api/v2/dags/train_cnn/dagRuns/{run_id.replace('+', '%2B').replace(':', '%3A')}"
+    stack.call(path, {"state": "failed"}, "PATCH")
+
+
+def test_a_taken_port_is_a_clear_error(stack: Stack) -> None:
+    other, third = free_ports(2)
+    with socket.create_server(("127.0.0.1", other)):
+        done = subprocess.run(
+            [SHARDMEAN, "up", f"--airflow-port={third}", f"--mlflow-port={other}"],
+            env=clean_environment(stack.home / "other"), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert f"port {other} is taken: stop what uses it, or choose another with --mlflow-port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_trigger_form_in_a_browser(stack: Stack, vectorized: dict[str, Any]) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no browser here: apt install chromium")
+    from playwright.sync_api import sync_playwright
+
+    write_digits(stack.home / "images", range(400, 420))
+    before = {run["dag_run_id"] for run in stack.runs("vectorize_images")}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_OPTIONS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1100})
+        page.goto(stack.airflow)
+        page.fill("input[name=username]", "admin")
+        page.fill("input[name=password]", stack.password)
+        page.click("button[type=submit]")
+        page.wait_for_url("**/")
+        page.goto(f"{stack.airflow}/dags/vectorize_images")
+        page.get_by_role("button", name="Trigger").first.click()
+        height = page.locator("input[name='element_image.height_px']")
+        height.wait_for()
+        shown = page.locator("input[name^=element_]:visible").evaluate_all("all => all.map(one => one.name)")
+        # Sections start collapsed: the fields that matter most stand outside them and show at once.
+        assert "element_source.uri" in shown
+        assert "element_split.train" not in shown
+        height.fill("16")
+        page.locator("input[name='element_image.width_px']").fill("16")
+        page.locator("input[name='element_dataset_uri']").fill(str(stack.home / "dataset16"))
+        dialog = page.locator("[role=dialog][data-state=open]")
+        dialog.get_by_role("button", name="Trigger").last.click()
+        new = wait_for(lambda: {r["dag_run_id"] for r in stack.runs("vectorize_images")} - before, 30)
+        browser.close()
+    assert stack.finished("vectorize_images", new.pop())["state"] == "success"
+    manifest = json.loads((stack.home / "dataset16" / "manifest.json").read_text())
+    assert (manifest["image"]["height_px"], manifest["image"]["width_px"]) == (16, 16)
+    assert manifest["source"]["num_files"] == 420
+
+
+BROWSER_OPTIONS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
