@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     set_up_logging()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _on_terminate)
@@ -42,6 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         traceback.print_exc()
         return _fail(options, WorldError(f"unexpected {type(error).__name__}: {error} (a bug: see above)"), 1, "world")
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes overrides from one place only; here they may stand between options too.
+    if any(word.startswith("-") or not hasattr(options, "overrides") for word in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _on_terminate(_number: int, _frame: FrameType | None) -> None:
@@ -69,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run the whole pipeline on 1,797 handwritten digits")
     demo.set_defaults(run=_demo)
     up = commands.add_parser("up", help="run Airflow and MLflow on this machine until Ctrl-C")
+    up.add_argument("--host", default="127.0.0.1", help="address to listen on; others than loopback are for containers")
     up.add_argument("--airflow-port", type=int, default=8080)
     up.add_argument("--mlflow-port", type=int, default=5000)
     up.set_defaults(run=_up)
@@ -88,6 +100,7 @@ def _vectorize(options: argparse.Namespace) -> int:
     from jobs.vectorize import vectorize
 
     job = load_job(VectorizeJob, options.config, options.overrides, options.params)
+    _check_result(options)
     _write_result(options, asdict(vectorize(job)))
     return 0
 
@@ -96,6 +109,7 @@ def _train(options: argparse.Namespace) -> int:
     from jobs.train import train
 
     job = load_job(TrainJob, options.config, options.overrides, options.params)
+    _check_result(options)
     _write_result(options, asdict(train(job)))
     return 0
 
@@ -121,7 +135,13 @@ def _demo(_options: argparse.Namespace) -> int:
 def _up(options: argparse.Namespace) -> int:
     from jobs.stack import up
 
-    return up(airflow_port=options.airflow_port, mlflow_port=options.mlflow_port)
+    return up(host=options.host, airflow_port=options.airflow_port, mlflow_port=options.mlflow_port)
+
+
+def _check_result(options: argparse.Namespace) -> None:
+    """Find out before the work whether its result can be written."""
+    if options.result:
+        _write_result(options, {"error": "the job was cut off before its end", "kind": "world"})
 
 
 def _write_result(options: argparse.Namespace, document: dict[str, Any], *, quietly: bool = False) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import pyspark
@@ -35,7 +36,8 @@ DEFAULTS = {
     "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "6",
     "spark.scheduler.minRegisteredResourcesRatio": "1.0",
 }
-LOCAL_DEFAULTS = {"spark.master": "local[*]", "spark.ui.enabled": "false", "spark.log.level": "WARN"}
+# Of Spark's own log, local mode needs nothing: what matters of a failure is in the error that we raise.
+LOCAL_DEFAULTS = {"spark.master": "local[*]", "spark.ui.enabled": "false", "spark.log.level": "OFF"}
 
 
 @contextmanager
@@ -78,6 +80,7 @@ def run_tasks(session: SparkSession, work: Callable[[T], R], tasks: Sequence[T])
     try:
         return session.sparkContext.parallelize(tasks, len(tasks)).map(work).collect()
     except Exception as error:
+        _reraise_interrupt(error)
         raise WorldError(f"the Spark job failed: {first_cause(error)}; repeat the command") from error
 
 
@@ -102,12 +105,21 @@ class BarrierTransport:
             from model.segment import attempt
 
             for task in mine:
-                yield attempt(work, task, task_device(task.config.device))
+                yield attempt(work, task, partial(task_device, task.config.device))
 
         try:
             return self._context.parallelize(tasks, len(tasks)).barrier().mapPartitions(in_task).collect()
         except Exception as error:
+            _reraise_interrupt(error)
             raise WorldError(f"a worker was lost: {first_cause(error)}; the same command goes on") from error
+
+
+def _reraise_interrupt(error: BaseException | None) -> None:
+    # When PySpark cleans up after a Ctrl-C or SIGTERM, its own errors can hide it.
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        error = error.__cause__ or error.__context__
 
 
 def driver_host(session: SparkSession) -> str:
@@ -118,7 +130,7 @@ def driver_host(session: SparkSession) -> str:
 def task_device(wanted: str) -> str:
     """The device of the running Spark task: the GPU that Spark gave it, else one by its rank, else the CPU.
 
-    Raises UserError when cuda is wanted and none is there, or when several workers would share one GPU unasked.
+    Raises UserError when cuda is wanted and none is there.
     """
     import torch
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from yaml import YAMLError
 
 from model.config import Fraction, ImageConfig, Settings, SplitConfig, TrainingConfig
@@ -20,9 +21,10 @@ from model.errors import UserError
 from model.storage import absolute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
 Uri = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(absolute)]
+SparkSettings = Annotated[dict[str, str], BeforeValidator(lambda value: dict(_flat_settings(value)))]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")]
 
 
@@ -55,7 +57,7 @@ class VectorizeJob(Settings):
     """Publish over a DataSet that was made with other settings."""
     schedule: str | None = "0 3 * * *"
     """Cron expression by which the DAG vectorize_images runs; null: by hand only."""
-    spark: dict[str, str] = {}
+    spark: SparkSettings = {}
     """Spark settings of this job, such as spark.executor.instances."""
 
 
@@ -81,10 +83,12 @@ class TrainJob(TrainingConfig):
     """Version of the DataSet; null: the current one."""
     checkpoint_uri: Uri
     """Folder for checkpoints, one folder per run; a run that was cut off goes on from there."""
-    run_key: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:+_-]{0,199}$")] | None = None
+    run_key: (
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:+_-]{0,199}$", coerce_numbers_to_str=True)] | None
+    ) = None
     """Names one run: repeating it resumes or repeats its result. Null: by settings, while unfinished."""
     tracking: TrackingConfig = TrackingConfig()
-    spark: dict[str, str] = {}
+    spark: SparkSettings = {}
     """Spark settings of this job, such as spark.executor.resource.gpu.amount."""
 
 
@@ -109,23 +113,28 @@ def validated(kind: type[Job], values: object, where: str) -> Job:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {_problem(kind, dict(e))}" for e in error.errors())
+        problems = "\n".join(f"  {problem}" for problem in _problems(kind, error))
         raise UserError(
             f"config error in {where}:\n{problems}\n  change the file, or give key=value on the command line"
         ) from None
 
 
 def _read(file: Path) -> Any:
+    content: Any
     try:
         content = OmegaConf.load(file)
     except FileNotFoundError:
         raise UserError(f"config file {file}: not found (from {Path.cwd()}); correct --config") from None
     except OSError as error:
-        raise UserError(f"config file {file}: {error.strerror}; correct --config") from error
+        # OmegaConf's own for a file that holds a single value has no system message.
+        if error.strerror:
+            raise UserError(f"config file {file}: {error.strerror}; correct --config") from error
+        content = None
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"config file {file} is not valid YAML or JSON: {' '.join(str(error).split())}") from error
     if not OmegaConf.is_dict(content):
-        raise UserError(f"config file {file}: expected keys with values, found a list; see configs/train.yaml")
+        what = "a list" if OmegaConf.is_list(content) else "a single value"
+        raise UserError(f"config file {file}: expected keys with values, found {what}; see configs/train.yaml")
     return content
 
 
@@ -150,7 +159,7 @@ def _params(text: str) -> Any:
     merged = OmegaConf.create()
     for key, value in values.items():
         # A form's text is text: an interpolation in it is not obeyed.
-        if isinstance(value, str) and "${" in value:
+        if "${" in json.dumps(value):
             raise UserError(f"{key} = {value!r}: ${{...}} is allowed in config files only")
         OmegaConf.update(merged, key, value)
     return merged
@@ -160,19 +169,46 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _problem(kind: type[BaseModel], error: Mapping[str, Any]) -> str:
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
+def _problems(kind: type[BaseModel], error: ValidationError) -> list[str]:
+    known = {key for key, _ in leaves(kind)}
+    texts: dict[tuple[str, str], list[str]] = {}
+    for one in error.errors():
+        location = [str(part) for part in one["loc"]]
+        # A value that may be of several types fails once for each, under names that only pydantic knows.
+        key = next((k for end in range(len(location), 0, -1) if (k := ".".join(location[:end])) in known), None)
+        start, _, text = _problem(kind, key or ".".join(location), dict(one)).partition(": ")
+        texts.setdefault((key or ".".join(location), start), []).append(text)
+    return [f"{start}: {' or '.join(options)}" for (_, start), options in texts.items()]
+
+
+def _problem(kind: type[BaseModel], key: str, error: Mapping[str, Any]) -> str:
+    location = key.split(".")
     if error["type"] == "extra_forbidden":
-        known = sorted(key for key, _ in leaves(kind))
-        near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == location[-1]]
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-        return f"{key}: unknown key; {hint}"
+        return f"{key}: unknown key; {_hint(kind, location)}"
     if error["type"] == "missing":
-        return f"{key}: missing; set {key}=VALUE"
+        needed = [k for k, field in leaves(kind) if (k + ".").startswith(key + ".") and field.is_required()]
+        return f"{key}: missing; set {' and '.join(f'{k}=VALUE' for k in needed or [key])}"
     found = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return f"{key or kind.__name__}{found}: {message[0].lower()}{message[1:]}"
+
+
+def _hint(kind: type[BaseModel], location: list[str]) -> str:
+    known = sorted(key for key, _ in leaves(kind))
+    siblings = [key for key in known if len(location) > 1 and key.startswith(f"{location[0]}.")]
+    near = difflib.get_close_matches(".".join(location), siblings or known, 1, 0.8 if siblings else 0.5)
+    return f"did you mean {near[0]}?" if near else f"known keys: {', '.join(siblings or known)}"
+
+
+def _flat_settings(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
+    # Spark's keys have dots of their own, which an override spark.spark.executor.memory=1g turns into levels.
+    if not isinstance(value, Mapping):
+        raise ValueError("expected Spark's keys with values, such as spark.executor.memory: 2g")
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flat_settings(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(item).lower() if isinstance(item, bool) else str(item)
 
 
 def leaves(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -179,7 +179,7 @@ def _follow(process: subprocess.Popen[str], log_file: Path) -> list[str]:
 
 def _own_words(line: str) -> str:
     # Airflow's log puts the logger's name and place behind our message.
-    return re.sub(r" \[airflow\.[^]]*\].*$", "", line.split(LOG_MARK, 1)[1].rstrip()).rstrip()
+    return re.sub(r" \[airflow\.[^]]*\].*$", "", line.split(f"{LOG_MARK} ", 1)[1].rstrip()).rstrip()
 
 
 def _summarise(result: dict[str, Any], jobs: _Jobs) -> None:

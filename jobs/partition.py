@@ -45,6 +45,8 @@ class Moments:
 
     def add(self, other: Moments) -> None:
         """Add another's sums to this one's."""
+        if not other.sums:
+            return
         self.num_values += other.num_values
         self.sums = [a + b for a, b in zip(self.sums or [0] * len(other.sums), other.sums, strict=True)]
         self.squares = [a + b for a, b in zip(self.squares or [0] * len(other.squares), other.squares, strict=True)]

@@ -47,8 +47,8 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
     axes.set_title(f"{split}: {evaluation.accuracy:.2%} of {evaluation.num_examples} examples found")
     if len(class_names) <= MAX_NUMBERED_CLASSES:
         labels = [name if len(name) <= 20 else f"{name[:19]}…" for name in class_names]
-        axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60)
-        axes.set_yticks(range(len(labels)), labels)
+        axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60, parse_math=False)
+        axes.set_yticks(range(len(labels)), labels, parse_math=False)
         for (row, column), count in np.ndenumerate(counts_KK):
             if count:
                 ink = "white" if share_KK[row, column] > 0.5 else INK
@@ -70,6 +70,15 @@ def worst_mistakes(evaluation: Evaluation, class_names: Sequence[str], split: st
             mistake = mistakes[number]
             axes.imshow(mistake.pixels_CHW.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255)
             found = f"{class_names[mistake.label][:12]} → {class_names[mistake.predicted][:12]}"
-            axes.set_title(f"{found}\n{mistake.probability:.0%}", fontsize=9)
-            axes.text(0.5, -0.02, mistake.path[-26:], transform=axes.transAxes, ha="center", va="top", fontsize=6)
+            axes.set_title(f"{found}\n{mistake.probability:.0%}", fontsize=9, parse_math=False)
+            axes.text(
+                0.5,
+                -0.02,
+                mistake.path[-26:],
+                transform=axes.transAxes,
+                ha="center",
+                va="top",
+                fontsize=6,
+                parse_math=False,
+            )
     return figure

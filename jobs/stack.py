@@ -23,7 +23,7 @@ from model.errors import UserError, WorldError
 REPOSITORY = Path(__file__).parent.parent
 HOST = "127.0.0.1"
 READY_TIMEOUT_S, STOP_TIMEOUT_S = 180, 25
-SPARK_DEFAULTS = "spark.ui.enabled false\nspark.log.level WARN\nspark.driver.host 127.0.0.1\n"
+SPARK_DEFAULTS = "spark.ui.enabled false\nspark.log.level OFF\nspark.driver.host 127.0.0.1\n"
 
 
 def home() -> Path:
@@ -31,24 +31,21 @@ def home() -> Path:
     return Path(os.environ.get("SHARDMEAN_HOME", ".shardmean")).absolute()
 
 
-def prepare(airflow_port: int = 8080, tracking_uri: str | None = None) -> dict[str, str]:
+def prepare(airflow_port: int = 8080, tracking_uri: str | None = None, host: str = HOST) -> dict[str, str]:
     """Make the folders, secrets and settings that Airflow and the jobs need; returns the environment to run them in.
 
     What the caller's environment sets already (a Spark connection, say) stays.
     """
     folder = home()
     airflow_home = folder / "airflow"
-    spark_conf = folder / "spark"
-    for path in (airflow_home, spark_conf):
-        path.mkdir(parents=True, exist_ok=True)
-    (spark_conf / "spark-defaults.conf").write_text(SPARK_DEFAULTS)
+    airflow_home.mkdir(parents=True, exist_ok=True)
     address = f"http://{HOST}:{airflow_port}"
     ours = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "SHARDMEAN_HOME": str(folder),
         "AIRFLOW_HOME": str(airflow_home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
-        "AIRFLOW__API__HOST": HOST,
+        "AIRFLOW__API__HOST": host,
         "AIRFLOW__API__PORT": str(airflow_port),
         # Tasks talk to the API server too; without this they look for it at port 8080.
         "AIRFLOW__API__BASE_URL": address,
@@ -64,18 +61,24 @@ def prepare(airflow_port: int = 8080, tracking_uri: str | None = None) -> dict[s
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
-        # Two slots at least, also on a machine with one core: the default training has two workers.
-        "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": _local_master()}),
-        "SPARK_CONF_DIR": str(spark_conf),
-        "SPARK_LOCAL_IP": HOST,
         "PYSPARK_PYTHON": sys.executable,
         **java_environment(),
     }
+    if "AIRFLOW_CONN_SPARK_DEFAULT" not in os.environ:
+        defaults |= _local_spark(folder / "spark")
     return {**defaults, **os.environ, **ours}
 
 
-def _local_master() -> str:
-    return "local[*]" if (os.cpu_count() or 1) >= 2 else "local[2]"
+def _local_spark(conf_dir: Path) -> dict[str, str]:
+    conf_dir.mkdir(parents=True, exist_ok=True)
+    (conf_dir / "spark-defaults.conf").write_text(SPARK_DEFAULTS)
+    # Two slots at least, also on a machine with one core: the default training has two workers.
+    master = "local[*]" if (os.cpu_count() or 1) >= 2 else "local[2]"
+    return {
+        "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": master}),
+        "SPARK_CONF_DIR": str(conf_dir),
+        "SPARK_LOCAL_IP": HOST,
+    }
 
 
 def _secret(file: Path, num_bytes: int) -> str:
@@ -145,24 +148,24 @@ def _tail(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-8:])
 
 
-def check_port(port: int, option: str) -> None:
-    """Raise UserError when something listens on a loopback port already, or the number is none."""
+def check_port(host: str, port: int, option: str) -> None:
+    """Raise UserError when something listens on a port already, or the number is none."""
     if not 1024 <= port <= 65535:
         raise UserError(f"{option} {port}: choose a port from 1024 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
             raise UserError(f"port {port} is taken: stop what uses it, or choose another with {option}") from error
 
 
-def components(airflow_port: int, mlflow_port: int) -> list[Component]:
+def components(host: str, airflow_port: int, mlflow_port: int) -> list[Component]:
     """The four servers of the stack."""
     folder = home()
     python = str(Path(sys.executable).parent)
     airflow_health = f"http://{HOST}:{airflow_port}/api/v2/monitor/health"
-    mlflow = [f"{python}/mlflow", "server", "--workers", "1", "--host", HOST, "--port", str(mlflow_port)]
+    mlflow = [f"{python}/mlflow", "server", "--workers", "1", "--host", host, "--port", str(mlflow_port)]
     mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
     logs = folder / "logs"
 
@@ -178,19 +181,19 @@ def components(airflow_port: int, mlflow_port: int) -> list[Component]:
     ]
 
 
-def up(*, airflow_port: int, mlflow_port: int) -> int:
+def up(*, host: str, airflow_port: int, mlflow_port: int) -> int:
     """Run the stack until Ctrl-C or SIGTERM, then stop it all. Returns the exit code."""
     console = Console(highlight=False)
     if airflow_port == mlflow_port:
         raise UserError(f"--airflow-port and --mlflow-port are both {airflow_port}: choose two")
-    check_port(airflow_port, "--airflow-port")
-    check_port(mlflow_port, "--mlflow-port")
-    environment = prepare(airflow_port, f"http://{HOST}:{mlflow_port}")
+    check_port(host, airflow_port, "--airflow-port")
+    check_port(host, mlflow_port, "--mlflow-port")
+    environment = prepare(airflow_port, f"http://{HOST}:{mlflow_port}", host)
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     password = _password()
     with console.status("Airflow's database ..."):
         migrate(environment)
-    stack = components(airflow_port, mlflow_port)
+    stack = components(host, airflow_port, mlflow_port)
     try:
         for component in stack:
             component.start(environment)

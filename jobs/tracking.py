@@ -86,11 +86,18 @@ class Tracker:
         self.tracking_uri = connect(job.tracking)
         self._client = mlflow.MlflowClient()
         try:
-            self.run_id = run_id or self._start()
+            self.run_id = run_id if run_id and self._is_there(run_id) else self._start()
             self._client.update_run(self.run_id, status="RUNNING")
-            self._client.log_batch(self.run_id, params=_params(job, manifest))
         except MlflowException as error:
             raise _unreachable(self.tracking_uri, error) from error
+
+    def _is_there(self, run_id: str) -> bool:
+        try:
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
 
     def _start(self) -> str:
         tracking = self._job.tracking
@@ -100,6 +107,7 @@ class Tracker:
         else:
             experiment_id = experiment.experiment_id
         with mlflow.start_run(experiment_id=experiment_id) as run:
+            self._client.log_batch(run.info.run_id, params=_params(self._job, self._manifest))
             mlflow.log_input(_dataset(self._job.dataset_uri, self._manifest.digest), context="training")
         return str(run.info.run_id)
 
@@ -136,7 +144,8 @@ class Tracker:
             self._log_pictures(final, evaluation, split)
             figures = evaluation.figures()
             for name, value in figures.items():
-                self._client.log_metric(self.run_id, f"{split}_{name}", value)
+                # The names of the other splits belong to the epochs' series.
+                self._client.log_metric(self.run_id, f"{'' if split == 'test' else 'final_'}{split}_{name}", value)
             version = self._registered() or self._register(final, example)
             aliases = self._set_aliases(version, split, figures["accuracy"], rival_accuracy)
             self._client.set_terminated(self.run_id, "FINISHED")

@@ -40,6 +40,7 @@ def train(job: TrainJob) -> TrainResult:
     """
     manifest = load_manifest(job.dataset_uri, job.dataset_digest)
     _check(job, manifest)
+    storage.check_writable(job.checkpoint_uri)
     dataset = Dataset(job.dataset_uri, manifest)
     run = _Run(job, manifest)
     if run.result is not None:
@@ -51,9 +52,9 @@ def train(job: TrainJob) -> TrainResult:
         training = Training(job, dataset, transport)
         start = checkpoint.load_latest(run.folder)
         tracker = Tracker(job, manifest, run.run_id)
-        run.begin(tracker.run_id)
-        _announce(job, manifest, tracker, start)
         try:
+            run.begin(tracker.run_id)
+            _announce(job, manifest, tracker, start)
             return _to_the_end(training, tracker, run, start)
         except BaseException:
             tracker.fail()

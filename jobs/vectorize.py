@@ -60,7 +60,7 @@ def vectorize(job: VectorizeJob) -> VectorizeResult:
     if present is not None and not job.replace and present.source.fingerprint == found.fingerprint:
         log.info("%s is up to date (%s): nothing was read or published", job.dataset_uri, present.digest)
         return _result(job, present, changed=False)
-    _check_writable(job.dataset_uri)
+    storage.check_writable(storage.join(job.dataset_uri, "shards"))
     reports, items = _run(job, found)
     manifest, rejected = _manifest(job, found, reports, items)
     _check_rejected(job, rejected, len(found.items))
@@ -69,7 +69,8 @@ def vectorize(job: VectorizeJob) -> VectorizeResult:
     storage.write_bytes(rejected_uri(job.dataset_uri, manifest.digest), _rejected_table(rejected))
     publish(manifest, job.dataset_uri)
     _summarise(job, manifest, time.monotonic() - started)
-    return _result(job, manifest, changed=True)
+    # Files that were only touched give the same examples: the manifest notes their new times, and nobody need train.
+    return _result(job, manifest, changed=present is None or present.digest != manifest.digest)
 
 
 def _present(job: VectorizeJob) -> Manifest | None:
@@ -103,12 +104,6 @@ def _differences(job: VectorizeJob, present: Manifest) -> list[str]:
     if (present.source.uri, present.source.layout) != (job.source.uri, job.source.layout):
         differences.append(f"source is {present.source.uri} there and {job.source.uri} here")
     return differences
-
-
-def _check_writable(dataset_uri: str) -> None:
-    probe = storage.join(dataset_uri, "shards", ".writable")
-    storage.write_bytes(probe, b"")
-    storage.delete(probe)
 
 
 def _run(job: VectorizeJob, found: Scan) -> tuple[list[PartitionReport], list[list[Item]]]:

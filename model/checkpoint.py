@@ -1,10 +1,12 @@
 """Checkpoints: all that a training needs to go on after its driver died, in one file that is whole or absent.
 
-Files are torch archives read with `weights_only=True`, so loading one executes nothing.
+Files are torch archives read with `weights_only=True`, so loading one executes nothing, behind a SHA-256 of their
+content, so that a damaged one is never taken for good.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import re
@@ -12,15 +14,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from pyarrow import fs
 
 from . import storage
 from .errors import WorldError
 
 VERSION = 1
 KEPT = 2
+_DIGEST_BYTES = 32
 _NAME = re.compile(r"^epoch-(\d{6})\.pt$")
 log = logging.getLogger(__name__)
+
+
+class DamagedError(WorldError):
+    """A checkpoint that can never be read again; an older one may do."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,12 @@ def save(folder_uri: str, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, then delete all but the last two. Raises WorldError when the store refuses."""
     stream = io.BytesIO()
     torch.save({"version": VERSION} | asdict(checkpoint), stream)
-    storage.write_bytes(_uri(folder_uri, checkpoint.epoch), stream.getvalue())
-    for epoch in _epochs(folder_uri)[:-KEPT]:
+    content = stream.getvalue()
+    storage.write_bytes(_uri(folder_uri, checkpoint.epoch), hashlib.sha256(content).digest() + content)
+    epochs = _epochs(folder_uri)
+    past = [epoch for epoch in epochs if epoch <= checkpoint.epoch]
+    # Later ones can only be damaged: they were passed over when this training began.
+    for epoch in past[:-KEPT] + epochs[len(past) :]:
         storage.delete(_uri(folder_uri, epoch))
 
 
@@ -59,29 +69,29 @@ def load_latest(folder_uri: str) -> Checkpoint | None:
     for epoch in reversed(_epochs(folder_uri)):
         try:
             return load(_uri(folder_uri, epoch))
-        except WorldError as error:
+        except DamagedError as error:
             log.warning("%s; going on from the one before", error)
     return None
 
 
 def load(uri: str) -> Checkpoint:
     """Read one checkpoint. Raises WorldError when it is damaged or of another version."""
+    data = storage.read_bytes(uri)
+    digest, archive = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    if hashlib.sha256(archive).digest() != digest:
+        raise DamagedError(f"{uri}: not a readable checkpoint (its SHA-256 is wrong: cut short or changed)")
     try:
-        content = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
-        version = content.pop("version")
-        if version != VERSION:
-            raise WorldError(f"{uri}: checkpoint version {version}, this Shardmean reads {VERSION}")
-        return Checkpoint(**content)
-    except WorldError:
-        raise
-    except Exception as error:  # torch raises many kinds for a damaged archive
-        raise WorldError(f"{uri}: not a readable checkpoint ({type(error).__name__})") from error
+        content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what is no checkpoint
+        raise DamagedError(f"{uri}: not a readable checkpoint ({type(error).__name__})") from error
+    version = content.pop("version")
+    if version != VERSION:
+        raise WorldError(f"{uri}: checkpoint version {version}, this Shardmean reads {VERSION}; use a matching version")
+    return Checkpoint(**content)
 
 
 def _epochs(folder_uri: str) -> list[int]:
-    system, path = storage.locate(folder_uri)
-    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted(int(match[1]) for info in found if (match := _NAME.match(info.base_name)))
+    return sorted(int(match[1]) for name in storage.list_names(folder_uri) if (match := _NAME.match(name)))
 
 
 def _uri(folder_uri: str, epoch: int) -> str:

@@ -45,7 +45,8 @@ class Evaluation:
     def merged(cls, parts: Iterable[Evaluation], *, num_mistakes: int) -> Evaluation:
         """The evaluation of all parts' rows together."""
         first, *others = parts
-        whole = cls(first.confusion_KK.copy(), first.loss_sum, list(first.worst))
+        whole = cls(first.confusion_KK.copy(), first.loss_sum)
+        whole.keep_worst(first.worst, num_mistakes)
         for part in others:
             whole.confusion_KK += part.confusion_KK
             whole.loss_sum += part.loss_sum

@@ -125,6 +125,8 @@ def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
         ) from None
     manifest = _parse(text, uri)
     manifest.check_digest(uri)
+    if digest is not None and manifest.digest != digest:
+        raise WorldError(f"{uri}: holds version {manifest.digest}, not {digest}; restore it, or use another")
     return manifest
 
 

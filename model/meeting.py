@@ -11,6 +11,7 @@ import socket
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCPStore
@@ -64,8 +65,7 @@ class Member:
 
     def __init__(self, address: Address, *, rank: int, num_workers: int, timeout_s: int) -> None:
         timeout = timedelta(seconds=timeout_s)
-        store = TCPStore(address.host, address.port, None, False, timeout, wait_for_workers=False)
-        self._store = PrefixStore(address.prefix, store)
+        self._store = PrefixStore(address.prefix, _client(address.host, address.port, timeout, rank))
         self._rank = rank
         self._last_report_s = time.monotonic()
         self._group = _gloo(self._store, address, rank, num_workers, timeout) if num_workers > 1 else None
@@ -84,6 +84,13 @@ class Member:
     def close(self) -> None:
         """Leave: peers that still wait for this worker fail at once, and no socket stays in the process."""
         self._group = None
+
+
+@lru_cache(maxsize=8)
+def _client(host: str, port: int, timeout: timedelta, rank: int) -> TCPStore:  # noqa: ARG001 - ranks share none
+    # A connection is kept for the training: each new one makes torch ask the name server for the host's name, which
+    # can take seconds where that is slow. While one rank waits for a key, its connection serves no other.
+    return TCPStore(host, port, None, False, timeout, wait_for_workers=False)
 
 
 def _gloo(store: Store, address: Address, rank: int, num_workers: int, timeout: timedelta) -> ProcessGroupGloo:

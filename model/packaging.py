@@ -93,13 +93,14 @@ def load_model(folder: Path) -> ImageModel:
     """Read a folder that `save_model` wrote; executes nothing from it."""
     description = json.loads((folder / "classifier.json").read_text())
     image = ImageConfig.model_validate(description["image"])
-    classifier = build_classifier(
-        description["network"],
-        shape=image.shape,
-        num_classes=len(description["class_names"]),
-        mean=description["mean"],
-        std=description["std"],
-    )
+    with torch.random.fork_rng(devices=[]):  # the first parameters, overwritten below, are drawn from it
+        classifier = build_classifier(
+            description["network"],
+            shape=image.shape,
+            num_classes=len(description["class_names"]),
+            mean=description["mean"],
+            std=description["std"],
+        )
     weights = io.BytesIO((folder / "weights.pt").read_bytes())
     classifier.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return ImageModel(image, description["class_names"], classifier.eval())

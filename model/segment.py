@@ -81,10 +81,10 @@ class Failure:
 Work = Callable[[Task, str], Report]
 
 
-def attempt(work: Work, task: Task, device: str) -> Report | Failure:
+def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
     """Run a task and give its error back as a value: the driver then knows who failed and why."""
     try:
-        return work(task, device)
+        return work(task, device if isinstance(device, str) else device())
     except UserError as error:
         return _failure(task, "user", error)
     except (WorldError, OSError) as error:
@@ -105,7 +105,7 @@ def train_epoch(task: Task, device: str) -> Report:
     config = task.config
     dataset = open_dataset(task.dataset_uri, task.digest)
     plan = plan_training(config, dataset.manifest, epoch=task.epoch, num_workers=task.num_workers)
-    with _seeded(config, task.epoch, task.rank):
+    with _seeded(task, device):
         member = Member(task.address, rank=task.rank, num_workers=task.num_workers, timeout_s=config.timeout_s)
         try:
             return _train(task, dataset, plan, member, device)
@@ -116,9 +116,9 @@ def train_epoch(task: Task, device: str) -> Report:
 def evaluate_split(task: Task, device: str) -> Report:
     """One worker's part of evaluating `task.split` with the model in `task.state`."""
     dataset = open_dataset(task.dataset_uri, task.digest)
-    replica = Replica(task.config, dataset.manifest, device)
-    replica.model.load_state_dict(task.state["model"])
-    with _seeded(task.config, task.epoch, task.rank):
+    with _seeded(task, device):
+        replica = Replica(task.config, dataset.manifest, device)
+        replica.model.load_state_dict(task.state["model"])
         part = _evaluate(task, replica, dataset, task.split)
     return Report(task.rank, socket.gethostname(), evaluation=part)
 
@@ -215,11 +215,15 @@ def _evaluate(task: Task, replica: Replica, dataset: Dataset, split: Split) -> E
 
 
 @contextmanager
-def _seeded(config: TrainingConfig, epoch: int, rank: int) -> Iterator[None]:
+def _seeded(task: Task, device: str) -> Iterator[None]:
     # Python workers serve many jobs: what a task sets in its process, it puts back.
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads_per_worker)
-    with torch.random.fork_rng():
-        torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0]))
-        yield
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(task.config.threads_per_worker)
+    try:
+        with torch.random.fork_rng(devices=[] if device == "cpu" else None):
+            torch.manual_seed(
+                int(np.random.SeedSequence([task.config.seed, task.epoch, task.rank]).generate_state(1)[0])
+            )
+            yield
+    finally:
+        torch.set_num_threads(num_threads)

@@ -51,20 +51,62 @@ def join(uri: str, *names: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """The content of a file. Raises FileNotFoundError when there is none, WorldError when it cannot be read."""
-    system, path = locate(uri)
     try:
+        if (local := local_path(uri)) is not None:
+            return local.read_bytes()
+        system, path = locate(uri)
         with system.open_input_stream(path) as stream:
             return bytes(stream.read())
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise WorldError(f"cannot read {uri}: {error}") from error
+        raise _refused("read", uri, error) from error
+
+
+def read_buffer(uri: str) -> pa.Buffer:
+    """The content of a file, mapped into memory where it is local. Errors as `read_bytes`."""
+    system, path = locate(uri)
+    try:
+        if isinstance(system, fs.LocalFileSystem):
+            with pa.memory_map(path) as mapped:
+                return mapped.read_buffer()
+        with system.open_input_file(path) as file:
+            return file.read_buffer()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _refused("read", uri, error) from error
 
 
 def exists(uri: str) -> bool:
-    """Whether a file stands at `uri`."""
+    """Whether a file stands at `uri`. Raises WorldError when that can't be found out."""
     system, path = locate(uri)
-    return bool(system.get_file_info(path).type == fs.FileType.File)
+    try:
+        return bool(system.get_file_info(path).type == fs.FileType.File)
+    except OSError as error:
+        raise _refused("read", uri, error) from error
+
+
+def list_names(uri: str) -> list[str]:
+    """Names of the files in a folder; none where there is no folder. Raises WorldError."""
+    system, path = locate(uri)
+    try:
+        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    except OSError as error:
+        raise _refused("list", uri, error) from error
+    return [info.base_name for info in found if info.type == fs.FileType.File]
+
+
+def check_writable(folder_uri: str) -> None:
+    """Raise WorldError now rather than after hours of work when nothing can be written to a folder."""
+    probe = join(folder_uri, ".writable")
+    write_bytes(probe, b"")
+    delete(probe)
+
+
+def _refused(verb: str, uri: str, error: OSError) -> WorldError:
+    reason = error.strerror or error
+    return WorldError(f"cannot {verb} {uri}: {reason}; check the path, permission and network, then repeat the command")
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -91,12 +133,14 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def delete(uri: str) -> None:
-    """Delete a file; one that is gone already is fine."""
+    """Delete a file; one that is gone already is fine. Raises WorldError."""
     system, path = locate(uri)
     try:
         system.delete_file(path)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise _refused("delete", uri, error) from error
 
 
 def _put(system: fs.FileSystem, path: str, data: bytes) -> None:

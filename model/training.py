@@ -60,7 +60,7 @@ class Training:
         state = start or self.first_state()
         self.check()
         while state.epoch < self.config.num_epochs:
-            state = self._next_state(state)
+            state = self.next_state(state)
             on_epoch(state)
         return state
 
@@ -84,7 +84,8 @@ class Training:
     def _num_optimizers(self) -> int:
         return self.config.num_workers if self.config.averaging.optimizer_state == "keep" else 1
 
-    def _next_state(self, state: Checkpoint) -> Checkpoint:
+    def next_state(self, state: Checkpoint) -> Checkpoint:
+        """The state after one more epoch."""
         started = time.monotonic()
         states = [
             {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Self
 
+from .errors import WorldError
 from .meeting import Meeting
 from .segment import Failure, Report, Task, Work, attempt
 
@@ -28,7 +30,10 @@ class LocalTransport:
         if self._pool is None:
             return [attempt(work, task, self._device) for task in tasks]
         waiting = [self._pool.submit(attempt, work, task, self._device) for task in tasks]
-        return [future.result() for future in waiting]
+        try:
+            return [future.result() for future in waiting]
+        except BrokenProcessPool as error:
+            raise WorldError("a worker was lost: its process ended without a word") from error
 
     def close(self) -> None:
         """End the worker processes."""

@@ -1,0 +1,223 @@
+"""How a job's config is read: what wins over what, and that each mistake is answered with key, value, limit, remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.config import TrainJob, VectorizeJob, load_job
+from model.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TRAIN = {"dataset_uri": "/data", "checkpoint_uri": "/checkpoints"}
+VECTORIZE = {"source": {"uri": "/images"}, "dataset_uri": "/data"}
+
+
+def train_job(*overrides: str, **params) -> TrainJob:
+    return load_job(TrainJob, None, overrides, json.dumps(TRAIN | params))
+
+
+def refusal(kind=TrainJob, file: Path | None = None, overrides=(), params="{}") -> str:
+    with pytest.raises(UserError) as caught:
+        load_job(kind, file, overrides, params)
+    return str(caught.value)
+
+
+def train_refusal(*overrides: str) -> str:
+    return refusal(overrides=[*(f"{key}={value}" for key, value in TRAIN.items()), *overrides])
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "job.yaml") -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+YAML = "dataset_uri: /data\ncheckpoint_uri: /checkpoints\naveraging: {frequency: 7, weights: uniform}\nnum_epochs: 9\n"
+
+
+def test_yaml(write):
+    job = load_job(TrainJob, write(YAML))
+    assert (job.averaging.frequency, job.averaging.weights, job.num_epochs, job.num_workers) == (7, "uniform", 9, 2)
+
+
+@pytest.mark.parametrize("indent", [None, 2, "\t"])
+def test_json(write, indent):
+    text = json.dumps(TRAIN | {"averaging": {"frequency": 7}}, indent=indent)
+    assert load_job(TrainJob, write(text, "job.json")).averaging.frequency == 7
+
+
+def test_later_parts_win_and_leave_the_rest(write):
+    overrides = ["averaging.frequency=8", "num_epochs=10"]
+    job = load_job(TrainJob, write(YAML), overrides, '{"averaging.frequency": 9}')
+    assert (job.averaging.frequency, job.averaging.weights, job.num_epochs) == (9, "uniform", 10)
+
+
+def test_params_may_be_nested(write):
+    job = load_job(TrainJob, write(YAML), (), '{"averaging": {"frequency": 9}}')
+    assert (job.averaging.frequency, job.averaging.weights) == (9, "uniform")
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(CONFIGS.glob("*.yaml"))])
+def test_shipped_configs_load(name, monkeypatch):
+    monkeypatch.setenv("SHARDMEAN_HOME", "/somewhere")
+    job = load_job(VectorizeJob if name == "vectorize.yaml" else TrainJob, CONFIGS / name)
+    assert job.dataset_uri.startswith("/somewhere/datasets/")
+
+
+def test_relative_paths_start_at_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = train_job(
+        "dataset_uri=x/y", "checkpoint_uri=s3://bucket/c", dataset_uri="x/y", checkpoint_uri="s3://bucket/c"
+    )
+    assert (job.dataset_uri, job.checkpoint_uri) == (f"{tmp_path}/x/y", "s3://bucket/c")
+
+
+@pytest.mark.parametrize(("given", "kept"), [("5", 5), (5, 5), ("epoch", "epoch")])
+def test_frequency(given, kept):
+    assert train_job(averaging={"frequency": given}).averaging.frequency == kept
+    assert train_job(f"averaging.frequency={given}").averaging.frequency == kept
+
+
+@pytest.mark.parametrize("given", [0, -1, "never", 1.5, 1_000_001])
+def test_wrong_frequency_is_one_clear_line(given):
+    lines = [line for line in train_refusal(f"averaging.frequency={given}").splitlines() if "frequency" in line]
+    assert len(lines) == 1
+    assert lines[0].strip().startswith(f"averaging.frequency = {given!r}: ")
+    assert "epoch" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("averaging.frequenzy=5", ["averaging.frequenzy: unknown key", "did you mean averaging.frequency?"]),
+        ("learning_rate=1", ["learning_rate: unknown key", "did you mean optimizer.learning_rate?"]),
+        ("optimizer.lr=1", ["optimizer.lr: unknown key", "optimizer.learning_rate"]),
+        ("batch_size=8", ["batch_size: unknown key", "did you mean batch_size_per_worker?"]),
+        ("zzz=8", ["zzz: unknown key", "known keys: ", "num_workers"]),
+        ("num_epochs=many", ["num_epochs = 'many'", "valid integer"]),
+        ("num_epochs=0", ["num_epochs = 0", "greater than or equal to 1"]),
+        ("num_workers=2.5", ["num_workers = 2.5", "integer"]),
+        ("optimizer.learning_rate=0", ["optimizer.learning_rate = 0", "greater than 0"]),
+        ("optimizer.learning_rate=.nan", ["optimizer.learning_rate = nan", "finite"]),
+        ("device=tpu", ["device = 'tpu'", "'auto', 'cpu' or 'cuda'"]),
+        ("averaging=5", ["averaging = 5"]),
+        ("optimizer.momentum=0.9", ["momentum is 0.9, but adam has none", "set it to 0 or use sgd"]),
+        ("run_key=a/b", ["run_key = 'a/b'", "match"]),
+        ("dataset_digest=abc", ["dataset_digest = 'abc'", "match"]),
+        ("num_epochs", ["override 'num_epochs'", "expected key=value"]),
+        ("=3", ["override '=3'", "expected key=value"]),
+        ("num_epochs=[1,", ["num_epochs=[1,", "quote the value"]),
+        ("tracking.uri=${oc.env:SHARDMEAN_UNSET}", ["SHARDMEAN_UNSET", "${...}"]),
+    ],
+)
+def test_wrong_override(override, parts):
+    message = train_refusal(override)
+    for part in parts:
+        assert part in message
+    assert "\n    " not in message, "pydantic's own text has such lines"
+
+
+def test_a_mistake_of_many_is_told_with_all_others_and_the_file(write):
+    message = refusal(file=write(YAML + "num_workers: 0\nseed: -1\nlayers: 3\n"))
+    assert message.startswith("config error in ")
+    assert "job.yaml:\n" in message
+    for part in ("num_workers = 0", "seed = -1", "layers: unknown key", "key=value on the command line"):
+        assert part in message
+
+
+def test_missing_keys_are_named_as_they_must_be_set():
+    assert "checkpoint_uri: missing; set checkpoint_uri=VALUE" in refusal(overrides=["dataset_uri=/x"])
+    message = refusal(VectorizeJob)
+    assert "dataset_uri: missing; set dataset_uri=VALUE" in message
+    assert "source.uri" in message, "source=VALUE would be refused"
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"split": {"train": 0.5}}, ["split", "is 0.7 and must be 1"]),
+        ({"split": {"train": 0, "validation": 0.5, "test": 0.5}}, ["train is 0"]),
+        ({"image": {"height_px": 4097}}, ["image.height_px = 4097", "less than or equal to 4096"]),
+        ({"image": {"channels": 2}}, ["image.channels = 2", "1 or 3"]),
+        ({"image": {"height_px": 4096, "width_px": 4096, "channels": 3, "resize": "crop"}}, ["resize = 'crop'"]),
+        ({"source": {"uri": "/x", "layout": "zip"}}, ["source.layout = 'zip'", "'folders', 'table' or 'idx'"]),
+        ({"shard_bytes": 10}, ["shard_bytes = 10", "1024"]),
+        ({"max_rejected_fraction": 2}, ["max_rejected_fraction = 2", "less than or equal to 1"]),
+        ({"dataset_uri": ""}, ["dataset_uri = ''", "at least 1"]),
+    ],
+)
+def test_wrong_vectorize_job(change, parts):
+    message = refusal(VectorizeJob, params=json.dumps(VECTORIZE | change))
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("num_epochs: 3\nnum_epochs: 4\n", ["duplicate key num_epochs", "line 2"]),
+        ("a: [1,\n", ["is not valid YAML or JSON", "line "]),
+        ("\tnum_epochs: 1\n", ["is not valid YAML or JSON"]),
+        ("- num_epochs\n- 3\n", ["expected keys with values, found a list"]),
+        ("42\n", ["expected keys with values"]),
+        ("seed: ${no.such.key}\n", ["no.such.key", "check the ${...} references"]),
+        ("seed: ${oc.env:SHARDMEAN_UNSET}\n", ["SHARDMEAN_UNSET", "check the ${...} references"]),
+        ("num_epochs: 3\n---\nnum_epochs: 4\n", ["single document"]),
+    ],
+)
+def test_wrong_file(write, text, parts):
+    message = refusal(file=write(text))
+    for part in parts:
+        assert part in message
+    if "references" not in message:
+        assert "job.yaml" in message
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    assert "none.yaml: not found (from " in refusal(file=tmp_path / "none.yaml")
+    assert f"config file {tmp_path}: Is a directory; correct --config" in refusal(file=tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00a")
+    assert "binary.yaml is not valid YAML or JSON" in refusal(file=tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("params", "part"),
+    [("{", "--params is not JSON"), ("[1]", "must be a JSON object of dotted keys, got [1]"), ("3", "JSON object")],
+)
+def test_wrong_params(params, part):
+    assert part in refusal(params=params)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"tracking.uri": "${oc.env:HOME}"},
+        {"tracking": {"uri": "${oc.env:HOME}"}},
+        {"spark": {"spark.x": "a ${dataset_uri} b"}},
+    ],
+)
+def test_references_in_params_are_refused(params):
+    """Params come from a web form: they must not read the environment of the machine that runs the job."""
+    assert "is allowed in config files only" in refusal(params=json.dumps(TRAIN | params))
+
+
+def test_spark_settings_from_every_place(write):
+    path = write(YAML + 'spark: {spark.executor.memory: 1g, spark.task.cpus: "2"}\n')
+    params = json.dumps({"spark": {"spark.executor.memory": "2g"}})
+    job = load_job(TrainJob, path, ['spark={"spark.master": "local[2]"}'], params)
+    assert job.spark == {"spark.executor.memory": "2g", "spark.task.cpus": "2", "spark.master": "local[2]"}
+
+
+def test_spark_settings_as_plain_overrides():
+    """The help text says `key=value, for example averaging.frequency=10`: a Spark setting is such a key too."""
+    assert train_job("spark.spark.executor.memory=1g").spark == {"spark.executor.memory": "1g"}
+
+
+def test_a_number_as_run_key():
+    assert train_job("run_key=20261123").run_key == "20261123"

@@ -1,0 +1,171 @@
+"""Training over Spark: the same bits as without it, every example once, and what it leaves in MLflow."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+
+import mlflow
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+
+from jobs.cluster import BarrierTransport
+from jobs.config import TrackingConfig
+from jobs.tracking import Tracker
+from jobs.train import train
+from model.config import AveragingConfig, OptimizerConfig
+from model.errors import UserError, WorldError
+from model.manifest import load_manifest
+from model.meeting import Meeting
+from model.segment import Report, Task, train_epoch
+from model.shards import Dataset
+from model.training import Training
+from model.transport import LocalTransport
+
+pytestmark = pytest.mark.usefixtures("spark")
+
+
+def barrier(spark, num_workers: int) -> BarrierTransport:
+    return BarrierTransport(spark, Meeting("127.0.0.1"), num_workers)
+
+
+def assert_same_bits(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize(("num_workers", "optimizer_state"), [(1, "average"), (2, "keep"), (3, "average")])
+def test_spark_and_local_workers_give_the_same_bits(spark, train_job, dataset, num_workers, optimizer_state):
+    averaging = AveragingConfig(frequency=3, optimizer_state=optimizer_state)
+    job = train_job(num_workers=num_workers, num_epochs=2, network="small_cnn", averaging=averaging)
+    opened = Dataset(str(dataset), load_manifest(str(dataset)))
+    first = Training(job, opened, barrier(spark, num_workers)).fit(None, lambda _state: None)
+    with LocalTransport(num_workers) as local:
+        second = Training(job, opened, local).fit(None, lambda _state: None)
+    assert_same_bits(first.model, second.model)
+    assert_same_bits(first.best_model, second.best_model)
+    for ours, theirs in zip(first.optimizers, second.optimizers, strict=True):
+        for number, state in ours["state"].items():
+            assert_same_bits(state, theirs["state"][number])
+    assert [h["train_loss"] for h in first.history] == [h["train_loss"] for h in second.history]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_every_training_example_is_seen_once_an_epoch(spark, train_job, dataset, num_workers):
+    job, manifest = train_job(num_workers=num_workers), load_manifest(str(dataset))
+    opened = Dataset(str(dataset), manifest)
+    wanted = Counter(
+        name for s in manifest.shards_of("train") for e in opened.read(s, 0, s.num_examples) for name in e.ids
+    )
+    transport = barrier(spark, num_workers)
+    model = Training(job, opened, transport).first_state().model
+    orders = []
+    for epoch in (0, 1):
+        task = Task(
+            config=job, dataset_uri=str(dataset), digest=manifest.digest, rank=0, num_workers=num_workers, epoch=epoch,
+            state={"model": model, "optimizer": None, "outer_momentum": None}, address=transport.meeting.new_address(),
+            trace_ids=True,
+        )  # fmt: skip
+        reports = transport.run(train_epoch, [replace(task, rank=rank) for rank in range(num_workers)])
+        assert all(isinstance(report, Report) for report in reports)
+        assert Counter(name for report in reports for name in report.ids) == wanted
+        assert all(len(report.ids) == report.num_examples > 0 for report in reports)
+        orders.append([report.ids for report in reports])
+    assert orders[0] != orders[1]
+
+
+def test_too_many_workers_for_the_slots(train_job, tmp_path, new_store):
+    with pytest.raises(UserError) as caught:
+        train(train_job(num_workers=4, tracking=new_store(tmp_path)))
+    for part in ("num_workers is 4", "local[3]", "offers 3 slots", "lower num_workers", "local[4]"):
+        assert part in str(caught.value)
+
+
+def test_too_many_workers_for_the_examples(train_job, tmp_path):
+    with pytest.raises(UserError, match=r"num_workers is 300, but .* lower num_workers or batch_size_per_worker"):
+        train(train_job(num_workers=300, tracking=TrackingConfig(uri="http://127.0.0.1:9")))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu_is_the_users_mistake(train_job, tmp_path, new_store):
+    with pytest.raises(UserError, match=r"device is cuda, but torch finds no GPU .* set device=auto or cpu"):
+        train(train_job(device="cuda", tracking=new_store(tmp_path)))
+
+
+def test_a_training_that_diverges_is_the_users_mistake(train_job, tmp_path, new_store):
+    bad = OptimizerConfig(name="sgd", learning_rate=1e6)
+    tracking = new_store(tmp_path)
+    with pytest.raises(UserError, match=r"diverged: its parameters were not finite .* lower optimizer.learning_rate"):
+        train(train_job(optimizer=bad, num_epochs=30, tracking=tracking))
+    (run,) = mlflow.MlflowClient(tracking.uri).search_runs(["1"])
+    assert run.info.status == "FAILED"
+
+
+def test_a_dataset_that_is_none(train_job, tmp_path):
+    with pytest.raises(UserError, match=r"is no published DataSet .* run `shardmean vectorize`"):
+        train(train_job(dataset_uri=str(tmp_path)))
+
+
+def test_images_too_small_for_the_network(tmp_path, train_job, make_images, vectorize_job):
+    from jobs.vectorize import vectorize
+
+    vectorize(vectorize_job(make_images(tmp_path / "images"), tmp_path / "set"))
+    with pytest.raises(UserError, match=r"network lenet cannot take images of 1 x 12 x 12 .* larger images"):
+        train(train_job(dataset_uri=str(tmp_path / "set"), tracking=TrackingConfig(uri="http://127.0.0.1:9")))
+
+
+def test_mlflow_away_at_the_start(train_job):
+    started = time.monotonic()
+    with pytest.raises(WorldError) as caught:
+        train(train_job(tracking=TrackingConfig(uri="http://127.0.0.1:9")))
+    assert time.monotonic() - started < 60
+    for part in ("MLflow at http://127.0.0.1:9 cannot be used", "start the server or correct tracking.uri"):
+        assert part in str(caught.value)
+
+
+def test_mlflow_away_in_the_middle(train_job, tmp_path, new_store, monkeypatch, caplog):
+    """Training goes on, and the figures of all epochs arrive at the end."""
+    tracking = new_store(tmp_path)
+    log_batch, log_epochs, epochs = mlflow.MlflowClient.log_batch, Tracker.log_epochs, []
+
+    def away_at_times(client, run_id, metrics=(), **other):
+        if metrics and 2 <= len(epochs) <= 4 and len(epochs) != 3:
+            raise MlflowException("the line is dead")
+        return log_batch(client, run_id, metrics=metrics, **other)
+
+    def count_epochs(tracker, history):
+        epochs.append(len(history))
+        log_epochs(tracker, history)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", away_at_times)
+    monkeypatch.setattr(Tracker, "log_epochs", count_epochs)
+    # The fourth epoch is the last: what it could not send, finish() must.
+    finish = Tracker.finish
+    monkeypatch.setattr(Tracker, "finish", lambda *a, **k: (epochs.append(5), finish(*a, **k))[1])
+    result = train(train_job(num_epochs=4, tracking=tracking))
+    assert epochs == [1, 2, 3, 4, 5]
+    assert caplog.text.count("is away (the line is dead); its figures follow later") == 2
+    history = mlflow.MlflowClient(tracking.uri).get_metric_history(result.run_id, "train_loss")
+    assert sorted(metric.step for metric in history) == [1, 2, 3, 4]
+
+
+def test_mlflow_away_at_the_end_then_the_same_command(train_job, tmp_path, new_store, monkeypatch):
+    tracking = new_store(tmp_path)
+    job = train_job(tracking=tracking)
+
+    def away(*_arguments, **_settings):
+        raise MlflowException("the line is dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", away)
+        with pytest.raises(WorldError, match=r"the line is dead.*repeat the command"):
+            train(job)
+    result = train(job)
+    client = mlflow.MlflowClient(tracking.uri)
+    assert result.aliases == ["challenger", "champion"]
+    assert [run.info.run_id for run in client.search_runs(["1"])] == [result.run_id]
+    assert client.get_run(result.run_id).info.status == "FINISHED"
+    assert len(client.search_model_versions("name='shardmean'")) == 1

@@ -1,0 +1,339 @@
+"""Training's laws: equal to a plain PyTorch loop, to one big batch, to itself when resumed, and each example once."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import os
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model import checkpoint
+from model.config import TrainingConfig
+from model.errors import UserError, WorldError
+from model.meeting import Address
+from model.networks import build_classifier
+from model.plan import EpochPlan, plan_epoch
+from model.segment import Failure, Task, attempt, evaluate_split, train_epoch
+from model.training import Training
+from model.transport import LocalTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from model.checkpoint import Checkpoint
+    from model.shards import Dataset
+
+BATCH, BUFFER_ROWS = 8, 24
+OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[[Any], torch.optim.Optimizer]]] = {
+    "sgd": ({"name": "sgd"}, lambda p: torch.optim.SGD(p, lr=0.01)),
+    "momentum": ({"name": "sgd", "momentum": 0.9}, lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)),
+    "adam": ({"name": "adam"}, lambda p: torch.optim.Adam(p, lr=0.01)),
+    "adamw": ({"name": "adamw", "weight_decay": 0.1}, lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1)),
+    "adagrad": ({"name": "adagrad"}, lambda p: torch.optim.Adagrad(p, lr=0.01)),
+    "rmsprop": ({"name": "rmsprop", "weight_decay": 0.1}, lambda p: torch.optim.RMSprop(p, lr=0.01, weight_decay=0.1)),
+}
+
+
+@pytest.fixture(scope="module")
+def transports() -> Iterator[dict[int, LocalTransport]]:
+    """One worker in this process, two or three in processes that all tests share (starting one takes seconds)."""
+    with LocalTransport(1) as alone, LocalTransport(3) as pool:
+        yield {1: alone, 2: pool, 3: pool}
+
+
+@pytest.fixture(scope="module")
+def lenet_data(make_dataset, tmp_path_factory) -> Dataset:
+    rows = {"train": 61, "validation": 13}
+    return make_dataset(tmp_path_factory.mktemp("lenet"), rows=rows, shape=(1, 18, 18), shard_bytes=324 * 17)
+
+
+@pytest.fixture(scope="module")
+def tiny_data(make_dataset, tmp_path_factory) -> Dataset:
+    return make_dataset(tmp_path_factory.mktemp("tiny"), rows={"train": 50, "validation": 10}, shape=(3, 8, 8))
+
+
+def training(dataset: Dataset, transports, *, optimizer: dict[str, Any], num_workers: int = 1, **other) -> Training:
+    config = TrainingConfig(
+        network="lenet" if dataset.manifest.image.height_px == 18 else "small_cnn",
+        optimizer={"learning_rate": 0.01} | optimizer,
+        num_workers=num_workers,
+        batch_size_per_worker=BATCH,
+        seed=11,
+        shuffle_buffer_bytes=BUFFER_ROWS * dataset.manifest.image.example_bytes,
+        timeout_s=120,
+        **other,
+    )
+    return Training(config, dataset, transports[num_workers])
+
+
+def fit(trained: Training, start: Checkpoint | None = None) -> Checkpoint:
+    return trained.fit(start, lambda state: None)
+
+
+def plan_of(dataset: Dataset, *, num_workers: int, frequency: int, epoch: int) -> EpochPlan:
+    rows = [shard.num_examples for shard in dataset.manifest.shards_of("train")]
+    return plan_epoch(
+        rows, num_workers=num_workers, batch_size=BATCH, frequency=frequency, seed=11, epoch=epoch,
+        buffer_rows=BUFFER_ROWS,
+    )  # fmt: skip
+
+
+def batches_by_hand(dataset: Dataset, plan: EpochPlan, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A worker's minibatches, read without any code of model.shards."""
+    shards = dataset.manifest.shards_of("train")
+    for window in plan.windows(rank):
+        rows = []
+        for part in window.ranges:
+            table = pq.read_table(f"{dataset.uri}/shards/{shards[part.shard_index].name}")
+            rows += table.to_pylist()[part.start : part.stop]
+        mixed = [rows[place] for place in window.order]
+        for first in range(0, len(mixed), BATCH):
+            batch = mixed[first : first + BATCH]
+            pixels = np.stack([np.frombuffer(row["features"], np.uint8) for row in batch])
+            shaped = pixels.reshape(len(batch), *dataset.manifest.image.shape)
+            yield torch.from_numpy(shaped), torch.tensor([row["label"] for row in batch])
+
+
+def fresh_lenet(dataset: Dataset) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        m = dataset.manifest
+        return build_classifier("lenet", shape=m.image.shape, num_classes=3, mean=m.mean, std=m.std)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(images), labels)
+    loss.backward()
+    optimizer.step()
+    return loss.item() * len(labels)
+
+
+def bits(value: Any) -> Any:
+    """A value in which tensors are bytes, so that == is equality to the bit."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: bits(item) for key, item in value.items()}
+    return [bits(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def state_bits(state: Checkpoint) -> dict[str, Any]:
+    content = dataclasses.asdict(state)
+    clock = ("epoch_seconds", "examples_per_second")
+    content["history"] = [{k: v for k, v in figures.items() if k not in clock} for figures in content["history"]]
+    return bits(content)
+
+
+@pytest.fixture
+def one_thread():
+    """As many threads as the workers have: sums split over threads round otherwise."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("policy", ["average", "keep", "reset"])
+def test_one_worker_is_a_plain_loop_to_the_bit(lenet_data, transports, one_thread, name, policy):
+    options, make = OPTIMIZERS[name]
+    model = fresh_lenet(lenet_data)
+    optimizer, losses = make(model.parameters()), []
+    for epoch in range(2):
+        loss = 0.0
+        plan = plan_of(lenet_data, num_workers=1, frequency=3, epoch=epoch)
+        for index, batch in enumerate(batches_by_hand(lenet_data, plan, 0)):
+            loss += step(model, optimizer, *batch)
+            if policy == "reset" and index % 3 == 2:
+                optimizer = make(model.parameters())
+        if policy == "reset":
+            optimizer = make(model.parameters())
+        losses.append(loss / 61)
+    averaging = {"frequency": 3, "optimizer_state": policy}
+    state = fit(training(lenet_data, transports, optimizer=options, averaging=averaging, num_epochs=2))
+    assert bits(state.model) == bits(dict(model.state_dict()))
+    if policy != "reset":
+        assert bits(state.optimizers[0]["state"]) == bits(optimizer.state_dict()["state"])
+    assert [figures["train_loss"] for figures in state.history] == pytest.approx(losses, rel=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_averaging_every_step_is_one_step_on_the_joint_batch(lenet_data, transports, num_workers, momentum):
+    model = fresh_lenet(lenet_data)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum)
+    plan = plan_of(lenet_data, num_workers=num_workers, frequency=1, epoch=0)
+    parts = [list(batches_by_hand(lenet_data, plan, rank)) for rank in range(num_workers)]
+    assert len({len(part) for part in parts}) == 1 + (num_workers == 3), "an idle worker in the last round of three"
+    for index in range(plan.num_rounds):
+        joint = [part[index] for part in parts if index < len(part)]
+        step(model, optimizer, torch.cat([images for images, _ in joint]), torch.cat([labels for _, labels in joint]))
+    options = {"name": "sgd", "momentum": momentum}
+    trained = training(
+        lenet_data, transports, optimizer=options, averaging={"frequency": 1}, num_epochs=1, num_workers=num_workers
+    )
+    state = fit(trained)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(state.model[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def mean_by_hand(states: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
+    return {k: sum(w * s[k].double() for w, s in zip(weights, states, strict=True)).float() for k in states[0]}
+
+
+def average_by_hand(dataset: Dataset, num_workers: int, policy: str, outer: tuple[float, float]) -> nn.Module:
+    """Two epochs of rounds of three steps, one replica after the other; SlowMo on the means."""
+    models = [fresh_lenet(dataset) for _ in range(num_workers)]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9) for model in models]
+    previous = {k: v.clone() for k, v in models[0].state_dict().items()}
+    slow = {k: torch.zeros_like(v) for k, v in previous.items()}
+    for epoch in range(2):
+        plan = plan_of(dataset, num_workers=num_workers, frequency=3, epoch=epoch)
+        parts = [batches_by_hand(dataset, plan, rank) for rank in range(num_workers)]
+        for _ in range(plan.num_rounds):
+            batches = [list(itertools.islice(part, 3)) for part in parts]
+            for model, optimizer, mine in zip(models, optimizers, batches, strict=True):
+                for batch in mine:
+                    step(model, optimizer, *batch)
+            seen = [sum(len(labels) for _, labels in mine) for mine in batches]
+            weights = [count / sum(seen) for count in seen]
+            mean = mean_by_hand([model.state_dict() for model in models], weights)
+            slow = {k: outer[1] * slow[k] + previous[k] - mean[k] for k in slow}
+            previous = {k: previous[k] - outer[0] * slow[k] for k in slow}
+            for model in models:
+                model.load_state_dict(previous)
+            if policy == "average":
+                average_momentum(models, optimizers, weights)
+    return models[0]
+
+
+def average_momentum(models: list[nn.Module], optimizers: list[torch.optim.Optimizer], weights: list[float]) -> None:
+    for parameters in zip(*(model.parameters() for model in models), strict=True):
+        states = [optimizer.state[p] for optimizer, p in zip(optimizers, parameters, strict=True)]
+        mean = mean_by_hand(states, weights)["momentum_buffer"]
+        for state in states:
+            state["momentum_buffer"].copy_(mean)
+
+
+@pytest.mark.parametrize("policy", ["average", "keep"])
+@pytest.mark.parametrize("outer", [(1.0, 0.0), (0.8, 0.6)])
+def test_rounds_over_epochs_are_as_averaged_by_hand(lenet_data, transports, policy, outer):
+    averaging = {"frequency": 3, "optimizer_state": policy, "outer": {"learning_rate": outer[0], "momentum": outer[1]}}
+    options = {"name": "sgd", "momentum": 0.9}
+    state = fit(training(lenet_data, transports, optimizer=options, averaging=averaging, num_epochs=2, num_workers=2))
+    for name, tensor in average_by_hand(lenet_data, 2, policy, outer).state_dict().items():
+        torch.testing.assert_close(state.model[name], tensor, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_every_example_is_seen_exactly_once_an_epoch(tiny_data, transports, num_workers):
+    trained = training(tiny_data, transports, optimizer={"name": "sgd"}, num_workers=num_workers)
+    state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
+    orders = []
+    for epoch in range(2):
+        reports = trained._run(train_epoch, [state] * num_workers, epoch=epoch, trace_ids=True)
+        ids = [example_id for report in reports for example_id in report.ids]
+        assert Counter(ids) == Counter(f"train-{row:05d}" for row in range(50))
+        assert [report.num_examples for report in reports] == [len(report.ids) for report in reports]
+        orders.append(ids)
+    assert orders[0] != orders[1]
+
+
+RESUMED = {
+    "adam": (1, {"frequency": 2}),
+    "outer momentum": (1, {"frequency": 2, "outer": {"learning_rate": 0.8, "momentum": 0.6}}),
+    "keep, two workers": (2, {"frequency": 3, "optimizer_state": "keep", "outer": {"momentum": 0.5}}),
+    "average, three workers": (3, {"frequency": "epoch"}),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_resumed_from_disk_is_uninterrupted_to_the_bit(tiny_data, transports, tmp_path, case):
+    num_workers, averaging = RESUMED[case]
+    config = {"optimizer": {"name": "adam"}, "averaging": averaging, "num_epochs": 3}
+    trained = training(tiny_data, transports, num_workers=num_workers, **config)
+
+    def die_after_the_second_epoch(state: Checkpoint) -> None:
+        checkpoint.save(str(tmp_path), state)
+        if state.epoch == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained.fit(None, die_after_the_second_epoch)
+    torch.rand(3)  # the process's own generator must not matter
+    resumed = checkpoint.load_latest(str(tmp_path))
+    assert resumed.epoch == 2
+    assert state_bits(fit(trained, resumed)) == state_bits(fit(trained))
+
+
+def test_a_segment_from_the_same_state_gives_the_same_bits(tiny_data, transports):
+    config = {"optimizer": {"name": "adam"}, "averaging": {"frequency": 2, "outer": {"momentum": 0.5}}}
+    start = fit(training(tiny_data, transports, num_epochs=1, **config))
+    before = copy.deepcopy(start)
+    segment = training(tiny_data, transports, num_epochs=2, **config)
+    once, again = fit(segment, start), fit(segment, start)
+    assert state_bits(start) == state_bits(before), "the state that was passed in was changed"
+    assert state_bits(once) == state_bits(again)
+    assert bits(once.model) != bits(start.model)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_diverging_training_names_the_worker(lenet_data, transports, num_workers):
+    # LeNet, because BatchNorm forgives any learning rate.
+    huge = {"name": "sgd", "learning_rate": 1e6}
+    with pytest.raises(UserError, match=r"^worker [01] on \S+: worker [01] diverged: .*lower optimizer.learning_rate"):
+        fit(training(lenet_data, transports, optimizer=huge, num_workers=num_workers))
+
+
+def test_a_lost_shard_is_the_worlds_fault_and_found_at_once(make_dataset, transports, tmp_path):
+    dataset = make_dataset(tmp_path, rows={"train": 50}, shape=(3, 8, 8))
+    lost = dataset.manifest.shards_of("train")[0].name
+    (tmp_path / "shards" / lost).unlink()
+    started = time.monotonic()
+    with pytest.raises(WorldError, match=rf"worker [01] on .*{lost}.*the same command goes on"):
+        fit(training(dataset, transports, optimizer={"name": "sgd"}, num_workers=2))
+    assert time.monotonic() - started < 60, "the peer waited for its timeout"
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_evaluation_does_not_depend_on_the_number_of_workers(tiny_data, transports, num_workers):
+    alone = training(tiny_data, transports, optimizer={"name": "sgd"})
+    model = alone.first_state().model
+    several = training(tiny_data, transports, optimizer={"name": "sgd"}, num_workers=num_workers)
+    one, other = alone.evaluate(model, "train"), several.evaluate(model, "train")
+    assert one.figures() == pytest.approx(other.figures(), rel=1e-6)
+    assert one.num_examples == other.num_examples == 50
+
+
+@pytest.mark.parametrize("work", [train_epoch, evaluate_split])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_task_puts_back_what_it_sets_in_its_process(lenet_data, transports, one_thread, work, fails):
+    options = {"name": "sgd", "learning_rate": 1e6 if fails else 0.01}
+    trained = training(lenet_data, transports, optimizer=options, threads_per_worker=2)
+    state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
+    digest = "no such version" if fails and work is evaluate_split else lenet_data.manifest.digest
+    task = Task(trained.config, lenet_data.uri, digest, 0, 1, state, transports[1].meeting.new_address())
+    generator_before = torch.get_rng_state()
+    assert isinstance(attempt(work, task, "cpu"), Failure) == fails
+    assert torch.get_num_threads() == 1
+    assert torch.equal(torch.get_rng_state(), generator_before), "the process's generator was drawn from"
+
+
+def _vanish(task: Task, device: str) -> None:
+    os._exit(3)
+
+
+def test_a_lost_worker_process_is_the_worlds_fault():
+    task = Task(TrainingConfig(), "nowhere", "", 0, 1, {}, Address("127.0.0.1", 1, ""))
+    with LocalTransport(2) as transport, pytest.raises(WorldError):
+        transport.run(_vanish, [task])

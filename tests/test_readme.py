@@ -1,0 +1,35 @@
+"""What the README says is so: the tree, the links, the settings it names."""
+
+from __future__ import annotations
+
+import re
+
+from jobs.config import TrainJob, VectorizeJob, leaves
+
+from .readme_tree import BLOCK, ROOT, tree
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_tree_is_true() -> None:
+    shown = BLOCK.search(README)
+    assert shown is not None
+    assert shown[0] == tree(), "run python tests/readme_tree.py"
+
+
+def test_every_link_leads_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(targets) >= 5
+    assert [target for target in targets if not target.startswith("http") and not (ROOT / target).exists()] == []
+
+
+def test_every_setting_it_names_exists() -> None:
+    known = {key for kind in (VectorizeJob, TrainJob) for key, _ in leaves(kind)}
+    named = set(re.findall(r"\b([a-z_]+(?:\.[a-z_]+)*)=[\w/]", README)) - {"host"}
+    assert "image.height_px" in named
+    assert named <= known
+
+
+def test_every_make_target_it_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z]+)", README)) <= targets
