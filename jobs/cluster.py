@@ -97,6 +97,8 @@ class BarrierTransport:
             )
         self.meeting = meeting
         self._context = session.sparkContext
+        self._group = f"shardmean-{id(self)}"
+        self._reason = ""
 
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
         """Run one worker per task. Raises WorldError when Spark lost a worker's process or machine."""
@@ -107,11 +109,18 @@ class BarrierTransport:
             for task in mine:
                 yield attempt(work, task, partial(task_device, task.config.device))
 
+        self._reason = ""
         try:
+            self._context.setJobGroup(self._group, "a segment of training", interruptOnCancel=True)
             return self._context.parallelize(tasks, len(tasks)).barrier().mapPartitions(in_task).collect()
         except Exception as error:
             _reraise_interrupt(error)
-            raise WorldError(f"a worker was lost: {first_cause(error)}; the same command goes on") from error
+            raise WorldError(self._reason or f"a worker was lost: {first_cause(error)}") from error
+
+    def cancel(self, reason: str) -> None:
+        """End the running job; `run` then raises WorldError with this reason."""
+        self._reason = reason
+        self._context.cancelJobGroup(self._group)
 
 
 def _reraise_interrupt(error: BaseException | None) -> None:

@@ -91,7 +91,10 @@ def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoi
             ", best" if state.best_epoch == state.epoch else "",
         )  # fmt: skip
 
-    final = training.fit(start, on_epoch)
+    try:
+        final = training.fit(start, on_epoch)
+    except WorldError as error:
+        raise WorldError(f"{error}; the same command goes on from the last checkpoint") from error
     split = _evaluation_split(training.dataset.manifest)
     evaluation = training.evaluate(final.best_model, split)
 

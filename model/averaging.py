@@ -25,6 +25,10 @@ class PeerDivergedError(RuntimeError):
     """Another worker's state is not finite, so no average was taken; that worker tells the cause."""
 
 
+class PeerLostError(RuntimeError):
+    """Another worker left or was too slow in the middle of an average."""
+
+
 class Averager:
     """Averages one worker's model and optimizer in place with those of its peers, once a round."""
 
@@ -61,7 +65,10 @@ class Averager:
         advances = self._counter_values(counters) - self._counters_before_of(counters)
         message = torch.cat([values.mul_(weight), (advances * weight).to(values), values.new_tensor([not is_finite])])
         shared = message.cpu()
-        self._member.all_reduce(shared)
+        try:
+            self._member.all_reduce(shared)
+        except RuntimeError as error:
+            raise PeerLostError(f"worker {rank} lost a peer in round {round_index}: {error}") from error
         if not is_finite:
             raise UserError(
                 f"worker {rank} diverged: its parameters were not finite after round {round_index}; "
@@ -103,10 +110,12 @@ class Averager:
         if self._previous is None:
             return
         outer = self._config.outer
-        step = self._previous - _flat(self._params)
+        step = delta = self._previous - _flat(self._params)
         if self.outer_momentum is not None:
-            step = step + outer.momentum * self.outer_momentum.to(step)
+            step = delta + outer.momentum * self.outer_momentum.to(step)
         self.outer_momentum = step
+        if outer.nesterov:
+            step = delta + outer.momentum * step
         self._previous = self._previous - outer.learning_rate * step
         _unflat(self._previous, self._params)
 

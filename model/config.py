@@ -74,6 +74,17 @@ class SplitConfig(Settings):
         return self
 
 
+class ScheduleConfig(Settings):
+    """How the learning rate changes, counted in examples of all workers, so that their number does not matter."""
+
+    name: Literal["constant", "linear", "cosine"] = "constant"
+    """Way from the learning rate to its final share: constant (no way), linear or cosine."""
+    warmup_examples: Annotated[int, Field(ge=0, le=10**12)] = 0
+    """Examples over which the rate first rises from 0."""
+    final_fraction: Fraction = 0.0
+    """Share of the learning rate at the end of the last epoch; for linear and cosine."""
+
+
 class OptimizerConfig(Settings):
     """The optimizer each worker steps with between two averagings."""
 
@@ -85,6 +96,10 @@ class OptimizerConfig(Settings):
     """L2 penalty (decoupled for adamw)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum; for sgd and rmsprop only."""
+
+    clip_norm: Positive | None = None
+    """Largest norm of a step's gradient over all parameters; a longer one is shortened to it. Null: no limit."""
+    schedule: ScheduleConfig = ScheduleConfig()
 
     @model_validator(mode="after")
     def _momentum_has_a_use(self) -> Self:
@@ -100,6 +115,8 @@ class OuterConfig(Settings):
     """Share of the averaged step that is taken."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Slow momentum over rounds."""
+    nesterov: bool = False
+    """Look one step of momentum ahead, as DiLoCo does."""
 
     @property
     def is_plain(self) -> bool:
@@ -125,6 +142,15 @@ class AveragingConfig(Settings):
     outer: OuterConfig = OuterConfig()
 
 
+class EarlyStoppingConfig(Settings):
+    """Which epoch's state becomes the model, and when training ends before the last epoch."""
+
+    metric: Literal["accuracy", "loss", "precision_macro", "recall_macro", "f1_macro"] = "accuracy"
+    """Figure of the validation split that decides: the highest, or for loss the lowest, is best."""
+    patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Epochs without a better one after which training ends; null: never before num_epochs."""
+
+
 class TrainingConfig(Settings):
     """All that decides the trained parameters, given a DataSet."""
 
@@ -132,6 +158,7 @@ class TrainingConfig(Settings):
     """Network: lenet (Deeplearning4j's example) or small_cnn (3x3 convolutions with batch normalisation)."""
     optimizer: OptimizerConfig = OptimizerConfig()
     averaging: AveragingConfig = AveragingConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     num_epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
     """Passes over the training split."""
     num_workers: Annotated[int, Field(ge=1, le=4096)] = 2
@@ -147,4 +174,6 @@ class TrainingConfig(Settings):
     shuffle_buffer_bytes: Annotated[int, Field(ge=1, le=2**40)] = 64 * 2**20
     """Bytes of images that each worker mixes at a time."""
     timeout_s: Annotated[int, Field(ge=1, le=86_400)] = 300
-    """Longest wait of a worker for the slowest of its peers at an averaging, in seconds."""
+    """Longest silence of a worker, and longest wait for the slowest peer at an averaging, in seconds."""
+    max_segment_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    """Times that an epoch is begun again after workers were lost, before the training gives up."""

@@ -5,11 +5,12 @@ Spark's own `barrier()` and `allGather()` poll once a second; a TCPStore answers
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 PROGRESS_INTERVAL_S = 1.0
@@ -33,10 +36,13 @@ class Address:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a worker last said: examples seen in this epoch and their mean loss."""
+    """What a worker last said: where it is, examples seen in this epoch and their mean loss, whether it is done."""
 
-    num_examples: int
-    loss: float
+    host: str
+    round_index: int = 0
+    num_examples: int = 0
+    loss: float = 0.0
+    is_done: bool = False
 
 
 class Meeting:
@@ -53,37 +59,44 @@ class Meeting:
         self._num_segments += 1
         return Address(self._host, self._store.port, f"{self._secret}/{self._num_segments}")
 
-    def progress(self, address: Address, num_workers: int) -> list[Progress]:
-        """What the workers that have spoken last said."""
+    def progress(self, address: Address, num_workers: int) -> dict[int, Progress]:
+        """What the workers that have spoken last said, by rank."""
         store = PrefixStore(address.prefix, self._store)
-        keys = [key for key in map(_progress_key, range(num_workers)) if store.check([key])]
-        return [Progress(**json.loads(store.get(key))) for key in keys]
+        ranks = [rank for rank in range(num_workers) if store.check([_progress_key(rank)])]
+        return {rank: Progress(**json.loads(store.get(_progress_key(rank)))) for rank in ranks}
 
 
 class Member:
-    """A worker's side: sums over all workers, and progress to the driver."""
+    """A worker's side: sums over all workers, and progress to the driver. Without `sums` it only reports."""
 
-    def __init__(self, address: Address, *, rank: int, num_workers: int, timeout_s: int) -> None:
+    def __init__(self, address: Address, *, rank: int, num_workers: int, timeout_s: int, sums: bool = True) -> None:
         timeout = timedelta(seconds=timeout_s)
         self._store = PrefixStore(address.prefix, _client(address.host, address.port, timeout, rank))
         self._rank = rank
-        self._last_report_s = time.monotonic()
-        self._group = _gloo(self._store, address, rank, num_workers, timeout) if num_workers > 1 else None
+        self._last_report_s = 0.0
+        self._progress = Progress(socket.gethostname())
+        self.report(lambda progress: progress)
+        has_group = sums and num_workers > 1
+        self._group = _gloo(self._store, address, rank, num_workers, timeout) if has_group else None
 
     def all_reduce(self, values: Tensor) -> None:
         """Sum a CPU tensor over all workers, in place. Raises RuntimeError when a peer is gone or too slow."""
         if self._group is not None:
             self._group.allreduce([values]).wait()  # type: ignore[attr-defined]
 
-    def report(self, progress: Progress) -> None:
-        """Tell the driver how far this worker is, at most once a second."""
+    def report(self, changed: Callable[[Progress], Progress]) -> None:
+        """Tell the driver how far this worker is, at most once a second; it is asked for then only."""
         if time.monotonic() - self._last_report_s >= PROGRESS_INTERVAL_S:
             self._last_report_s = time.monotonic()
-            self._store.set(_progress_key(self._rank), json.dumps(asdict(progress)))
+            self._progress = changed(self._progress)
+            self._store.set(_progress_key(self._rank), json.dumps(asdict(self._progress)))
 
     def close(self) -> None:
-        """Leave: peers that still wait for this worker fail at once, and no socket stays in the process."""
+        """Leave: peers that still wait for this worker fail at once, and the driver waits for it no more."""
         self._group = None
+        self._last_report_s = 0.0
+        with contextlib.suppress(RuntimeError):  # the driver may be gone
+            self.report(lambda progress: replace(progress, is_done=True))
 
 
 @lru_cache(maxsize=8)

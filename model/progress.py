@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 INTERVAL_S = 3.0
 log = logging.getLogger(__name__)
 
-Ask = Callable[[], Sequence["Progress"]]
+Ask = Callable[[], Mapping[int, "Progress"]]
 Watch = Callable[[Ask], None]
 
 
@@ -48,7 +48,7 @@ def watched(name: str, num_examples: int) -> Iterator[Watch]:
     asks: list[Ask] = []
 
     def say() -> None:
-        said = asks[0]() if asks else []
+        said = asks[-1]().values() if asks else []
         seen = sum(progress.num_examples for progress in said)
         elapsed = time.monotonic() - started
         if not seen:
@@ -60,3 +60,35 @@ def watched(name: str, num_examples: int) -> Iterator[Watch]:
 
     with every(INTERVAL_S, say):
         yield asks.append
+
+
+class Silence:
+    """Notices a worker that says nothing for too long: it hangs, or its machine is gone.
+
+    Silence counts from when the first worker spoke, since all start together.
+    """
+
+    def __init__(self, num_workers: int, limit_s: float) -> None:
+        self._num_workers = num_workers
+        self._limit_s = limit_s
+        self._last: dict[int, tuple[Progress | None, float]] = {}
+
+    def complaint(self, said: Mapping[int, Progress], now_s: float) -> str | None:
+        """What is wrong with the worker that is furthest behind, or None while all have spoken lately."""
+        if not said:
+            return None
+        for rank in range(self._num_workers):
+            progress = said.get(rank)
+            if rank not in self._last or self._last[rank][0] != progress:
+                self._last[rank] = (progress, now_s)
+        silent = [
+            (progress.round_index if progress else -1, since_s, rank)
+            for rank, (progress, since_s) in self._last.items()
+            if now_s - since_s > self._limit_s and not (progress and progress.is_done)
+        ]
+        if not silent:
+            return None
+        _, since_s, rank = min(silent)
+        last = self._last[rank][0]
+        where = f"worker {rank} on {last.host}, last heard in round {last.round_index}," if last else f"worker {rank}"
+        return f"{where} has said nothing for {now_s - since_s:.0f} s; timeout_s is the limit"

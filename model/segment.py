@@ -6,12 +6,13 @@ Running a task again gives the same report (bit for bit on CPU), so whoever send
 from __future__ import annotations
 
 import copy
+import itertools
 import socket
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from .manifest import load_manifest
 from .meeting import Address, Member, Progress
 from .plan import EpochPlan, plan_epoch, plan_evaluation
 from .shards import Dataset
-from .worker import Replica, evaluate, minibatches
+from .worker import Replica, evaluate, minibatches, rate_factor
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
@@ -105,22 +106,24 @@ def train_epoch(task: Task, device: str) -> Report:
     config = task.config
     dataset = open_dataset(task.dataset_uri, task.digest)
     plan = plan_training(config, dataset.manifest, epoch=task.epoch, num_workers=task.num_workers)
-    with _seeded(task, device):
-        member = Member(task.address, rank=task.rank, num_workers=task.num_workers, timeout_s=config.timeout_s)
-        try:
-            return _train(task, dataset, plan, member, device)
-        finally:
-            member.close()
+    with _seeded(task, device), closing(_member(task, sums=True)) as member:
+        return _train(task, dataset, plan, member, device)
 
 
 def evaluate_split(task: Task, device: str) -> Report:
     """One worker's part of evaluating `task.split` with the model in `task.state`."""
     dataset = open_dataset(task.dataset_uri, task.digest)
-    with _seeded(task, device):
+    with _seeded(task, device), closing(_member(task, sums=False)) as member:
         replica = Replica(task.config, dataset.manifest, device)
         replica.model.load_state_dict(task.state["model"])
-        part = _evaluate(task, replica, dataset, task.split)
+        part = _evaluate(task, replica, dataset, task.split, member)
     return Report(task.rank, socket.gethostname(), evaluation=part)
+
+
+def _member(task: Task, *, sums: bool) -> Member:
+    return Member(
+        task.address, rank=task.rank, num_workers=task.num_workers, timeout_s=task.config.timeout_s, sums=sums
+    )
 
 
 @lru_cache(maxsize=4)
@@ -155,13 +158,13 @@ def _train(task: Task, dataset: Dataset, plan: EpochPlan, member: Member, device
     for round_index in range(plan.num_rounds):
         for _ in range(_steps_in_round(plan, task.rank, round_index)):
             batch = next(batches)
-            replica.step(batch)
+            replica.step(batch, _rate_factor(task, plan, replica.num_examples))
             if task.trace_ids:
                 ids += batch.ids
+            member.report(partial(_progress, replica, round_index))
         averager.average(_weight(plan, task, round_index), rank=task.rank, round_index=round_index)
         if averaging.optimizer_state == "reset":
             replica.reset_optimizer()
-        member.report(Progress(replica.num_examples, replica.mean_loss))
     return Report(
         rank=task.rank,
         host=socket.gethostname(),
@@ -170,9 +173,21 @@ def _train(task: Task, dataset: Dataset, plan: EpochPlan, member: Member, device
         num_rounds=plan.num_rounds,
         loss_sum=replica.mean_loss * replica.num_examples,
         state=_state(replica, averager, task),
-        evaluation=_evaluate(task, replica, dataset, "validation"),
+        evaluation=_evaluate(task, replica, dataset, "validation", member),
         ids=ids,
     )
+
+
+def _progress(replica: Replica, round_index: int, last: Progress) -> Progress:
+    return replace(last, round_index=round_index, num_examples=replica.num_examples, loss=replica.mean_loss)
+
+
+def _rate_factor(task: Task, plan: EpochPlan, num_seen: int) -> float:
+    # What all workers have seen, taken from this one's own count, so that nothing need be exchanged for it.
+    per_epoch = plan.bounds[-1]
+    share = num_seen / max(1, plan.num_examples(task.rank))
+    num_examples = round((task.epoch + share) * per_epoch)
+    return rate_factor(task.config.optimizer.schedule, num_examples, task.config.num_epochs * per_epoch)
 
 
 def _steps_in_round(plan: EpochPlan, rank: int, round_index: int) -> int:
@@ -208,10 +223,16 @@ def _on_cpu(value: Any) -> Any:
     return [_on_cpu(item) for item in value] if isinstance(value, list) else value
 
 
-def _evaluate(task: Task, replica: Replica, dataset: Dataset, split: Split) -> Evaluation:
+def _evaluate(task: Task, replica: Replica, dataset: Dataset, split: Split, member: Member) -> Evaluation:
     rows = [shard.num_examples for shard in dataset.manifest.shards_of(split)]
     plan = plan_evaluation(rows, num_workers=task.num_workers, batch_size=EVALUATION_BATCH)
-    return evaluate(replica.model, dataset, plan, task.rank, split, num_mistakes=NUM_MISTAKES)
+    beats = itertools.count()
+
+    def beat() -> None:
+        # A report that changes shows life.
+        member.report(lambda last: replace(last, round_index=plan.num_rounds + next(beats)))
+
+    return evaluate(replica.model, dataset, plan, task.rank, split, num_mistakes=NUM_MISTAKES, beat=beat)
 
 
 @contextmanager

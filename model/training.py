@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from .checkpoint import Checkpoint
 from .errors import UserError, WorldError
 from .evaluation import Evaluation
-from .progress import Watch, watched
+from .progress import Ask, Silence, Watch, every, watched
 from .segment import (
     NUM_MISTAKES,
     Failure,
@@ -27,13 +28,15 @@ from .segment import (
 from .worker import build_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from .config import TrainingConfig
     from .manifest import Split
-    from .meeting import Meeting
+    from .meeting import Meeting, Progress
     from .shards import Dataset
 
+GRACE_S = 5
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +47,10 @@ class Transport(Protocol):
 
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
         """Run one task per worker. Raises WorldError when workers were lost."""
+        ...
+
+    def cancel(self, reason: str) -> None:
+        """End what runs, from another thread; `run` then raises WorldError with this reason."""
         ...
 
 
@@ -59,10 +66,17 @@ class Training:
         """Train to the last epoch from `start` (None: from fresh parameters); `on_epoch` sees each new state."""
         state = start or self.first_state()
         self.check()
-        while state.epoch < self.config.num_epochs:
+        while state.epoch < self.config.num_epochs and not self._is_out_of_patience(state):
             state = self.next_state(state)
             on_epoch(state)
         return state
+
+    def _is_out_of_patience(self, state: Checkpoint) -> bool:
+        patience = self.config.early_stopping.patience
+        is_out = patience is not None and state.epoch - state.best_epoch >= patience and state.epoch > 0
+        if is_out:
+            log.info("no better epoch than %d in %d epochs: training ends early", state.best_epoch, patience)
+        return is_out
 
     def check(self) -> None:
         """Raise UserError for what can't be trained, before any worker starts."""
@@ -98,12 +112,27 @@ class Training:
         with watched(f"epoch {state.epoch + 1}", self.dataset.manifest.num_examples("train")) as watch:
             reports = self._run(train_epoch, states, watch=watch, epoch=state.epoch)
         self._check_counts(reports)
-        return _merged(state, reports, time.monotonic() - started)
+        return _merged(state, reports, time.monotonic() - started, self.config.early_stopping.metric)
 
     def _run(self, work: Work, states: list[ReplicaState], *, watch: Watch | None = None, **other: Any) -> list[Report]:
+        """Run a segment; when workers are lost run it again, from the same states and so to the same end."""
+        for retry in itertools.count(1):
+            try:
+                return self._run_once(work, states, watch=watch, **other)
+            except WorldError as error:
+                if retry > self.config.max_segment_retries:
+                    raise
+                log.warning("%s; trying again (%d of %d)", error, retry, self.config.max_segment_retries)
+        raise AssertionError("the loop ends by return or raise")
+
+    def _run_once(self, work: Work, states: list[ReplicaState], *, watch: Watch | None, **other: Any) -> list[Report]:
         address = self.transport.meeting.new_address()
+
+        def ask() -> Mapping[int, Progress]:
+            return self.transport.meeting.progress(address, len(states))
+
         if watch:
-            watch(lambda: self.transport.meeting.progress(address, len(states)))
+            watch(ask)
         tasks = [
             Task(
                 config=self.config,
@@ -117,11 +146,23 @@ class Training:
             )
             for rank, state in enumerate(states)
         ]
-        results = self.transport.run(work, tasks)
+        with self._guarded(ask, len(states)):
+            results = self.transport.run(work, tasks)
         failures = [result for result in results if isinstance(result, Failure)]
         if failures:
             raise _cause(failures)
         return sorted((r for r in results if isinstance(r, Report)), key=lambda report: report.rank)
+
+    def _guarded(self, ask: Ask, num_workers: int) -> AbstractContextManager[None]:
+        # Peers that wait for a silent worker give up after timeout_s and say so first.
+        silence = Silence(num_workers, self.config.timeout_s + GRACE_S)
+
+        def look() -> None:
+            complaint = silence.complaint(ask(), time.monotonic())
+            if complaint:
+                self.transport.cancel(complaint)
+
+        return every(1.0, look)
 
     def _check_counts(self, reports: list[Report]) -> None:
         seen = sum(report.num_examples for report in reports)
@@ -137,10 +178,10 @@ def _cause(failures: list[Failure]) -> Exception:
         return UserError(f"{where}: {failure.message}")
     if failure.kind != "world":
         log.error("%s failed:\n%s", where, failure.trace)
-    return WorldError(f"{where}: {failure.message}; the same command goes on from the last checkpoint")
+    return WorldError(f"{where}: {failure.message}")
 
 
-def _merged(state: Checkpoint, reports: list[Report], seconds: float) -> Checkpoint:
+def _merged(state: Checkpoint, reports: list[Report], seconds: float, metric: str) -> Checkpoint:
     first = reports[0].state
     assert first is not None, "rank 0 reports the averaged state"
     num_examples = sum(report.num_examples for report in reports)
@@ -151,7 +192,7 @@ def _merged(state: Checkpoint, reports: list[Report], seconds: float) -> Checkpo
         "rounds": float(reports[0].num_rounds),
         **{f"validation_{name}": value for name, value in _evaluation(reports).figures().items()},
     }
-    is_best = _score(figures) > max(map(_score, state.history), default=(-1.0, 0.0))
+    is_best = all(_score(figures, metric) > _score(earlier, metric) for earlier in state.history)
     return Checkpoint(
         epoch=state.epoch + 1,
         model=first["model"],
@@ -163,9 +204,10 @@ def _merged(state: Checkpoint, reports: list[Report], seconds: float) -> Checkpo
     )
 
 
-def _score(figures: dict[str, float]) -> tuple[float, float]:
+def _score(figures: dict[str, float], metric: str) -> tuple[float, float]:
     # Without a validation split every epoch scores alike by it, and the training loss decides.
-    return figures["validation_accuracy"], -(figures["validation_loss"] or figures["train_loss"])
+    loss = figures["validation_loss"] or figures["train_loss"]
+    return (-loss if metric == "loss" else figures[f"validation_{metric}"]), -loss
 
 
 def _evaluation(reports: list[Report]) -> Evaluation:

@@ -22,18 +22,31 @@ class LocalTransport:
     def __init__(self, num_workers: int, device: str = "cpu") -> None:
         self.meeting = Meeting()
         self._device = device
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(num_workers, mp_context=context) if num_workers > 1 else None
+        self._num_workers = num_workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._reason = ""
 
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
         """Run one task per worker, side by side."""
-        if self._pool is None:
+        if self._num_workers == 1:
             return [attempt(work, task, self._device) for task in tasks]
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._num_workers, mp_context=context)
+        self._reason = ""
         waiting = [self._pool.submit(attempt, work, task, self._device) for task in tasks]
         try:
             return [future.result() for future in waiting]
         except BrokenProcessPool as error:
-            raise WorldError("a worker was lost: its process ended without a word") from error
+            self._pool = None
+            raise WorldError(self._reason or "a worker was lost: its process ended without a word") from error
+
+    def cancel(self, reason: str) -> None:
+        """End what is running; `run` then raises WorldError with this reason. A worker in this process goes on."""
+        self._reason = reason
+        if self._pool is not None:
+            for process in list(self._pool._processes.values()):  # noqa: SLF001 - it has no other way to end them
+                process.kill()
 
     def close(self) -> None:
         """End the worker processes."""

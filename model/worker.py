@@ -5,6 +5,7 @@ Shapes: B examples, C channels, H and W pixels, K classes.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from .networks import Classifier, build_classifier
 from .shards import Dataset, Examples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from .config import OptimizerConfig, TrainingConfig
+    from .config import OptimizerConfig, ScheduleConfig, TrainingConfig
     from .manifest import Manifest, Split
     from .plan import EpochPlan
 
@@ -71,6 +72,17 @@ def _joined(pieces: list[Examples]) -> Examples:
     )
 
 
+def rate_factor(config: ScheduleConfig, num_examples: int, total_examples: int) -> float:
+    """Share of the learning rate after `num_examples` of a training of `total_examples`, all workers' together."""
+    if num_examples < config.warmup_examples:
+        return num_examples / config.warmup_examples
+    if config.name == "constant":
+        return 1.0
+    way = (num_examples - config.warmup_examples) / max(1, total_examples - config.warmup_examples)
+    left = 1 - way if config.name == "linear" else (1 + math.cos(math.pi * min(1.0, way))) / 2
+    return config.final_fraction + (1 - config.final_fraction) * max(0.0, left)
+
+
 class Replica:
     """A model and its optimizer on one device."""
 
@@ -82,12 +94,17 @@ class Replica:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.num_examples = 0
 
-    def step(self, batch: Examples) -> None:
-        """One optimizer step on a minibatch; the loss is the mean cross-entropy of its examples."""
+    def step(self, batch: Examples, rate_factor: float = 1.0) -> None:
+        """One optimizer step on a minibatch, at a share of the learning rate; the loss is its mean cross-entropy."""
         images_BCHW, labels_B = _on_device(batch, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         loss = nn.functional.cross_entropy(self.model(images_BCHW), labels_B)
         torch.autograd.backward(loss)
+        optimizer = self._config.optimizer
+        if optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), optimizer.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = optimizer.learning_rate * rate_factor
         self.optimizer.step()
         self._loss_sum += loss.detach() * len(labels_B)
         self.num_examples += len(labels_B)
@@ -104,9 +121,19 @@ class Replica:
 
 @torch.inference_mode()
 def evaluate(
-    model: Classifier, dataset: Dataset, plan: EpochPlan, rank: int, split: Split, *, num_mistakes: int
+    model: Classifier,
+    dataset: Dataset,
+    plan: EpochPlan,
+    rank: int,
+    split: Split,
+    *,
+    num_mistakes: int,
+    beat: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """A worker's part of an evaluation: counts and losses of its rows, and its worst mistakes with their pixels."""
+    """A worker's part of an evaluation: counts and losses of its rows, and its worst mistakes with their pixels.
+
+    `beat` is called after each minibatch.
+    """
     device = next(model.parameters()).device
     part = Evaluation.empty(len(dataset.manifest.class_names))
     model.eval()
@@ -117,6 +144,7 @@ def evaluate(
         predicted_B = scores_BK.argmax(dim=1)
         part.add(labels_B.cpu().numpy(), predicted_B.cpu().numpy(), losses_B.double().cpu().numpy())
         part.keep_worst(_mistakes(batch, scores_BK, losses_B), num_mistakes)
+        beat()
     model.train()
     return part
 

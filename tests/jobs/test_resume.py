@@ -70,7 +70,8 @@ def story(spark, tmp_path_factory, make_images, vectorize_job, new_store, start_
     vectorize(vectorize_job(images, home / "set", size=28, shard_bytes=100_000))
     # One image a minibatch and an average each: long epochs, so that a blow falls into the middle of one.
     job = TrainJob(
-        dataset_uri=str(home / "set"), checkpoint_uri=str(home / "checkpoints"), num_epochs=NUM_EPOCHS, device="cpu",
+        dataset_uri=str(home / "set"), checkpoint_uri=str(home / "checkpoints"), num_epochs=NUM_EPOCHS,
+        device="cpu", max_segment_retries=0,
         network="small_cnn", batch_size_per_worker=2, averaging={"frequency": 2}, tracking=new_store(home / "mlflow"),
         spark=SPARK,
     )  # fmt: skip

@@ -1,0 +1,128 @@
+"""Learning-rate schedules, clipping, Nesterov's outer step and early stopping, against what they are defined to be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.averaging import Averager
+from model.config import AveragingConfig, ScheduleConfig, TrainingConfig
+from model.training import Training, _score
+from model.transport import LocalTransport
+from model.worker import Replica, rate_factor
+
+
+@given(
+    name=st.sampled_from(["constant", "linear", "cosine"]),
+    warmup=st.integers(0, 500),
+    final=st.floats(0, 1),
+    total=st.integers(501, 10_000),
+)
+def test_a_schedule_rises_from_nothing_to_all_and_falls_to_its_end(name, warmup, final, total):
+    schedule = ScheduleConfig(name=name, warmup_examples=warmup, final_fraction=final)
+    factors = np.array([rate_factor(schedule, number, total) for number in range(total + 1)])
+    assert factors.min() >= 0
+    assert factors.max() <= 1 + 1e-12
+    assert factors[warmup] == 1
+    assert (np.diff(factors[: warmup + 1]) > 0).all()
+    assert (np.diff(factors[warmup:]) <= 1e-12).all()
+    assert factors[-1] == pytest.approx(1 if name == "constant" else final, abs=1e-9)
+
+
+def test_a_cosine_is_torchs():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.1)
+    for number in range(50):
+        ours = rate_factor(ScheduleConfig(name="cosine", final_fraction=0.1), number, 50)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-6)
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.fixture(scope="module")
+def dataset(make_dataset, tmp_path_factory):
+    rows = {"train": 96, "validation": 32}
+    return make_dataset(tmp_path_factory.mktemp("schedule"), rows=rows, shape=(1, 28, 28), shard_bytes=20_000)
+
+
+def config(**changes: object) -> TrainingConfig:
+    return TrainingConfig.model_validate({"num_workers": 1, "num_epochs": 3, "device": "cpu"} | changes)
+
+
+def test_clipping_and_the_rate_are_torchs(dataset):
+    optimizer = {"name": "sgd", "learning_rate": 0.5, "clip_norm": 0.01}
+    torch.manual_seed(0)
+    replica = Replica(config(optimizer=optimizer), dataset.manifest, "cpu")
+    batch = dataset.read(dataset.manifest.shards_of("train")[0], 0, 16)[0]
+    before = [p.detach().clone() for p in replica.model.parameters()]
+    loss = torch.nn.functional.cross_entropy(
+        replica.model(torch.from_numpy(batch.features_NCHW)), torch.from_numpy(batch.labels_N)
+    )
+    gradients = torch.autograd.grad(loss, list(replica.model.parameters()))
+    norm = torch.sqrt(sum((g**2).sum() for g in gradients))
+    assert norm > 0.01
+    replica.step(batch, rate_factor=0.25)
+    for was, gradient, now in zip(before, gradients, replica.model.parameters(), strict=True):
+        torch.testing.assert_close(now.detach(), was - 0.5 * 0.25 * gradient * (0.01 / norm), rtol=1e-4, atol=1e-7)
+
+
+def test_the_rate_reaches_every_step(dataset, monkeypatch):
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+
+    def noting(self, *arguments):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noting)
+    optimizer = {"name": "sgd", "learning_rate": 0.1, "schedule": {"name": "linear"}}
+    with LocalTransport(1) as transport:
+        Training(config(optimizer=optimizer), dataset, transport).fit(None, lambda state: None)
+    assert rates == pytest.approx([0.1 * (1 - step / 9) for step in range(9)], abs=1e-3)
+
+
+def test_training_ends_when_patience_is_out(dataset):
+    # Images are noise: validation can't go on getting better for long.
+    stopping = {"metric": "accuracy", "patience": 2}
+    with LocalTransport(1) as transport:
+        training = Training(config(num_epochs=60, early_stopping=stopping), dataset, transport)
+        state = training.fit(None, lambda state: None)
+        again = training.fit(state, lambda state: pytest.fail("a training that has ended stays so"))
+    assert state.epoch < 60
+    assert state.epoch - state.best_epoch == 2
+    assert again is state
+    best = max(range(state.epoch), key=lambda epoch: (_score(state.history[epoch], "accuracy"), -epoch))
+    assert best + 1 == state.best_epoch
+
+
+def test_for_loss_the_lowest_is_best():
+    low, high = ({"validation_accuracy": a, "validation_loss": b, "train_loss": 1} for a, b in ((0.5, 1), (0.9, 2)))
+    assert _score(low, "loss") > _score(high, "loss")
+    assert _score(low, "accuracy") < _score(high, "accuracy")
+
+
+class _Alone:
+    """A member without peers."""
+
+    def all_reduce(self, values: torch.Tensor) -> None:
+        """The sum over one worker."""
+
+
+def test_nesterovs_outer_step_is_torchs():
+    model = torch.nn.Linear(3, 2)
+    reference = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    outer = torch.optim.SGD(reference, lr=0.7, momentum=0.9, nesterov=True)
+    averaging = AveragingConfig(outer={"learning_rate": 0.7, "momentum": 0.9, "nesterov": True})
+    averager = Averager(model, torch.optim.SGD(model.parameters(), lr=1), averaging, _Alone(), None)
+    for round_index in range(4):
+        with torch.no_grad():
+            for parameter, theirs in zip(model.parameters(), reference, strict=True):
+                parameter += torch.randn_like(parameter)
+                theirs.grad = theirs - parameter
+        outer.step()
+        averager.average(1.0, rank=0, round_index=round_index)
+        for parameter, theirs in zip(model.parameters(), reference, strict=True):
+            torch.testing.assert_close(parameter, theirs, rtol=1e-5, atol=1e-6)
