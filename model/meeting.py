@@ -15,7 +15,9 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # its stubs name them elsewhere
+
+from .exchange import Exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,13 +78,21 @@ class Member:
         self._last_report_s = 0.0
         self._progress = Progress(socket.gethostname())
         self.report(lambda progress: progress)
-        has_group = sums and num_workers > 1
-        self._group = _gloo(self._store, address, rank, num_workers, timeout) if has_group else None
+        self._exchange: Exchange | None = None
+        if sums and num_workers > 1:
+            self._exchange = Exchange(
+                self._store,
+                secret=address.prefix,
+                rank=rank,
+                num_workers=num_workers,
+                own_host=_own_host(address),
+                timeout_s=timeout_s,
+            )
 
     def all_reduce(self, values: Tensor) -> None:
-        """Sum a CPU tensor over all workers, in place. Raises RuntimeError when a peer is gone or too slow."""
-        if self._group is not None:
-            self._group.allreduce([values]).wait()  # type: ignore[attr-defined]
+        """Sum float32 values on the CPU over all workers, in place. Raises RuntimeError when a peer is gone."""
+        if self._exchange is not None:
+            self._exchange.all_reduce(values)
 
     def report(self, changed: Callable[[Progress], Progress]) -> None:
         """Tell the driver how far this worker is, at most once a second; it is asked for then only."""
@@ -93,7 +103,8 @@ class Member:
 
     def close(self) -> None:
         """Leave: peers that still wait for this worker fail at once, and the driver waits for it no more."""
-        self._group = None
+        if self._exchange is not None:
+            self._exchange.close()
         self._last_report_s = 0.0
         with contextlib.suppress(RuntimeError):  # the driver may be gone
             self.report(lambda progress: replace(progress, is_done=True))
@@ -106,14 +117,10 @@ def _client(host: str, port: int, timeout: timedelta, rank: int) -> TCPStore:  #
     return TCPStore(host, port, None, False, timeout, wait_for_workers=False)
 
 
-def _gloo(store: Store, address: Address, rank: int, num_workers: int, timeout: timedelta) -> ProcessGroupGloo:
-    # A group object of our own: torch's default group is process-wide state, and Spark reuses Python workers.
+def _own_host(address: Address) -> str:
+    # The address by which this machine reaches the driver is one that other machines of the cluster reach too.
     with socket.create_connection((address.host, address.port)) as probe:
-        own_host = probe.getsockname()[0]
-    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # noqa: SLF001
-    options._timeout = timeout  # noqa: SLF001
-    options._devices = [ProcessGroupGloo.create_device(hostname=own_host)]  # noqa: SLF001
-    return ProcessGroupGloo(store, rank, num_workers, options)
+        return str(probe.getsockname()[0])
 
 
 def _progress_key(rank: int) -> str:

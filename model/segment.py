@@ -153,7 +153,7 @@ def _train(task: Task, dataset: Dataset, plan: EpochPlan, member: Member, device
         replica.optimizer.load_state_dict(copy.deepcopy(task.state["optimizer"]))
     averaging = task.config.averaging
     averager = Averager(replica.model, replica.optimizer, averaging, member, task.state["outer_momentum"])
-    batches = minibatches(dataset, plan, task.rank, "train")
+    batches = minibatches(dataset, plan, task.rank, "train", with_names=task.trace_ids)
     ids: list[str] = []
     for round_index in range(plan.num_rounds):
         for _ in range(_steps_in_round(plan, task.rank, round_index)):

@@ -36,7 +36,7 @@ ROW_GROUP_BYTES = 4 * 2**20
 
 @dataclass(frozen=True)
 class Examples:
-    """Some rows: features uint8 (N, C, H, W), labels int64 (N,), and as many ids and paths."""
+    """Some rows: features uint8 (N, C, H, W), labels int64 (N,), and as many ids and paths, or none unless asked."""
 
     features_NCHW: NDArray[np.uint8]
     labels_N: NDArray[np.int64]
@@ -48,8 +48,8 @@ class Examples:
         return Examples(
             self.features_NCHW[rows_N],
             self.labels_N[rows_N],
-            [self.ids[row] for row in rows_N],
-            [self.paths[row] for row in rows_N],
+            [self.ids[row] for row in rows_N] if self.ids else [],
+            [self.paths[row] for row in rows_N] if self.paths else [],
         )
 
 
@@ -122,11 +122,14 @@ class Dataset:
         self.uri = uri
         self.manifest = manifest
         self._open: tuple[str, pq.ParquetFile] | None = None
-        self._group: tuple[str, int, Examples] | None = None
+        self._group: tuple[tuple[str, int, bool], Examples] | None = None
         self._verified: set[str] = set()
 
-    def read(self, shard: Shard, start: int, stop: int) -> list[Examples]:
-        """Rows `start` to `stop` of a shard, in pieces (one a row group). Raises WorldError for a damaged shard."""
+    def read(self, shard: Shard, start: int, stop: int, *, with_names: bool = True) -> list[Examples]:
+        """Rows `start` to `stop` of a shard, in pieces (one a row group). Raises WorldError for a damaged shard.
+
+        Ids and paths are strings of Python, which cost more than small images do: training does without.
+        """
         pieces = []
         file = self._file(shard)
         first = 0
@@ -134,7 +137,9 @@ class Dataset:
             last = first + file.metadata.row_group(index).num_rows
             if first < stop and start < last:
                 rows = np.arange(max(start, first) - first, min(stop, last) - first)
-                pieces.append(self._row_group(shard, file, index).take(rows))
+                group = self._row_group(shard, file, index, with_names=with_names)
+                is_whole = len(rows) == len(group.labels_N)
+                pieces.append(group if is_whole else group.take(rows))
             first = last
         return pieces
 
@@ -157,11 +162,12 @@ class Dataset:
         self._verified.add(shard.name)
         return pq.ParquetFile(pa.BufferReader(content))
 
-    def _row_group(self, shard: Shard, file: pq.ParquetFile, index: int) -> Examples:
-        if self._group is None or self._group[:2] != (shard.name, index):
-            table = file.read_row_group(index).combine_chunks()
-            self._group = (shard.name, index, self._examples(table, shard))
-        return self._group[2]
+    def _row_group(self, shard: Shard, file: pq.ParquetFile, index: int, *, with_names: bool) -> Examples:
+        key = (shard.name, index, with_names)
+        if self._group is None or self._group[0] != key:
+            columns = SCHEMA.names if with_names else ["features", "label"]
+            self._group = (key, self._examples(file.read_row_group(index, columns).combine_chunks(), shard))
+        return self._group[1]
 
     def _examples(self, table: pa.Table, shard: Shard) -> Examples:
         shape = self.manifest.image.shape
@@ -173,8 +179,8 @@ class Dataset:
         return Examples(
             pixels.reshape(table.num_rows, *shape),
             table["label"].to_numpy(),
-            table["id"].to_pylist(),
-            table["path"].to_pylist(),
+            table["id"].to_pylist() if "id" in table.column_names else [],
+            table["path"].to_pylist() if "path" in table.column_names else [],
         )
 
 

@@ -51,14 +51,18 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     return OPTIMIZERS[config.name](model.parameters(), **options)
 
 
-def minibatches(dataset: Dataset, plan: EpochPlan, rank: int, split: Split) -> Iterator[Examples]:
+def minibatches(dataset: Dataset, plan: EpochPlan, rank: int, split: Split, *, with_names: bool) -> Iterator[Examples]:
     """A worker's minibatches of an epoch in planned order; memory holds one window of the plan at a time."""
     shards = dataset.manifest.shards_of(split)
     for window in plan.windows(rank):
-        pieces = [piece for r in window.ranges for piece in dataset.read(shards[r.shard_index], r.start, r.stop)]
-        rows = _joined(pieces)
+        pieces = [
+            piece
+            for rows in window.ranges
+            for piece in dataset.read(shards[rows.shard_index], rows.start, rows.stop, with_names=with_names)
+        ]
+        joined = _joined(pieces)
         for first in range(0, len(window.order), plan.batch_size):
-            yield rows.take(window.order[first : first + plan.batch_size])
+            yield joined.take(window.order[first : first + plan.batch_size])
 
 
 def _joined(pieces: list[Examples]) -> Examples:
@@ -137,7 +141,7 @@ def evaluate(
     device = next(model.parameters()).device
     part = Evaluation.empty(len(dataset.manifest.class_names))
     model.eval()
-    for batch in minibatches(dataset, plan, rank, split):
+    for batch in minibatches(dataset, plan, rank, split, with_names=True):
         images_BCHW, labels_B = _on_device(batch, device)
         scores_BK = model(images_BCHW)
         losses_B = nn.functional.cross_entropy(scores_BK, labels_B, reduction="none")
