@@ -51,7 +51,7 @@ class Exchange:
         bounds = [rank * mine_N.size // self._num_workers for rank in range(self._num_workers + 1)]
         parts = [mine_N[start:stop] for start, stop in pairwise(bounds)]
         own = parts[self._rank]
-        if self._inbox.shape[1] != own.size:
+        if self._inbox.shape != (self._num_workers, own.size):
             self._inbox = np.empty((self._num_workers, own.size), dtype=np.float32)
         self._inbox[self._rank] = own
         self._transfer({peer: parts[peer] for peer in self._peers}, {peer: self._inbox[peer] for peer in self._peers})

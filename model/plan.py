@@ -41,10 +41,14 @@ class Window:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch of all workers. `bounds[w]` to `bounds[w + 1]` are worker w's places in the row sequence."""
+    """One epoch of all workers. `bounds[w]` to `bounds[w + 1]` are worker w's places in the row sequence.
+
+    The sequence is that of the shards in their order, turned by `shift` rows, so that windows change with the epoch.
+    """
 
     rows_per_shard: tuple[int, ...]
     shard_order: tuple[int, ...]
+    shift: int
     bounds: tuple[int, ...]
     batch_size: int
     minibatches_per_round: int
@@ -69,7 +73,13 @@ class EpochPlan:
         """What one worker reads, window by window; all but the last hold whole minibatches."""
         for start in range(self.bounds[rank], self.bounds[rank + 1], self.window_rows):
             stop = min(start + self.window_rows, self.bounds[rank + 1])
-            yield Window(self._ranges(start, stop), self._order(start, stop - start))
+            yield Window(self._turned_ranges(start, stop), self._order(start, stop - start))
+
+    def _turned_ranges(self, start: int, stop: int) -> list[RowRange]:
+        num_rows = self.bounds[-1]
+        first = (start + self.shift) % num_rows
+        last = first + stop - start
+        return self._ranges(first, min(last, num_rows)) + self._ranges(0, max(0, last - num_rows))
 
     def _ranges(self, start: int, stop: int) -> list[RowRange]:
         ranges, first = [], 0
@@ -109,10 +119,12 @@ def plan_epoch(
     bounds = _bounds(sum(rows_per_shard), num_workers, batch_size)
     most = -(-num_minibatches // num_workers)
     per_round = most if frequency == "epoch" else min(frequency, most)
-    order = np.random.default_rng([seed, epoch, _SHARD_ORDER]).permutation(len(rows_per_shard))
+    generator = np.random.default_rng([seed, epoch, _SHARD_ORDER])
+    order = generator.permutation(len(rows_per_shard))
     return EpochPlan(
         rows_per_shard=tuple(rows_per_shard),
         shard_order=tuple(int(index) for index in order),
+        shift=int(generator.integers(sum(rows_per_shard))),
         bounds=bounds,
         batch_size=batch_size,
         minibatches_per_round=per_round,
@@ -127,6 +139,7 @@ def plan_evaluation(rows_per_shard: Sequence[int], *, num_workers: int, batch_si
     return EpochPlan(
         rows_per_shard=tuple(rows_per_shard),
         shard_order=tuple(range(len(rows_per_shard))),
+        shift=0,
         bounds=_bounds(sum(rows_per_shard), num_workers, batch_size),
         batch_size=batch_size,
         minibatches_per_round=1,

@@ -59,7 +59,7 @@ def test_the_fields_that_matter_most_stand_outside_sections(parsed: dict[str, di
 def test_fields_carry_the_schemas_limits(parsed: dict[str, dict[str, list]]) -> None:
     fields = {key: (value, schema) for key, value, schema in parsed["params"]["train_cnn"]}
     value, schema = fields["num_epochs"]
-    assert (value, schema["type"], schema["minimum"], schema["maximum"]) == (15, "integer", 1, 100_000)
+    assert (value, schema["type"], schema["minimum"], schema["maximum"]) == (12, "integer", 1, 100_000)
     assert fields["network"][1]["enum"] == ["lenet", "small_cnn"]
     assert fields["averaging.frequency"][0] == "5"
     assert fields["tracking.uri"][1]["type"] == ["null", "string"]

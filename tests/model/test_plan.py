@@ -173,3 +173,12 @@ def test_workers_cut_one_sequence_that_does_not_depend_on_their_number(given, nu
     assert one.shard_order == other.shard_order
     assert other.bounds[0] == 0
     assert other.bounds[-1] == sum(given["rows_per_shard"])
+
+
+def test_one_shard_and_a_small_buffer_still_mix_anew_each_epoch():
+    """The rows that share a window must not be the same ones in every epoch."""
+    windows = []
+    for epoch in range(2):
+        plan = plan_epoch([100], num_workers=1, batch_size=5, frequency=1, seed=0, epoch=epoch, buffer_rows=10)
+        windows.append({frozenset(row for r in w.ranges for row in range(r.start, r.stop)) for w in plan.windows(0)})
+    assert not windows[0] & windows[1]

@@ -1,0 +1,148 @@
+"""The workers' own collective: sums in the order of ranks, strangers sent away, lost peers named."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.exchange import Exchange
+from model.meeting import Meeting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Notes:
+    """A store for threads of one process."""
+
+    def __init__(self) -> None:
+        self._notes: dict[str, bytes] = {}
+        self._changed = threading.Condition()
+
+    def set(self, key: str, value: str) -> None:
+        with self._changed:
+            self._notes[key] = value.encode()
+            self._changed.notify_all()
+
+    def get(self, key: str) -> bytes:
+        with self._changed:
+            assert self._changed.wait_for(lambda: key in self._notes, 10)
+            return self._notes[key]
+
+
+def together(num_workers: int, work: Callable[[int, Exchange], Any], timeout_s: float = 10) -> list[Any]:
+    """Do `work` as every worker at once; results or errors by rank."""
+    notes = Notes()
+
+    def one(rank: int) -> Any:
+        exchange = Exchange(
+            notes, secret="secret", rank=rank, num_workers=num_workers, own_host="127.0.0.1", timeout_s=timeout_s
+        )
+        try:
+            return work(rank, exchange)
+        except RuntimeError as error:
+            return error
+        finally:
+            exchange.close()
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        return list(pool.map(one, range(num_workers)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(num_workers=st.integers(2, 6), size=st.integers(1, 40), seed=st.integers(0, 99))
+def test_the_sum_is_that_in_the_order_of_ranks_to_the_bit(num_workers, size, seed):
+    values = np.random.default_rng(seed).normal(size=(num_workers, size)).astype(np.float32)
+
+    def work(rank: int, exchange: Exchange) -> torch.Tensor:
+        mine = torch.from_numpy(values[rank].copy())
+        exchange.all_reduce(mine)
+        return mine
+
+    expected = values[0].copy()
+    for row in values[1:]:
+        expected += row
+    for found in together(num_workers, work):
+        np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_sums_larger_than_any_buffer_and_of_changing_size():
+    sizes = (5_000_000, 3, 1_000_000, 0)
+
+    def work(rank: int, exchange: Exchange) -> list[float]:
+        sums = []
+        for size in sizes:
+            values = torch.full((size,), float(rank + 1))
+            exchange.all_reduce(values)
+            sums.append(values.double().mean().item() if size else 6.0)
+        return sums
+
+    assert together(3, work) == [[6.0] * len(sizes)] * 3
+
+
+def test_a_peer_that_leaves_is_named_at_once():
+    def work(rank: int, exchange: Exchange) -> None:
+        if rank == 1:
+            return
+        exchange.all_reduce(torch.ones(10))
+
+    errors = together(3, work, timeout_s=60)
+    assert errors[1] is None
+    assert {str(errors[0]), str(errors[2])} <= {"worker 1 left", "worker 1 was lost: Connection reset by peer",
+                                                "worker 0 left", "worker 2 left"}  # fmt: skip
+    assert any("worker 1" in str(error) for error in errors)
+
+
+def test_a_peer_that_is_silent_is_named_after_the_time():
+    done = threading.Event()
+
+    def work(rank: int, exchange: Exchange) -> None:
+        if rank == 1:
+            done.wait(20)
+            return
+        try:
+            exchange.all_reduce(torch.ones(10))
+        finally:
+            done.set()
+
+    assert str(together(2, work, timeout_s=0.5)[0]) == "no word from worker 1 for 0 s"
+
+
+@pytest.mark.parametrize("hello", [b"", b"wrong!\0\0\0\1", b"secret\0\0\0\0", b"secret\0\0\0\7", b"sec"])
+def test_a_stranger_is_sent_away(hello):
+    """Who does not know the secret, or claims a rank that is not awaited, takes nobody's place."""
+
+    def work(rank: int, exchange: Exchange) -> float:
+        values = torch.ones(2)
+        exchange.all_reduce(values)
+        return values[0].item()
+
+    class Watched(Notes):
+        def set(self, key: str, value: str) -> None:
+            if key == "peer/0":
+                host, port = value.split()
+                with socket.create_connection((host, int(port))) as stranger:
+                    stranger.sendall(hello)
+            super().set(key, value)
+
+    notes = Watched()
+    meet = {"secret": "secret", "num_workers": 2, "own_host": "127.0.0.1", "timeout_s": 10}
+    with ThreadPoolExecutor(2) as pool:
+        results = pool.map(lambda rank: work(rank, Exchange(notes, rank=rank, **meet)), range(2))
+        assert list(results) == [2.0, 2.0]
+
+
+def test_progress_reaches_the_driver_by_rank():
+    meeting = Meeting()
+    address = meeting.new_address()
+    assert meeting.progress(address, 2) == {}
+    assert address.prefix != meeting.new_address().prefix
+    assert len(address.prefix.split("/")[0]) == 32, "the secret: 16 random bytes"
