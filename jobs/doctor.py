@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from jobs.java import MIN_VERSION, java_version, packaged_java, system_java
+from jobs.stack import home, scripts_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +100,7 @@ def _pyspark() -> Finding:
 
 
 def _spark_submit() -> Finding:
-    wanted = Path(sys.executable).parent
+    wanted = scripts_folder()
     found = shutil.which("spark-submit")
     if found is None or Path(found).parent != wanted:
         remedy = f"put {wanted} first on the PATH of Airflow's workers (`make up` does)"
@@ -126,7 +127,7 @@ def _airflow_connection() -> Finding:
     if not (Path(os.environ.get("AIRFLOW_HOME", Path.home() / "airflow")) / "airflow.cfg").exists():
         return Finding("ok", "Airflow connection", "no Airflow set up here yet; `make up` brings its own")
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("airflow")), "connections", "get", "spark_default", "-o", "plain"],
+        [str(scripts_folder() / "airflow"), "connections", "get", "spark_default", "-o", "plain"],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -151,8 +152,6 @@ def _mlflow() -> Finding:
 
 
 def _writable_paths() -> Finding:
-    from jobs.stack import home
-
     for folder in (home(), Path(tempfile.gettempdir())):
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         try:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -31,6 +32,11 @@ def home() -> Path:
     return Path(os.environ.get("SHARDMEAN_HOME", ".shardmean")).absolute()
 
 
+def scripts_folder() -> Path:
+    """Where this environment's programs lie: beside its python in a virtual environment, elsewhere on Debian's own."""
+    return Path(sysconfig.get_path("scripts"))
+
+
 def prepare(airflow_port: int = 8080, tracking_uri: str | None = None, host: str = HOST) -> dict[str, str]:
     """Make the folders, secrets and settings that Airflow and the jobs need; returns the environment to run them in.
 
@@ -41,7 +47,7 @@ def prepare(airflow_port: int = 8080, tracking_uri: str | None = None, host: str
     airflow_home.mkdir(parents=True, exist_ok=True)
     address = f"http://{HOST}:{airflow_port}"
     ours = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        "PATH": f"{scripts_folder()}:{os.environ.get('PATH', '')}",
         "SHARDMEAN_HOME": str(folder),
         "AIRFLOW_HOME": str(airflow_home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
@@ -163,14 +169,14 @@ def check_port(host: str, port: int, option: str) -> None:
 def components(host: str, airflow_port: int, mlflow_port: int) -> list[Component]:
     """The four servers of the stack."""
     folder = home()
-    python = str(Path(sys.executable).parent)
+    scripts = scripts_folder()
     airflow_health = f"http://{HOST}:{airflow_port}/api/v2/monitor/health"
-    mlflow = [f"{python}/mlflow", "server", "--workers", "1", "--host", host, "--port", str(mlflow_port)]
+    mlflow = [f"{scripts}/mlflow", "server", "--workers", "1", "--host", host, "--port", str(mlflow_port)]
     mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
     logs = folder / "logs"
 
     def airflow(name: str, health_key: str, *options: str) -> Component:
-        command = [f"{python}/airflow", name, *options]
+        command = [f"{scripts}/airflow", name, *options]
         return Component(f"Airflow {name}", command, logs / f"{name}.log", airflow_health, health_key)
 
     return [
