@@ -1,0 +1,45 @@
+"""Which learning rate suits Deeplearning4j's recipe: test accuracy after its five epochs, for a few AdaGrad rates.
+
+python -m benchmarks.learning_rate [--rates 0.002 0.005 0.01 0.02 0.05] [--work /tmp/shardmean-benchmarks]
+
+Fashion-MNIST's 70,000 images, a tenth each held out for validation and test; configs/lenet_mnist.yaml otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.fashion import DEFAULT_SOURCE
+from jobs.config import TrainJob, VectorizeJob, load_job
+from jobs.vectorize import vectorize
+from model.manifest import load_manifest
+from model.shards import Dataset
+from model.training import Training
+from model.transport import LocalTransport
+
+CONFIG = Path(__file__).parent.parent / "configs" / "lenet_mnist.yaml"
+
+
+def main() -> None:
+    """Measure and print a line per rate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.002, 0.005, 0.01, 0.02, 0.05])
+    parser.add_argument("--work", type=Path, default=Path("/tmp/shardmean-benchmarks"))
+    options = parser.parse_args()
+    uri = str(options.work / "fashion-split")
+    source = {"uri": str(DEFAULT_SOURCE), "layout": "idx"}
+    split = {"train": 0.8, "validation": 0.1, "test": 0.1}
+    vectorize(VectorizeJob.model_validate({"source": source, "split": split, "dataset_uri": uri}))
+    dataset = Dataset(uri, load_manifest(uri))
+    for rate in options.rates:
+        job = load_job(TrainJob, CONFIG, [f"optimizer.learning_rate={rate}", "device=cpu"])
+        with LocalTransport(job.num_workers) as transport:
+            training = Training(job, dataset, transport)
+            state = training.fit(None, lambda _state: None)
+            figures = training.evaluate(state.best_model, "test").figures()
+        print(f"rate {rate:<7g} test accuracy {figures['accuracy']:.2%}, loss {figures['loss']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
