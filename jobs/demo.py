@@ -171,7 +171,8 @@ def _follow(process: subprocess.Popen[str], log_file: Path) -> list[str]:
                 phase = "Spark is starting"
             if LOG_MARK in line:
                 console.print(f"  {escape(_own_words(line))}")
-                last_shown, phase = time.monotonic(), "Airflow is finishing the run" if "pictures:" in line else phase
+                last_shown = time.monotonic()
+                phase = "Airflow is finishing the run" if "pictures:" in line else "the job is working"
             elif time.monotonic() - last_shown > HEARTBEAT_S:
                 console.print(f"  ... {phase}, {time.monotonic() - started:.0f} s", style="dim")
                 last_shown = time.monotonic()

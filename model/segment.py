@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from .averaging import Averager
+from .environment import Environment, this_environment
 from .errors import UserError, WorldError
 from .manifest import load_manifest
 from .meeting import Address, Member, Progress
@@ -47,6 +48,7 @@ class Task:
     num_workers: int
     state: ReplicaState
     address: Address
+    environment: Environment
     epoch: int = 0
     split: Split = "train"
     trace_ids: bool = False
@@ -85,6 +87,7 @@ Work = Callable[[Task, str], Report]
 def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
     """Run a task and give its error back as a value: the driver then knows who failed and why."""
     try:
+        this_environment().check_same(task.environment)
         return work(task, device if isinstance(device, str) else device())
     except UserError as error:
         return _failure(task, "user", error)

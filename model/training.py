@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from .checkpoint import Checkpoint
+from .environment import this_environment
 from .errors import UserError, WorldError
 from .evaluation import Evaluation
 from .progress import Ask, Silence, Watch, every, watched
@@ -142,6 +143,7 @@ class Training:
                 num_workers=len(states),
                 state=state,
                 address=address,
+                environment=this_environment(),
                 **other,
             )
             for rank, state in enumerate(states)

@@ -16,6 +16,7 @@ from jobs.config import TrackingConfig
 from jobs.tracking import Tracker
 from jobs.train import train
 from model.config import AveragingConfig, OptimizerConfig
+from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.manifest import load_manifest
 from model.meeting import Meeting
@@ -67,7 +68,7 @@ def test_every_training_example_is_seen_once_an_epoch(spark, train_job, dataset,
         task = Task(
             config=job, dataset_uri=str(dataset), digest=manifest.digest, rank=0, num_workers=num_workers, epoch=epoch,
             state={"model": model, "optimizer": None, "outer_momentum": None}, address=transport.meeting.new_address(),
-            trace_ids=True,
+            environment=this_environment(), trace_ids=True,
         )  # fmt: skip
         reports = transport.run(train_epoch, [replace(task, rank=rank) for rank in range(num_workers)])
         assert all(isinstance(report, Report) for report in reports)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model import checkpoint
 from model.config import TrainingConfig
+from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.meeting import Address
 from model.networks import build_classifier
@@ -322,7 +323,9 @@ def test_a_task_puts_back_what_it_sets_in_its_process(lenet_data, transports, on
     trained = training(lenet_data, transports, optimizer=options, threads_per_worker=2)
     state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
     digest = "no such version" if fails and work is evaluate_split else lenet_data.manifest.digest
-    task = Task(trained.config, lenet_data.uri, digest, 0, 1, state, transports[1].meeting.new_address())
+    task = Task(
+        trained.config, lenet_data.uri, digest, 0, 1, state, transports[1].meeting.new_address(), this_environment()
+    )
     generator_before = torch.get_rng_state()
     assert isinstance(attempt(work, task, "cpu"), Failure) == fails
     assert torch.get_num_threads() == 1
@@ -334,6 +337,20 @@ def _vanish(task: Task, device: str) -> None:
 
 
 def test_a_lost_worker_process_is_the_worlds_fault():
-    task = Task(TrainingConfig(), "nowhere", "", 0, 1, {}, Address("127.0.0.1", 1, ""))
+    task = Task(TrainingConfig(), "nowhere", "", 0, 1, {}, Address("127.0.0.1", 1, ""), this_environment())
     with LocalTransport(2) as transport, pytest.raises(WorldError):
         transport.run(_vanish, [task])
+
+
+def test_workers_of_other_versions_are_refused_with_both_hosts_and_values(tiny_data, transports):
+    trained = training(tiny_data, transports, optimizer={"name": "sgd"})
+    state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
+    theirs = dataclasses.replace(this_environment(), host="driver-host", torch="1.13.1")
+    address = transports[1].meeting.new_address()
+    task = Task(trained.config, tiny_data.uri, tiny_data.manifest.digest, 0, 1, state, address, theirs)
+    failure = attempt(train_epoch, task, "cpu")
+    assert isinstance(failure, Failure)
+    assert failure.kind == "user", "repeating it cannot help"
+    here = this_environment()
+    said = f"{here.host} and driver-host run different versions (torch is {here.torch} here and 1.13.1 there)"
+    assert said in failure.message

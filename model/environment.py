@@ -1,0 +1,49 @@
+"""What the driver and every worker must share for their arithmetic to agree, checked before a segment starts."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import socket
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A process's host, and its versions: Python's and torch's without build labels, and the hash of this package."""
+
+    host: str
+    python: str
+    torch: str
+    shardmean: str
+
+    def check_same(self, other: Environment) -> None:
+        """Raise UserError that names the two hosts and values where `other`'s versions differ."""
+        mine, theirs = asdict(self), asdict(other)
+        different = [name for name in mine if name != "host" and mine[name] != theirs[name]]
+        if different:
+            versions = "; ".join(f"{name} is {mine[name]} here and {theirs[name]} there" for name in different)
+            raise UserError(
+                f"{self.host} and {other.host} run different versions ({versions}): "
+                "install the same on both, with the same constraints.txt"
+            )
+
+
+@lru_cache(maxsize=1)
+def this_environment() -> Environment:
+    """The running process's."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        code.update(file.name.encode() + file.read_bytes())
+    return Environment(
+        host=socket.gethostname(),
+        python=".".join(platform.python_version_tuple()[:2]),
+        torch=torch.__version__.split("+")[0],
+        shardmean=code.hexdigest()[:12],
+    )
