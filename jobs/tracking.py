@@ -1,7 +1,8 @@
-"""MLflow: one run for one training, its metrics and pictures, the registered model and its aliases.
+"""MLflow: one run for one training, with its settings, metrics and pictures.
 
-The only module that imports mlflow. A server that goes away while epochs are trained does not stop them: what could
-not be sent stays in the checkpoint's history and is sent at the next epoch, the end, or by the next try.
+This module and `registry` are the only ones that import mlflow. A server that goes away while epochs are trained does
+not stop them: what could not be sent stays in the checkpoint's history and is sent at the next epoch, the end, or by
+the next try.
 """
 
 from __future__ import annotations
@@ -9,50 +10,26 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
-import tempfile
 import time
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-import pandas as pd
-import torch
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import Map
 
-from jobs import pictures
-from model import packaging
+from jobs import pictures, registry
 from model.errors import WorldError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlflow.entities.model_registry import ModelVersion
-
     from jobs.config import TrackingConfig, TrainJob
     from model.checkpoint import Checkpoint
     from model.evaluation import Evaluation
     from model.manifest import Manifest
 
-CHALLENGER, CHAMPION = "challenger", "champion"
-SIGNATURE = ModelSignature(
-    Schema([ColSpec(DataType.binary, "image")]),
-    Schema(
-        [
-            ColSpec(DataType.string, "label"),
-            ColSpec(DataType.double, "probability"),
-            ColSpec(Map(DataType.double), "probabilities"),
-        ]
-    ),
-)
 log = logging.getLogger(__name__)
 
 
@@ -132,7 +109,7 @@ class Tracker:
         evaluation: Evaluation,
         split: str,
         example: bytes,
-        rival_accuracy: Callable[[packaging.ImageModel], float | None],
+        rival_accuracy: registry.RivalAccuracy,
     ) -> TrainResult:
         """Log what is left, register the model as challenger, and make it champion if it beats the present one.
 
@@ -146,8 +123,13 @@ class Tracker:
             for name, value in figures.items():
                 # The names of the other splits belong to the epochs' series.
                 self._client.log_metric(self.run_id, f"{'' if split == 'test' else 'final_'}{split}_{name}", value)
-            version = self._registered() or self._register(final, example)
-            aliases = self._set_aliases(version, split, figures["accuracy"], rival_accuracy)
+            name = self._job.tracking.registered_model
+            version = registry.registered_version(self._client, self.run_id) or registry.register(
+                self.run_id, self._job, self._manifest, final.best_model, example
+            )
+            aliases = registry.set_aliases(
+                self._client, name, version, self._manifest, split, figures["accuracy"], rival_accuracy
+            )
             self._client.set_terminated(self.run_id, "FINISHED")
             run = self._client.get_run(self.run_id)
         except (MlflowException, OSError) as error:
@@ -156,7 +138,7 @@ class Tracker:
             run_id=self.run_id,
             run_url=self.run_url(run.info.experiment_id),
             tracking_uri=self.tracking_uri,
-            model_name=self._job.tracking.registered_model,
+            model_name=name,
             model_version=version,
             aliases=aliases,
             best_epoch=final.best_epoch,
@@ -191,73 +173,6 @@ class Tracker:
         }
         for name, figure in figures.items():
             self._client.log_figure(self.run_id, figure, f"pictures/{name}.png", save_kwargs={"dpi": 110})
-
-    def _registered(self) -> str | None:
-        found = self._client.search_model_versions(f"run_id='{self.run_id}'")
-        return str(found[0].version) if found else None
-
-    def _register(self, final: Checkpoint, example: bytes) -> str:
-        with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=self.run_id):
-            data = Path(folder) / "classifier"
-            packaging.save_model(data, self._manifest, self._job.network, final.best_model)
-            code = packaging.copy_code(Path(folder) / "code")
-            logged = mlflow.pyfunc.log_model(
-                name="model",
-                loader_module=f"{packaging.SHIPPED_PACKAGE}.packaging",
-                data_path=str(data),
-                code_paths=[str(code)],
-                signature=SIGNATURE,
-                input_example=pd.DataFrame({"image": [example]}),
-                registered_model_name=self._job.tracking.registered_model,
-                pip_requirements=_requirements(),
-            )
-            _forget_shipped_code(folder)
-        return str(logged.registered_model_version)
-
-    def _set_aliases(
-        self,
-        version: str,
-        split: str,
-        accuracy: float,
-        rival_accuracy: Callable[[packaging.ImageModel], float | None],
-    ) -> list[str]:
-        name = self._job.tracking.registered_model
-        rows = f"{split}:{self._manifest.split_digest(split)}"
-        tags = {"dataset_digest": self._manifest.digest, "evaluated_on": rows, "accuracy": repr(accuracy)}
-        for key, value in tags.items():
-            self._client.set_model_version_tag(name, version, key, value)
-        self._client.set_registered_model_alias(name, CHALLENGER, version)
-        champion = self._champion(name)
-        if champion is None:
-            log.info("%s has no champion yet: version %s becomes it", name, version)
-        elif champion.version == version:
-            return [CHALLENGER, CHAMPION]
-        else:
-            theirs = self._accuracy_of(champion, rows, rival_accuracy)
-            if theirs is None or accuracy <= theirs:
-                log.info("champion stays version %s: %s", champion.version, _why_it_stays(theirs, accuracy))
-                return [CHALLENGER]
-            log.info("version %s beats champion %s: %.2f %% > %.2f %%", version, champion.version,
-                     100 * accuracy, 100 * theirs)  # fmt: skip
-        self._client.set_registered_model_alias(name, CHAMPION, version)
-        return [CHALLENGER, CHAMPION]
-
-    def _champion(self, name: str) -> ModelVersion | None:
-        if CHAMPION not in self._client.get_registered_model(name).aliases:
-            return None
-        return self._client.get_model_version_by_alias(name, CHAMPION)
-
-    def _accuracy_of(
-        self, version: ModelVersion, rows: str, rival_accuracy: Callable[[packaging.ImageModel], float | None]
-    ) -> float | None:
-        if version.tags.get("evaluated_on") == rows:
-            return float(version.tags["accuracy"])
-        folder = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}")
-        try:
-            return rival_accuracy(packaging.load_model(Path(folder) / "data" / "classifier"))
-        except (OSError, ValueError, KeyError) as error:
-            log.warning("version %s of %s is no model of Shardmean: %s", version.version, version.name, error)
-            return None
 
 
 def connect(tracking: TrackingConfig) -> str:
@@ -324,32 +239,3 @@ def _dataset(uri: str, digest: str) -> MetaDataset:
         warnings.simplefilter("ignore")
         source = resolve_dataset_source(uri)
     return _DataSet(source, name=uri.rstrip("/").rsplit("/", 1)[-1][:64], digest=digest)
-
-
-def _requirements() -> list[str]:
-    import numpy
-    import PIL
-    import pydantic
-
-    versions = {
-        "mlflow": mlflow.__version__,
-        "torch": torch.__version__.split("+")[0],
-        "numpy": numpy.__version__,
-        "pandas": pd.__version__,
-        "pillow": PIL.__version__,
-        "pydantic": pydantic.VERSION,
-    }
-    return [f"{name}=={version}" for name, version in versions.items()]
-
-
-def _why_it_stays(theirs: float | None, ours: float) -> str:
-    if theirs is None:
-        return "it takes other images or classes and can't be compared; move the alias by hand if you want to"
-    return f"its {theirs:.2%} on the same split is not beaten by {ours:.2%}"
-
-
-def _forget_shipped_code(folder: str) -> None:
-    # MLflow imported the copy to check the example; the folder it came from is about to vanish.
-    for name in [name for name in sys.modules if name.split(".")[0] == packaging.SHIPPED_PACKAGE]:
-        del sys.modules[name]
-    sys.path[:] = [entry for entry in sys.path if not entry.startswith(folder)]

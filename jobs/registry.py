@@ -1,0 +1,146 @@
+"""The model registry: a trained model as a version, and which version is challenger and champion."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pandas as pd
+import torch
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Map
+
+from model import packaging
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from jobs.config import TrainJob
+    from model.manifest import Manifest
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+SIGNATURE = ModelSignature(
+    Schema([ColSpec(DataType.binary, "image")]),
+    Schema(
+        [
+            ColSpec(DataType.string, "label"),
+            ColSpec(DataType.double, "probability"),
+            ColSpec(Map(DataType.double), "probabilities"),
+        ]
+    ),
+)
+# Another model's accuracy on the rows in question, or None when it can't be compared.
+RivalAccuracy = Callable[[packaging.ImageModel], float | None]
+log = logging.getLogger(__name__)
+
+
+def registered_version(client: mlflow.MlflowClient, run_id: str) -> str | None:
+    """The version that a run has registered already, if it has."""
+    found = client.search_model_versions(f"run_id='{run_id}'")
+    return str(found[0].version) if found else None
+
+
+def register(run_id: str, job: TrainJob, manifest: Manifest, state: dict[str, Any], example: bytes) -> str:
+    """Log a model state to a run with all that serving needs, register it, and return its version."""
+    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
+        data = Path(folder) / "classifier"
+        packaging.save_model(data, manifest, job.network, state)
+        code = packaging.copy_code(Path(folder) / "code")
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            loader_module=f"{packaging.SHIPPED_PACKAGE}.packaging",
+            data_path=str(data),
+            code_paths=[str(code)],
+            signature=SIGNATURE,
+            input_example=pd.DataFrame({"image": [example]}),
+            registered_model_name=job.tracking.registered_model,
+            pip_requirements=_requirements(),
+        )
+        _forget_shipped_code(folder)
+    return str(logged.registered_model_version)
+
+
+def set_aliases(
+    client: mlflow.MlflowClient,
+    name: str,
+    version: str,
+    manifest: Manifest,
+    split: str,
+    accuracy: float,
+    rival_accuracy: RivalAccuracy,
+) -> list[str]:
+    """Make a version the challenger, and the champion too if it beats the present one on the same rows.
+
+    Returns the aliases that the version has now.
+    """
+    rows = f"{split}:{manifest.split_digest(split)}"
+    tags = {"dataset_digest": manifest.digest, "evaluated_on": rows, "accuracy": repr(accuracy)}
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+    client.set_registered_model_alias(name, CHALLENGER, version)
+    champion = _champion(client, name)
+    if champion is None:
+        log.info("%s has no champion yet: version %s becomes it", name, version)
+    elif champion.version == version:
+        return [CHALLENGER, CHAMPION]
+    else:
+        theirs = _accuracy_of(champion, rows, rival_accuracy)
+        if theirs is None or accuracy <= theirs:
+            log.info("champion stays version %s: %s", champion.version, _why_it_stays(theirs, accuracy))
+            return [CHALLENGER]
+        log.info("version %s beats champion %s: %.2f %% > %.2f %%", version, champion.version,
+                 100 * accuracy, 100 * theirs)  # fmt: skip
+    client.set_registered_model_alias(name, CHAMPION, version)
+    return [CHALLENGER, CHAMPION]
+
+
+def _champion(client: mlflow.MlflowClient, name: str) -> ModelVersion | None:
+    if CHAMPION not in client.get_registered_model(name).aliases:
+        return None
+    return client.get_model_version_by_alias(name, CHAMPION)
+
+
+def _accuracy_of(version: ModelVersion, rows: str, rival_accuracy: RivalAccuracy) -> float | None:
+    if version.tags.get("evaluated_on") == rows:
+        return float(version.tags["accuracy"])
+    folder = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}")
+    try:
+        return rival_accuracy(packaging.load_model(Path(folder) / "data" / "classifier"))
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("version %s of %s is no model of Shardmean: %s", version.version, version.name, error)
+        return None
+
+
+def _requirements() -> list[str]:
+    import numpy
+    import PIL
+    import pydantic
+
+    versions = {
+        "mlflow": mlflow.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "numpy": numpy.__version__,
+        "pandas": pd.__version__,
+        "pillow": PIL.__version__,
+        "pydantic": pydantic.VERSION,
+    }
+    return [f"{name}=={version}" for name, version in versions.items()]
+
+
+def _why_it_stays(theirs: float | None, ours: float) -> str:
+    if theirs is None:
+        return "it takes other images or classes and can't be compared; move the alias by hand if you want to"
+    return f"its {theirs:.2%} on the same split is not beaten by {ours:.2%}"
+
+
+def _forget_shipped_code(folder: str) -> None:
+    # MLflow imported the copy to check the example; the folder it came from is about to vanish.
+    for name in [name for name in sys.modules if name.split(".")[0] == packaging.SHIPPED_PACKAGE]:
+        del sys.modules[name]
+    sys.path[:] = [entry for entry in sys.path if not entry.startswith(folder)]
