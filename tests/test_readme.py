@@ -25,7 +25,7 @@ def test_every_link_leads_somewhere() -> None:
 
 def test_every_setting_it_names_exists() -> None:
     known = {key for kind in (VectorizeJob, TrainJob) for key, _ in leaves(kind)}
-    named = set(re.findall(r"\b([a-z_]+(?:\.[a-z_]+)*)=[\w/]", README)) - {"host"}
+    named = set(re.findall(r"(?<![-\w])([a-z_]+(?:\.[a-z_]+)*)=[\w/]", README)) - {"host"}
     assert "image.height_px" in named
     assert named <= known
 
