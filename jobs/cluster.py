@@ -28,7 +28,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 log = logging.getLogger(__name__)
 
-# Settings that every job wants; a cluster's spark-defaults.conf or spark-submit's --conf win over them.
+# Settings that every job wants; those of the job's own `spark` win over them.
 DEFAULTS = {
     "spark.ui.showConsoleProgress": "false",
     "spark.python.worker.faulthandler.enabled": "true",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import re
 import subprocess
@@ -61,8 +62,6 @@ def demo() -> int:
 
 
 def _load_jobs(environment: dict[str, str]) -> _Jobs:
-    import os
-
     os.environ["SHARDMEAN_HOME"] = environment["SHARDMEAN_HOME"]
     configs = Path(os.environ.get("SHARDMEAN_CONFIG_DIR") or stack.REPOSITORY / "configs")
     return _Jobs(load_job(VectorizeJob, configs / "vectorize.yaml"), load_job(TrainJob, configs / "train.yaml"))

@@ -94,7 +94,7 @@ def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report |
     except (WorldError, OSError) as error:
         return _failure(task, "world", error)
     except RuntimeError as error:
-        # Gloo's errors are plain RuntimeErrors; when a peer has failed, its own report names the cause.
+        # A lost peer shows as a RuntimeError of the exchange or the store; the peer's own report names the cause.
         return _failure(task, "peer", error)
     except Exception as error:
         return _failure(task, "bug", error)
