@@ -13,7 +13,7 @@ def set_up_logging() -> None:
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stdout, format=f"%(asctime)s {LOG_MARK} %(message)s", datefmt="%H:%M:%S"
     )
-    # py4j logs the stack traces of lost connections under no name of its own; the error that follows says it.
-    logging.getLogger().handlers[0].addFilter(lambda record: record.name != "root")
+    # py4j logs the stack traces of lost connections, some under no name of its own; the error that follows says it.
+    logging.getLogger().handlers[0].addFilter(lambda record: record.name.split(".")[0] not in ("root", "py4j"))
     for name in ("jobs", "model", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO)
