@@ -25,10 +25,10 @@ import torch
 
 from benchmarks.fashion import DEFAULT_SOURCE, fashion_dataset, read_idx
 from jobs.cluster import BarrierTransport, driver_host, open_session
-from model.config import TrainingConfig
 from model.meeting import Meeting
 from model.networks import lenet
 from model.training import Training
+from model.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -16,9 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from yaml import YAMLError
 
-from model.config import Fraction, ImageConfig, Settings, SplitConfig, TrainingConfig
+from model.config import Fraction, ImageConfig, Settings, SplitConfig
 from model.errors import UserError
 from model.storage import absolute
+from model.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

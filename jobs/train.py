@@ -12,14 +12,15 @@ from jobs.cluster import BarrierTransport, driver_host, open_session
 from jobs.tracking import Tracker, TrainResult, connect
 from model import checkpoint, storage
 from model.errors import UserError, WorldError
+from model.evaluation import evaluate
 from model.images import encode_png
 from model.manifest import Manifest, load_manifest
 from model.meeting import Meeting
 from model.plan import plan_evaluation
+from model.replica import build_model
 from model.segment import EVALUATION_BATCH, plan_training
 from model.shards import Dataset
 from model.training import Training
-from model.worker import build_model, evaluate
 
 if TYPE_CHECKING:
     from jobs.config import TrainJob

@@ -17,8 +17,8 @@ from .errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from .config import AveragingConfig
     from .meeting import Member
+    from .training_config import AveragingConfig
 
 
 class PeerDivergedError(RuntimeError):

@@ -9,11 +9,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import nn
+
+from .feed import minibatches
+from .replica import on_device
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
+    from torch import Tensor
+
+    from .manifest import Split
+    from .networks import Classifier
+    from .plan import EpochPlan
+    from .shards import Dataset, Examples
 
 
 @dataclass(frozen=True)
@@ -90,3 +101,50 @@ class Evaluation:
             "recall_macro": float(recall_K[occurs_K].mean()) if occurs_K.any() else 0.0,
             "f1_macro": float(f1_K[occurs_K].mean()) if occurs_K.any() else 0.0,
         }
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Classifier,
+    dataset: Dataset,
+    plan: EpochPlan,
+    rank: int,
+    split: Split,
+    *,
+    num_mistakes: int,
+    beat: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """A worker's part of an evaluation: counts and losses of its rows, and its worst mistakes with their pixels.
+
+    `beat` is called after each minibatch.
+    """
+    device = next(model.parameters()).device
+    part = Evaluation.empty(len(dataset.manifest.class_names))
+    model.eval()
+    for batch in minibatches(dataset, plan, rank, split, with_names=True):
+        images_BCHW, labels_B = on_device(batch, device)
+        scores_BK = model(images_BCHW)
+        losses_B = nn.functional.cross_entropy(scores_BK, labels_B, reduction="none")
+        predicted_B = scores_BK.argmax(dim=1)
+        part.add(labels_B.cpu().numpy(), predicted_B.cpu().numpy(), losses_B.double().cpu().numpy())
+        part.keep_worst(_mistakes(batch, scores_BK, losses_B), num_mistakes)
+        beat()
+    model.train()
+    return part
+
+
+def _mistakes(batch: Examples, scores_BK: Tensor, losses_B: Tensor) -> list[Mistake]:
+    probabilities_BK = scores_BK.softmax(dim=1).cpu()
+    predicted_B = probabilities_BK.argmax(dim=1)
+    wrong = (predicted_B != torch.from_numpy(batch.labels_N)).nonzero().flatten().tolist()
+    return [
+        Mistake(
+            path=batch.paths[row],
+            label=int(batch.labels_N[row]),
+            predicted=int(predicted_B[row]),
+            probability=float(probabilities_BK[row, predicted_B[row]]),
+            loss=float(losses_B[row]),
+            pixels_CHW=batch.features_NCHW[row],
+        )
+        for row in wrong
+    ]

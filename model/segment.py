@@ -21,16 +21,18 @@ import torch
 from .averaging import Averager
 from .environment import Environment, this_environment
 from .errors import UserError, WorldError
+from .evaluation import evaluate
+from .feed import minibatches
 from .manifest import load_manifest
 from .meeting import Address, Member, Progress
 from .plan import EpochPlan, plan_epoch, plan_evaluation
+from .replica import Replica, rate_factor
 from .shards import Dataset
-from .worker import Replica, evaluate, minibatches, rate_factor
 
 if TYPE_CHECKING:
-    from .config import TrainingConfig
     from .evaluation import Evaluation
     from .manifest import Manifest, Split
+    from .training_config import TrainingConfig
 
 ReplicaState = dict[str, Any]
 EVALUATION_BATCH = 256

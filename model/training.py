@@ -15,6 +15,7 @@ from .environment import this_environment
 from .errors import UserError, WorldError
 from .evaluation import Evaluation
 from .progress import Ask, Silence, Watch, every, watched
+from .replica import build_model
 from .segment import (
     NUM_MISTAKES,
     Failure,
@@ -26,16 +27,15 @@ from .segment import (
     plan_training,
     train_epoch,
 )
-from .worker import build_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from .config import TrainingConfig
     from .manifest import Split
     from .meeting import Meeting, Progress
     from .shards import Dataset
+    from .training_config import TrainingConfig
 
 GRACE_S = 5
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from jobs.config import SourceConfig, TrackingConfig, TrainJob, VectorizeJob
-from model.config import AveragingConfig, ImageConfig, OptimizerConfig, SplitConfig
+from model.config import ImageConfig, SplitConfig
+from model.training_config import AveragingConfig, OptimizerConfig
 
 QUICK_JVM = {
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",

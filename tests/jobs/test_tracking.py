@@ -13,9 +13,9 @@ from PIL import Image
 import jobs.train
 from jobs.train import train
 from jobs.vectorize import vectorize
-from model.config import OptimizerConfig
 from model.errors import WorldError
 from model.manifest import load_manifest
+from model.training_config import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("spark")
 HOPELESS = {"num_epochs": 1, "optimizer": OptimizerConfig(learning_rate=1e-6)}

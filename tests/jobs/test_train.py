@@ -15,7 +15,6 @@ from jobs.cluster import BarrierTransport
 from jobs.config import TrackingConfig
 from jobs.tracking import Tracker
 from jobs.train import train
-from model.config import AveragingConfig, OptimizerConfig
 from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.manifest import load_manifest
@@ -23,6 +22,7 @@ from model.meeting import Meeting
 from model.segment import Report, Task, train_epoch
 from model.shards import Dataset
 from model.training import Training
+from model.training_config import AveragingConfig, OptimizerConfig
 from model.transport import LocalTransport
 
 pytestmark = pytest.mark.usefixtures("spark")

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from model.averaging import Averager, PeerDivergedError
-from model.config import AveragingConfig, OuterConfig
 from model.errors import UserError
 from model.meeting import Meeting, Member
+from model.training_config import AveragingConfig, OuterConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from model import segment
-from model.config import TrainingConfig
 from model.errors import UserError, WorldError
 from model.training import Training
+from model.training_config import TrainingConfig
 from model.transport import LocalTransport
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.averaging import Averager
-from model.config import AveragingConfig, ScheduleConfig, TrainingConfig
+from model.replica import Replica, rate_factor
 from model.training import Training, _score
+from model.training_config import AveragingConfig, ScheduleConfig, TrainingConfig
 from model.transport import LocalTransport
-from model.worker import Replica, rate_factor
 
 
 @given(

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from model import checkpoint
-from model.config import TrainingConfig
 from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.meeting import Address
@@ -25,6 +24,7 @@ from model.networks import build_classifier
 from model.plan import EpochPlan, plan_epoch
 from model.segment import Failure, Task, attempt, evaluate_split, train_epoch
 from model.training import Training
+from model.training_config import TrainingConfig
 from model.transport import LocalTransport
 
 if TYPE_CHECKING:

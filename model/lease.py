@@ -1,0 +1,191 @@
+"""A lease: at most one process at a time writes to a folder, on any store, and one that lost it writes nothing more.
+
+Each holder has a number, greater than any before it (a fencing token). It takes the number by creating a file that
+must not exist yet, and shows life by writing that file anew. A holder that is silent for `silent_after_s`, or that ran
+on this machine and is dead, is passed over. Whoever holds the greatest number holds the lease: `check` asks before
+each write.
+
+Source: M. Kleppmann, "How to do distributed locking" (2016), for the fencing tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from . import storage
+from .errors import WorldError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+log = logging.getLogger(__name__)
+SILENT_AFTER_S = 30.0
+_NAME = re.compile(r"^(\d{8})\.json$")
+
+
+class LeaseLostError(WorldError):
+    """Another process holds the folder now: this one must stop and write nothing more."""
+
+
+class Lease:
+    """The right to write below a folder, held from `with` to its end. Its files lie in `FOLDER/lease`."""
+
+    def __init__(self, folder_uri: str, *, what: str, silent_after_s: float = SILENT_AFTER_S) -> None:
+        """`what` names the work for messages, such as "this training"."""
+        self._uri = storage.join(folder_uri, "lease")
+        self._what = what
+        self._silent_after_s = silent_after_s
+        self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())}
+        self._holder["nonce"] = secrets.token_hex(8)
+        self._number = 0
+        self._beats = 0
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Take the lease. Raises WorldError that names the holder when another process has it and lives."""
+        newest = self._newest()
+        if newest:
+            self._wait_until_passed(newest)
+        self._number = newest + 1
+        if not self._create(self._number):
+            raise self._refused(self._read(self._number))
+        for number in self._numbers():
+            if number < self._number:
+                storage.delete(self._file(number))
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Give it back, if it is still ours."""
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            if self._newest() == self._number:
+                # The number stays taken, so that the next holder's is greater.
+                self._write(self._number, {**self._holder, "released": True})
+        except WorldError as problem:
+            log.warning("the lease of %s could not be given back: %s", self._what, problem)
+
+    def check(self) -> None:
+        """Raise LeaseLostError when another process took the folder over; call it before each write."""
+        newest = self._newest()
+        if newest != self._number:
+            other = self._read(newest)
+            raise LeaseLostError(
+                f"{self._what} was taken over by process {other.get('pid')} on {other.get('host')} while this one was "
+                "silent: this one stops and writes nothing more"
+            )
+
+    def _wait_until_passed(self, number: int) -> None:
+        # Another machine's clock is not ours: a holder is silent when its file stays the same while we look.
+        first = self._read(number)
+        deadline = time.monotonic() + self._silent_after_s
+        while not _is_over(first):
+            if _is_alive_here(first) or self._read(number) != first:
+                raise self._refused(first)
+            if time.monotonic() > deadline:
+                log.info("the last holder (process %s on %s) is silent: going on", first.get("pid"), first.get("host"))
+                return
+            time.sleep(min(1.0, self._silent_after_s / 10))
+
+    def _refused(self, holder: dict[str, Any]) -> WorldError:
+        return WorldError(
+            f"{self._what} is at work already: process {holder.get('pid')} on {holder.get('host')} ({self._uri}); "
+            "wait for its end, or stop it, then repeat the command"
+        )
+
+    def _beat(self) -> None:
+        while not self._done.wait(self._silent_after_s / 6):
+            try:
+                if self._newest() != self._number:
+                    return
+                self._beats += 1
+                self._write(self._number, {**self._holder, "beats": self._beats})
+            except WorldError as problem:
+                log.warning("%s", problem)
+
+    def _numbers(self) -> list[int]:
+        return sorted(int(match[1]) for name in storage.list_names(self._uri) if (match := _NAME.match(name)))
+
+    def _newest(self) -> int:
+        return max(self._numbers(), default=0)
+
+    def _file(self, number: int) -> str:
+        return storage.join(self._uri, f"{number:08d}.json")
+
+    def _read(self, number: int) -> dict[str, Any]:
+        try:
+            content = json.loads(storage.read_bytes(self._file(number)))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _write(self, number: int, content: dict[str, Any]) -> None:
+        storage.write_bytes(self._file(number), json.dumps(content).encode())
+
+    def _create(self, number: int) -> bool:
+        """Take a number, unless another has it. Two that try at once: one wins at most."""
+        content = json.dumps(self._holder).encode()
+        path = storage.local_path(self._file(number))
+        if path is not None:
+            return _create_local(path, content)
+        # Object stores list at once what was written. Whoever sees another's claim withdraws: of two, the later sees
+        # the earlier's, so both may lose but never both win.
+        claim = f"claim-{number:08d}-{self._holder['nonce']}"
+        storage.write_bytes(storage.join(self._uri, claim), content)
+        try:
+            rivals = [n for n in storage.list_names(self._uri) if n.startswith(f"claim-{number:08d}-") and n != claim]
+            if rivals or number in self._numbers():
+                return False
+            self._write(number, self._holder)
+            return True
+        finally:
+            storage.delete(storage.join(self._uri, claim))
+
+
+def _create_local(path: Path, content: bytes) -> bool:
+    # A hard link appears with its content or not at all, and fails where the name is taken, on NFS too.
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    storage.write_bytes(str(new), content)
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise WorldError(f"cannot write {path}: {error.strerror or error}; choose a store with hard links") from error
+    finally:
+        new.unlink(missing_ok=True)
+    return True
+
+
+def _start_of(pid: int) -> str:
+    """When a process of this machine started, in the kernel's clock ticks; tells it from a later one of its number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_over(holder: dict[str, Any]) -> bool:
+    return bool(not holder or holder.get("released") or (_is_here(holder) and not _is_alive_here(holder)))
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    return holder.get("host") == socket.gethostname()
+
+
+def _is_alive_here(holder: dict[str, Any]) -> bool:
+    pid = holder.get("pid")
+    return _is_here(holder) and isinstance(pid, int) and holder.get("started") == _start_of(pid) != ""

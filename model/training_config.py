@@ -1,0 +1,114 @@
+"""Settings of a training, checked when they are read. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, WithJsonSchema, model_validator
+
+from .config import Fraction, Positive, Settings
+
+
+class ScheduleConfig(Settings):
+    """How the learning rate changes, counted in examples of all workers, so that their number does not matter."""
+
+    name: Literal["constant", "linear", "cosine"] = "constant"
+    """Way from the learning rate to its final share: constant (no way), linear or cosine."""
+    warmup_examples: Annotated[int, Field(ge=0, le=10**12)] = 0
+    """Examples over which the rate first rises from 0."""
+    final_fraction: Fraction = 0.0
+    """Share of the learning rate at the end of the last epoch; for linear and cosine."""
+
+
+class OptimizerConfig(Settings):
+    """The optimizer each worker steps with between two averagings."""
+
+    name: Literal["sgd", "adam", "adamw", "adagrad", "rmsprop"] = "adam"
+    """Optimizer of torch.optim."""
+    learning_rate: Positive = 0.001
+    """Learning rate."""
+    weight_decay: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
+    """L2 penalty (decoupled for adamw)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum; for sgd and rmsprop only."""
+
+    clip_norm: Positive | None = None
+    """Largest norm of a step's gradient over all parameters; a longer one is shortened to it. Null: no limit."""
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    @model_validator(mode="after")
+    def _momentum_has_a_use(self) -> Self:
+        if self.momentum and self.name not in ("sgd", "rmsprop"):
+            raise ValueError(f"momentum is {self.momentum:g}, but {self.name} has none: set it to 0 or use sgd")
+        return self
+
+
+class OuterConfig(Settings):
+    """The outer optimizer: SGD with momentum on the step from one average to the next. 1 and 0 are plain averaging."""
+
+    learning_rate: Positive = 1.0
+    """Share of the averaged step that is taken."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Slow momentum over rounds."""
+    nesterov: bool = False
+    """Look one step of momentum ahead, as DiLoCo does."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the outer step is the mean itself."""
+        return self.learning_rate == 1 and self.momentum == 0
+
+
+Frequency = Annotated[
+    Annotated[int, Field(ge=1, le=1_000_000)] | Literal["epoch"],
+    WithJsonSchema({"type": "string", "pattern": "^(epoch|[1-9][0-9]{0,5})$"}),
+]
+
+
+class AveragingConfig(Settings):
+    """When and how the workers' states become one."""
+
+    frequency: Frequency = 5
+    """Minibatches that each worker steps through between two averagings; `epoch`: once, at its end."""
+    optimizer_state: Literal["average", "keep", "reset"] = "average"
+    """What an averaging does to the optimizers' state: average it, let each worker keep its own, or start it anew."""
+    weights: Literal["examples", "uniform"] = "examples"
+    """A worker's weight: the examples it saw in the round, or the same for each worker that saw any."""
+    outer: OuterConfig = OuterConfig()
+
+
+class EarlyStoppingConfig(Settings):
+    """Which epoch's state becomes the model, and when training ends before the last epoch."""
+
+    metric: Literal["accuracy", "loss", "precision_macro", "recall_macro", "f1_macro"] = "accuracy"
+    """Figure of the validation split that decides: the highest, or for loss the lowest, is best."""
+    patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Epochs without a better one after which training ends; null: never before num_epochs."""
+
+
+class TrainingConfig(Settings):
+    """All that decides the trained parameters, given a DataSet."""
+
+    network: Literal["lenet", "small_cnn"] = "lenet"
+    """Network: lenet (Deeplearning4j's example) or small_cnn (3x3 convolutions with batch normalisation)."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    averaging: AveragingConfig = AveragingConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    num_epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
+    """Passes over the training split."""
+    num_workers: Annotated[int, Field(ge=1, le=4096)] = 2
+    """Replicas that train side by side, each in one Spark task."""
+    batch_size_per_worker: Annotated[int, Field(ge=1, le=65_536)] = 32
+    """Examples of one optimizer step of one worker."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the first parameters, the order of examples and dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where workers compute; auto: the GPU that the task owns or finds, else the CPU."""
+    threads_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
+    """CPU threads of one worker; with Spark, match spark.task.cpus."""
+    shuffle_buffer_bytes: Annotated[int, Field(ge=1, le=2**40)] = 64 * 2**20
+    """Bytes of images that each worker mixes at a time."""
+    timeout_s: Annotated[int, Field(ge=1, le=86_400)] = 300
+    """Longest silence of a worker, and longest wait for the slowest peer at an averaging, in seconds."""
+    max_segment_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    """Times that an epoch is begun again after workers were lost, before the training gives up."""

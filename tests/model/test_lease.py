@@ -1,0 +1,141 @@
+"""One writer at a time, by its number; a dead or silent holder is passed over; one that lost the lease stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from model.errors import WorldError
+from model.lease import Lease, LeaseLostError
+
+QUICK_S = 0.6
+HOLD = """
+import sys, time
+from model.lease import Lease
+with Lease(sys.argv[1], what="this training", silent_after_s=float(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def lease(folder, silent_after_s=QUICK_S) -> Lease:
+    return Lease(str(folder), what="this training", silent_after_s=silent_after_s)
+
+
+def files(folder) -> list[str]:
+    return sorted(file.name for file in (folder / "lease").iterdir())
+
+
+def holder_in_another_process(folder, silent_after_s=QUICK_S) -> subprocess.Popen:
+    command = [sys.executable, "-c", HOLD, str(folder), str(silent_after_s)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.fixture
+def other(tmp_path):
+    process = holder_in_another_process(tmp_path)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_each_holder_has_a_greater_number(tmp_path):
+    for number in range(1, 4):
+        with lease(tmp_path) as held:
+            held.check()
+            assert files(tmp_path) == [f"{number:08d}.json"]
+
+
+def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path, other):
+    with pytest.raises(WorldError, match="this training is at work already: process") as refused, lease(tmp_path):
+        pass
+    assert f"process {other.pid} on {os.uname().nodename}" in str(refused.value)
+    assert files(tmp_path) == ["00000001.json"]
+
+
+def test_a_dead_process_of_this_machine_is_passed_over_at_once(tmp_path, other):
+    other.kill()
+    other.wait()
+    with lease(tmp_path, silent_after_s=1000) as held:
+        held.check()
+        assert files(tmp_path) == ["00000002.json"]
+
+
+def as_if_elsewhere(folder, **changes) -> None:
+    (file,) = (folder / "lease").glob("*.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"host": "elsewhere"} | changes))
+
+
+def test_a_holder_elsewhere_is_passed_over_when_it_stays_silent(tmp_path, other):
+    other.send_signal(signal.SIGSTOP)
+    as_if_elsewhere(tmp_path)
+    with lease(tmp_path) as held:
+        held.check()
+        assert files(tmp_path) == ["00000002.json"]
+
+
+def test_a_holder_elsewhere_that_beats_is_left_alone(tmp_path):
+    with lease(tmp_path):
+        as_if_elsewhere(tmp_path)
+        stop = threading.Event()
+
+        def beat() -> None:
+            number = 0
+            while not stop.wait(0.02):
+                number += 1
+                as_if_elsewhere(tmp_path, beats=1000 + number)
+
+        thread = threading.Thread(target=beat)
+        thread.start()
+        try:
+            with pytest.raises(WorldError, match="on elsewhere"), lease(tmp_path, silent_after_s=5):
+                pass
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_one_that_was_passed_over_stops_and_leaves_the_other_alone(tmp_path):
+    with lease(tmp_path) as first:
+        as_if_elsewhere(tmp_path, released=True)
+        with lease(tmp_path) as second:
+            with pytest.raises(LeaseLostError, match=re.escape(f"taken over by process {os.getpid()}")):
+                first.check()
+            second.check()
+            first.__exit__(None, None, None)
+            second.check()
+            assert "released" not in json.loads((tmp_path / "lease" / "00000002.json").read_text())
+
+
+def test_of_many_that_try_at_once_one_wins(tmp_path):
+    barrier, won = threading.Barrier(8), []
+
+    def compete() -> None:
+        mine = lease(tmp_path)
+        barrier.wait()
+        if mine._create(1):
+            won.append(mine)
+
+    threads = [threading.Thread(target=compete) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+
+
+def test_a_damaged_lease_file_holds_nothing(tmp_path):
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / "00000007.json").write_text("{cut sh")
+    with lease(tmp_path) as held:
+        held.check()
+        assert files(tmp_path) == ["00000008.json"]
