@@ -21,6 +21,8 @@ from jobs.config import SourceConfig, TrackingConfig, TrainJob, VectorizeJob
 from model.config import ImageConfig, SplitConfig
 from model.training_config import AveragingConfig, OptimizerConfig
 
+from .cluster import running_cluster
+
 QUICK_JVM = {
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     "spark.ui.enabled": "false",
@@ -47,6 +49,13 @@ def spark():
         patch.setattr(SparkSession, "stop", lambda _session: None)
         yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def standalone_cluster(tmp_path_factory):
+    """A Spark standalone cluster of a master and two workers of one core each: see tests/jobs/cluster.py."""
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 def _make_images(
