@@ -7,19 +7,25 @@ import os
 import re
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import pyspark
 from pyspark import BarrierTaskContext
 from pyspark.errors import PySparkException
+from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import SparkSession
 
 from jobs.java import java_environment
 from model.errors import UserError, WorldError
+from model.faults import LostWorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from pyspark import SparkContext
+    from pyspark.resource import ResourceProfile
 
     from model.meeting import Meeting
     from model.segment import Failure, Report, Task, Work
@@ -73,11 +79,6 @@ def _check_versions(session: SparkSession) -> None:
         )
 
 
-def num_slots(session: SparkSession) -> int:
-    """Tasks that Spark can run at the same time now."""
-    return session.sparkContext.defaultParallelism
-
-
 def run_tasks(session: SparkSession, work: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
     """Run one Spark task per element and collect the results. Spark retries lost tasks. Raises WorldError."""
     try:
@@ -88,42 +89,87 @@ def run_tasks(session: SparkSession, work: Callable[[T], R], tasks: Sequence[T])
 
 
 class BarrierTransport:
-    """Sends a segment's tasks to Spark as one barrier job: all run side by side or none does."""
+    """Sends a segment's tasks to Spark as one barrier job: all run side by side or none does.
 
-    def __init__(self, session: SparkSession, meeting: Meeting, num_workers: int) -> None:
-        slots = num_slots(session)
+    On a cluster whose executors have GPUs each of these tasks asks for one (the ETL's tasks ask for none).
+    """
+
+    def __init__(self, session: SparkSession, meeting: Meeting, num_workers: int, *, device: str = "auto") -> None:
+        """Raises UserError when Spark has no room for `num_workers` tasks at once."""
+        self.meeting = meeting
+        self._context = session.sparkContext
+        self._profile = _training_profile(self._context, device)
+        self._group = f"shardmean-{id(self)}"
+        self._reason = ""
+        slots = self.num_slots()
         if num_workers > slots:
-            master = session.sparkContext.master
+            master = self._context.master
             raise UserError(
                 f"num_workers is {num_workers}, but Spark ({master}) offers {slots} slots at once: "
                 f"lower num_workers, add executors, or use local[{num_workers}] as the master"
             )
-        self.meeting = meeting
-        self._context = session.sparkContext
-        self._group = f"shardmean-{id(self)}"
-        self._reason = ""
+
+    def num_slots(self) -> int:
+        """Tasks of a training that Spark can run side by side now, by the count that barrier jobs are checked with."""
+        scala = self._context._jsc.sc()  # noqa: SLF001 - PySpark has no name for it
+        manager = scala.resourceProfileManager()
+        if self._profile is None:
+            return int(scala.maxNumConcurrentTasks(manager.defaultResourceProfile()))
+        profile = self._profile._java_resource_profile  # noqa: SLF001 - nor for this
+        manager.addResourceProfile(profile)
+        return int(scala.maxNumConcurrentTasks(profile))
 
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
-        """Run one worker per task. Raises WorldError when Spark lost a worker's process or machine."""
+        """Run one worker per task. Raises LostWorkerError when Spark lost a worker's process or machine."""
 
         def in_task(mine: Iterable[Task]) -> Iterator[Report | Failure]:
             from model.segment import attempt
 
             for task in mine:
-                yield attempt(work, task, partial(task_device, task.config.device))
+                yield attempt(work, _with_own_threads(task), partial(task_device, task.config.device))
 
         self._reason = ""
         try:
             self._context.setJobGroup(self._group, "a segment of training", interruptOnCancel=True)
-            return self._context.parallelize(tasks, len(tasks)).barrier().mapPartitions(in_task).collect()
+            tasks_rdd = self._context.parallelize(tasks, len(tasks))
+            if self._profile is not None:
+                tasks_rdd = tasks_rdd.withResources(self._profile)
+            return tasks_rdd.barrier().mapPartitions(in_task).collect()
         except Exception as error:
             _reraise_interrupt(error)
-            raise WorldError(self._reason or f"a worker was lost: {first_cause(error)}") from error
+            if self._reason:
+                raise WorldError(self._reason) from error
+            raise LostWorkerError(first_cause(error), _lost_rank(error)) from error
 
     def cancel(self, reason: str) -> None:
         """End the running job; `run` then raises WorldError with this reason."""
         self._reason = reason
         self._context.cancelJobGroup(self._group)
+
+
+def _training_profile(context: SparkContext, device: str) -> ResourceProfile | None:
+    """A GPU for each task of the training alone, where executors have GPUs and tasks do not have one by default."""
+    conf = context.getConf()
+    has_gpus = conf.contains("spark.executor.resource.gpu.amount")
+    if device == "cpu" or not has_gpus or conf.contains("spark.task.resource.gpu.amount"):
+        return None
+    if (context.master or "").startswith("local"):
+        return None  # local mode hands out no resources
+    requests = TaskResourceRequests().cpus(int(conf.get("spark.task.cpus", "1") or 1)).resource("gpu", 1)
+    return ResourceProfileBuilder().require(requests).build
+
+
+def _with_own_threads(task: Task) -> Task:
+    # OMP_NUM_THREADS would not know of a resource profile's cores.
+    context = BarrierTaskContext.get()
+    if task.config.threads_per_worker is not None or context is None:
+        return task
+    return replace(task, config=task.config.model_copy(update={"threads_per_worker": context.cpus()}))
+
+
+def _lost_rank(error: BaseException) -> int | None:
+    found = re.search(r"barrier task (?:ShuffleMap|Result)Task\(\d+, (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def _reraise_interrupt(error: BaseException | None) -> None:

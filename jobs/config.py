@@ -84,6 +84,10 @@ class TrainJob(TrainingConfig):
     """Version of the DataSet; null: the current one."""
     checkpoint_uri: Uri
     """Folder for checkpoints, one folder per run; a run that was cut off goes on from there."""
+    keep_checkpoints: Annotated[int, Field(ge=1, le=10_000)] = 2
+    """Newest checkpoints that are kept, beside that of the best epoch."""
+    keep_every_epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Also keep the checkpoint of every n-th epoch; null: of none."""
     run_key: (
         Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:+_-]{0,199}$", coerce_numbers_to_str=True)] | None
     ) = None

@@ -7,6 +7,7 @@ the next try.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -21,7 +22,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from jobs import pictures, registry
+from jobs import pictures, registry, timeline
 from model.errors import WorldError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
     from model.evaluation import Evaluation
     from model.manifest import Manifest
+    from model.progress import Moment
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,16 @@ class Tracker:
             self._client.log_batch(run.info.run_id, params=_params(self._job, self._manifest))
             mlflow.log_input(_dataset(self._job.dataset_uri, self._manifest.digest), context="training")
         return str(run.info.run_id)
+
+    def log_progress(self, moment: Moment) -> None:
+        """Send how far an epoch is; MLflow shows it live. What can't be sent is dropped: the epoch's end says more."""
+        now, step = int(time.time() * 1000), moment.total_examples
+        values = {"loss": moment.loss, "examples_per_second": moment.examples_per_second, "epoch": moment.epoch + 1}
+        values |= {f"worker_{rank}/examples_per_second": rate for rank, rate in moment.worker_rates.items()}
+        with contextlib.suppress(MlflowException):
+            self._client.log_batch(
+                self.run_id, metrics=[Metric(f"progress/{name}", value, now, step) for name, value in values.items()]
+            )
 
     def log_epochs(self, history: list[dict[str, float]]) -> None:
         """Send the figures of all epochs that MLflow does not have yet; when it is away, warn and go on."""
@@ -167,6 +179,7 @@ class Tracker:
     def _log_pictures(self, final: Checkpoint, evaluation: Evaluation, split: str) -> None:
         names = self._manifest.class_names
         figures = {
+            "timeline": timeline.timeline(final.timeline),
             "learning_curves": pictures.learning_curves(final.history, final.best_epoch),
             "confusion_matrix": pictures.confusion_matrix(evaluation, names, split),
             "worst_mistakes": pictures.worst_mistakes(evaluation, names, split),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import BarrierTransport, driver_host, open_session
 from jobs.tracking import Tracker, TrainResult, connect
 from model import checkpoint, storage
+from model.accounting import PHASES
 from model.errors import UserError, WorldError
 from model.evaluation import evaluate
 from model.images import encode_png
+from model.lease import Lease, LeaseLostError
 from model.manifest import Manifest, load_manifest
 from model.meeting import Meeting
 from model.plan import plan_evaluation
@@ -31,7 +34,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 # What may differ between two tries of one run: where things lie and how long to wait, not what comes out.
-_PLACES = {"dataset_uri", "dataset_digest", "checkpoint_uri", "run_key", "timeout_s", "spark"}
+_PLACES = {
+    "dataset_uri", "dataset_digest", "checkpoint_uri", "keep_checkpoints", "keep_every_epochs", "run_key", "timeout_s",
+    "spark", "max_segment_retries", "min_workers", "wait_for_workers_s", "prefetch_batches", "allow_shared_gpu",
+}  # fmt: skip
 
 
 def train(job: TrainJob) -> TrainResult:
@@ -43,23 +49,25 @@ def train(job: TrainJob) -> TrainResult:
     _check(job, manifest)
     storage.check_writable(job.checkpoint_uri)
     dataset = Dataset(job.dataset_uri, manifest)
-    run = _Run(job, manifest)
-    if run.result is not None:
-        log.info("run %s has finished already: its result follows", run.folder)
-        return run.result
-    connect(job.tracking)
-    with open_session("shardmean train", job.spark) as session:
-        transport = BarrierTransport(session, Meeting(driver_host(session)), job.num_workers)
-        training = Training(job, dataset, transport)
-        start = checkpoint.load_latest(run.folder)
-        tracker = Tracker(job, manifest, run.run_id)
-        try:
-            run.begin(tracker.run_id)
-            _announce(job, manifest, tracker, start)
-            return _to_the_end(training, tracker, run, start)
-        except BaseException:
-            tracker.fail()
-            raise
+    folder = _Run.folder_of(job, manifest)
+    with Lease(folder, what="this training") as lease:
+        run = _Run(job, folder, lease)
+        if run.result is not None:
+            log.info("run %s has finished already: its result follows", folder)
+            return run.result
+        connect(job.tracking)
+        with open_session("shardmean train", job.spark) as session:
+            transport = BarrierTransport(session, Meeting(driver_host(session)), job.num_workers, device=job.device)
+            start = checkpoint.load_latest(folder)
+            tracker = Tracker(job, manifest, run.run_id)
+            try:
+                run.begin(tracker.run_id)
+                _announce(job, manifest, tracker, start)
+                return _to_the_end(Training(job, dataset, transport, tracker.log_progress), tracker, run, start)
+            except BaseException as error:
+                if not isinstance(error, LeaseLostError):
+                    tracker.fail()
+                raise
 
 
 def _check(job: TrainJob, manifest: Manifest) -> None:
@@ -77,23 +85,20 @@ def _announce(job: TrainJob, manifest: Manifest, tracker: Tracker, start: Checkp
         job.num_workers, job.averaging.frequency, job.batch_size_per_worker,
     )  # fmt: skip
     if start is not None:
-        log.info("going on after epoch %d of %d from the last checkpoint", start.epoch, job.num_epochs)
+        within = "" if start.ends_epoch else f" and {start.running['rounds']:.0f} rounds"
+        log.info("going on after epoch %d%s of %d from the last checkpoint", start.epoch, within, job.num_epochs)
 
 
 def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoint | None) -> TrainResult:
-    def on_epoch(state: Checkpoint) -> None:
-        checkpoint.save(run.folder, state)
-        tracker.log_epochs(state.history)
-        h = state.history[-1]
-        log.info(
-            "epoch %d/%d: loss %.4f, validation %.2f %% (loss %.4f), %.1f s, %.0f examples/s%s",
-            state.epoch, training.config.num_epochs, h["train_loss"], 100 * h["validation_accuracy"],
-            h["validation_loss"], h["epoch_seconds"], h["examples_per_second"],
-            ", best" if state.best_epoch == state.epoch else "",
-        )  # fmt: skip
+    def on_state(state: Checkpoint) -> None:
+        saving = time.monotonic()
+        run.save(state)
+        if state.ends_epoch:
+            tracker.log_epochs(state.history)
+            _say_epoch(state, training.config.num_epochs, time.monotonic() - saving)
 
     try:
-        final = training.fit(start, on_epoch)
+        final = training.fit(start, on_state)
     except WorldError as error:
         raise WorldError(f"{error}; the same command goes on from the last checkpoint") from error
     split = _evaluation_split(training.dataset.manifest)
@@ -102,10 +107,26 @@ def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoi
     def rival_accuracy(rival: ImageModel) -> float | None:
         return _rival_accuracy(rival, training.dataset, split)
 
+    run.lease.check()
     result = tracker.finish(final, evaluation, split, _example(training.dataset, split), rival_accuracy)
     run.finish(result)
     _summarise(result, evaluation)
     return result
+
+
+def _say_epoch(state: Checkpoint, num_epochs: int, checkpoint_s: float) -> None:
+    h = state.history[-1]
+    log.info(
+        "epoch %d/%d: loss %.4f, validation %.2f %% (loss %.4f), %.1f s, %.0f examples/s%s",
+        state.epoch, num_epochs, h["train_loss"], 100 * h["validation_accuracy"],
+        h["validation_loss"], h["epoch_seconds"], h["examples_per_second"],
+        ", best" if state.best_epoch == state.epoch else "",
+    )  # fmt: skip
+    phases = ", ".join(f"{phase} {h.get(f'{phase}_s', 0.0):.2f}" for phase in PHASES)
+    log.info(
+        "epoch %d/%d: seconds of a worker: %s; Spark %.2f; checkpoint %.2f",
+        state.epoch, num_epochs, phases, h["spark_s"], checkpoint_s,
+    )  # fmt: skip
 
 
 def _evaluation_split(manifest: Manifest) -> Split:
@@ -144,14 +165,21 @@ def _summarise(result: TrainResult, evaluation: Evaluation) -> None:
 class _Run:
     """The folder of one run: its checkpoints and `run.json` with the MLflow run's id and, at the end, the result."""
 
-    def __init__(self, job: TrainJob, manifest: Manifest) -> None:
-        self.folder = storage.join(job.checkpoint_uri, f"{job.run_key or 'auto'}-{_fingerprint(job, manifest)}")
+    def __init__(self, job: TrainJob, folder: str, lease: Lease) -> None:
+        self.folder = folder
+        self.lease = lease
+        self._job = job
         self._record = self._read()
         self.result = TrainResult(**self._record["result"]) if self._record.get("result") else None
         if self.result is not None and job.run_key is None:
             # Without a key a finished run is history, and the command means a new one.
             checkpoint.delete_all(self.folder)
             self._record, self.result = {}, None
+
+    @staticmethod
+    def folder_of(job: TrainJob, manifest: Manifest) -> str:
+        """Where a job's run lies: by its key, or by all that decides the outcome."""
+        return storage.join(job.checkpoint_uri, f"{job.run_key or 'auto'}-{_fingerprint(job, manifest)}")
 
     @property
     def run_id(self) -> str | None:
@@ -161,6 +189,13 @@ class _Run:
     def begin(self, run_id: str) -> None:
         """Note the MLflow run, before the first checkpoint."""
         self._write({"run_id": run_id})
+
+    def save(self, state: Checkpoint) -> None:
+        """Write a checkpoint, unless another driver has taken the run over."""
+        self.lease.check()
+        checkpoint.save(
+            self.folder, state, keep_last=self._job.keep_checkpoints, keep_every_epochs=self._job.keep_every_epochs
+        )
 
     def finish(self, result: TrainResult) -> None:
         """Note the result."""
@@ -178,6 +213,7 @@ class _Run:
         return record
 
     def _write(self, record: dict[str, Any]) -> None:
+        self.lease.check()
         storage.write_bytes(storage.join(self.folder, "run.json"), json.dumps(record, indent=1).encode())
 
 

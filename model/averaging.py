@@ -2,7 +2,7 @@
 
 The mean is over everything that is state. Parameters, float buffers (BatchNorm statistics) and, by policy, the
 optimizer's moments are averaged in float32. Counters (integer buffers, the optimizer's step numbers) advance by the
-weighted mean of the workers' own advances, rounded to the nearest integer.
+weighted mean of the workers' own advances, rounded to the nearest integer. Synchronous steps average gradients instead.
 """
 
 from __future__ import annotations
@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .errors import WorldError
+from .exchange import LostPeersError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .meeting import Member
     from .training_config import AveragingConfig
+
+EXCHANGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class DivergedError(WorldError):
+    """This worker's parameters or gradients are not finite."""
 
 
 class PeerDivergedError(RuntimeError):
@@ -50,36 +57,78 @@ class Averager:
         self._previous = None if config.outer.is_plain else _flat(self._params)
         self.outer_momentum = outer_momentum
         self._counters_before = self._counter_values()
+        self._dtype = EXCHANGE_DTYPES[config.exchange]
+        self._floats_before = None if self._dtype == torch.float32 else _flat(self._tensors()[0])
 
     def average(self, weight: float, *, rank: int, round_index: int) -> None:
         """Replace this worker's state by the weighted mean over all workers, then take the outer step.
 
-        `weight` is this worker's share; all workers' shares sum to 1. Raises UserError when this worker's state is
+        `weight` is this worker's share; all workers' shares sum to 1. Raises DivergedError when this worker's state is
         not finite and PeerDivergedError when another's is; then nothing was changed.
         """
         floats, counters = self._tensors()
         values = _flat(floats)
-        is_finite = bool(torch.isfinite(values).all())
-        if not is_finite:
-            values.zero_()
+        before = self._before(values)
         advances = self._counter_values(counters) - self._counters_before_of(counters)
-        message = torch.cat([values.mul_(weight), (advances * weight).to(values), values.new_tensor([not is_finite])])
-        shared = message.cpu()
+        changes = values if before is None else values - before
+        mean, tail = self._sum(changes, (advances * weight).to(values), weight, rank=rank, round_index=round_index)
+        if before is not None:
+            mean += before
+        _unflat(mean, floats)
+        self._advance(counters, tail)
+        self._take_outer_step()
+        if before is not None:
+            self._floats_before = _flat(floats)
+
+    def average_gradients(self, weight: float, *, rank: int, round_index: int) -> None:
+        """Replace the gradients by the weighted mean over all workers; one without a minibatch has weight 0.
+
+        Errors as `average`.
+        """
+        params = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        for parameter in params:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in params if parameter.grad is not None]
+        values = _flat(gradients)
+        mean, _ = self._sum(values, values.new_zeros(0), weight, rank=rank, round_index=round_index)
+        _unflat(mean, gradients)
+
+    def _sum(
+        self, values: Tensor, tail: Tensor, weight: float, *, rank: int, round_index: int
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted mean of `values`, and the sum of `tail`, over all workers. Not finite ones never enter it."""
+        is_finite = bool(torch.isfinite(values).all())
+        weighted = values * weight if is_finite else torch.zeros_like(values)
+        tail = torch.cat([tail, values.new_tensor([not is_finite])])
         try:
-            self._member.all_reduce(shared)
-        except RuntimeError as error:
+            if self._dtype == torch.float32:
+                message = torch.cat([weighted, tail]).to(self._member.sums_on)
+                self._member.all_reduce(message)
+                weighted, tail = message[: values.numel()].to(values), message[values.numel() :].to(values)
+            else:
+                weighted, tail = weighted.to(self._member.sums_on), tail.to(self._member.sums_on)
+                self._member.all_reduce(weighted, dtype=self._dtype)
+                self._member.all_reduce(tail)
+                weighted, tail = weighted.to(values), tail.to(values)
+        except LostPeersError as error:
             raise PeerLostError(f"worker {rank} lost a peer in round {round_index}: {error}") from error
         if not is_finite:
-            raise UserError(
+            raise DivergedError(
                 f"worker {rank} diverged: its parameters were not finite after round {round_index}; "
                 "lower optimizer.learning_rate (or check the images: a constant channel, wrong labels)"
             )
-        if shared[-1] > 0:
+        if tail[-1] > 0:
             raise PeerDivergedError(f"worker {rank} stopped in round {round_index}: a peer's parameters are not finite")
-        message.copy_(shared)
-        _unflat(message[: values.numel()], floats)
-        self._advance(counters, message[values.numel() : -1])
-        self._take_outer_step()
+        return weighted, tail[:-1]
+
+    def _before(self, values: Tensor) -> Tensor | None:
+        """What the last average left, where changes travel in place of values: short floats keep those well enough."""
+        if self._floats_before is None:
+            return None
+        # Optimizers make their state at the first step: until then it stood at zero.
+        missing = values.numel() - self._floats_before.numel()
+        return torch.cat([self._floats_before, values.new_zeros(missing)])
 
     def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
         floats = list(self._params)

@@ -10,18 +10,18 @@ import hashlib
 import io
 import logging
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
 from . import storage
 from .errors import WorldError
+from .plan import Leg
 
-VERSION = 1
-KEPT = 2
+VERSION = 2
 _DIGEST_BYTES = 32
-_NAME = re.compile(r"^epoch-(\d{6})\.pt$")
+_NAME = re.compile(r"^epoch-(\d{6})(?:-leg-(\d{3})-round-(\d{9}))?\.pt$")
 log = logging.getLogger(__name__)
 
 
@@ -31,9 +31,11 @@ class DamagedError(WorldError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `epoch` epochs: model, one optimizer state (or one per worker), outer momentum, history, best.
+    """All that a training has come to after `epoch` whole epochs and, of the next one, `legs`.
 
-    `history` holds one dict of figures per epoch; `best_epoch` counts from 1 and 0 means none yet.
+    `optimizers` has one state, or one per worker. `history` holds one dict of figures per whole epoch, `running` what
+    the epoch that was begun has summed up, `timeline` the workers' seconds by phase per segment. `best_epoch` counts
+    from 1 and 0 means none yet. `num_steps` are the optimizer steps of the worker that took most.
     """
 
     epoch: int
@@ -43,32 +45,55 @@ class Checkpoint:
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_model: dict[str, torch.Tensor] = field(default_factory=dict)
+    legs: tuple[Leg, ...] = ()
+    num_steps: int = 0
+    running: dict[str, float] = field(default_factory=dict)
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether no epoch is begun."""
+        return not self.legs
+
+    @property
+    def name(self) -> str:
+        """The name of its file; names sort in the order of training."""
+        if self.ends_epoch:
+            return f"epoch-{self.epoch:06d}.pt"
+        return f"epoch-{self.epoch:06d}-leg-{len(self.legs):03d}-round-{self.legs[-1].num_rounds:09d}.pt"
 
 
-def save(folder_uri: str, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, then delete all but the last two. Raises WorldError when the store refuses."""
+def save(folder_uri: str, checkpoint: Checkpoint, *, keep_last: int = 2, keep_every_epochs: int | None = None) -> None:
+    """Write a checkpoint, then delete all but the last few, that of the best epoch, and every n-th epoch's.
+
+    Raises WorldError when the store refuses.
+    """
     stream = io.BytesIO()
-    torch.save({"version": VERSION} | asdict(checkpoint), stream)
+    torch.save({"version": VERSION} | _plain(checkpoint), stream)
     content = stream.getvalue()
-    storage.write_bytes(_uri(folder_uri, checkpoint.epoch), hashlib.sha256(content).digest() + content)
-    epochs = _epochs(folder_uri)
-    past = [epoch for epoch in epochs if epoch <= checkpoint.epoch]
-    # Later ones can only be damaged: they were passed over when this training began.
-    for epoch in past[:-KEPT] + epochs[len(past) :]:
-        storage.delete(_uri(folder_uri, epoch))
+    storage.write_bytes(storage.join(folder_uri, checkpoint.name), hashlib.sha256(content).digest() + content)
+    names = _names(folder_uri)
+    past = [name for name in names if _place(name) <= _place(checkpoint.name)]
+    kept = {*past[-keep_last:], f"epoch-{checkpoint.best_epoch:06d}.pt"}
+    for name in names:
+        epoch, *within = _place(name)
+        is_nth = keep_every_epochs is not None and not any(within) and epoch % keep_every_epochs == 0
+        # Later ones can only be damaged: they were passed over when this training began.
+        if name not in past or not (name in kept or is_nth):
+            storage.delete(storage.join(folder_uri, name))
 
 
 def delete_all(folder_uri: str) -> None:
     """Delete a run's checkpoints."""
-    for epoch in _epochs(folder_uri):
-        storage.delete(_uri(folder_uri, epoch))
+    for name in _names(folder_uri):
+        storage.delete(storage.join(folder_uri, name))
 
 
 def load_latest(folder_uri: str) -> Checkpoint | None:
     """The newest checkpoint in a folder that can be read, or None; a damaged one is logged and passed over."""
-    for epoch in reversed(_epochs(folder_uri)):
+    for name in reversed(_names(folder_uri)):
         try:
-            return load(_uri(folder_uri, epoch))
+            return load(storage.join(folder_uri, name))
         except DamagedError as error:
             log.warning("%s; going on from the one before", error)
     return None
@@ -87,12 +112,21 @@ def load(uri: str) -> Checkpoint:
     version = content.pop("version")
     if version != VERSION:
         raise WorldError(f"{uri}: checkpoint version {version}, this Shardmean reads {VERSION}; use a matching version")
-    return Checkpoint(**content)
+    legs = tuple(Leg(*leg) for leg in content.pop("legs"))
+    return Checkpoint(**content, legs=legs)
 
 
-def _epochs(folder_uri: str) -> list[int]:
-    return sorted(int(match[1]) for name in storage.list_names(folder_uri) if (match := _NAME.match(name)))
+def _plain(checkpoint: Checkpoint) -> dict[str, Any]:
+    # Not dataclasses.asdict: it would copy every tensor.
+    values = {one.name: getattr(checkpoint, one.name) for one in fields(checkpoint)}
+    return values | {"legs": [list(leg) for leg in checkpoint.legs]}
 
 
-def _uri(folder_uri: str, epoch: int) -> str:
-    return storage.join(folder_uri, f"epoch-{epoch:06d}.pt")
+def _names(folder_uri: str) -> list[str]:
+    return sorted((name for name in storage.list_names(folder_uri) if _NAME.match(name)), key=_place)
+
+
+def _place(name: str) -> tuple[int, int, int]:
+    match = _NAME.match(name)
+    assert match is not None, "only checkpoints' names are given"
+    return int(match[1]), int(match[2] or 0), int(match[3] or 0)

@@ -121,7 +121,8 @@ def evaluate(
     device = next(model.parameters()).device
     part = Evaluation.empty(len(dataset.manifest.class_names))
     model.eval()
-    for batch in minibatches(dataset, plan, rank, split, with_names=True):
+    windows = plan.windows(rank)
+    for batch in minibatches(dataset, windows, split, batch_size=plan.dealing.batch_size, with_names=True):
         images_BCHW, labels_B = on_device(batch, device)
         scores_BK = model(images_BCHW)
         losses_B = nn.functional.cross_entropy(scores_BK, labels_B, reduction="none")

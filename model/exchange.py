@@ -15,16 +15,23 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 _HELLO_BYTES = 4
 _BUFFER_BYTES = 4 * 2**20
 _BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
+
+
+class LostPeersError(RuntimeError):
+    """Other workers left, or gave no word for too long; `peers` are their ranks."""
+
+    def __init__(self, peers: list[int], text: str) -> None:
+        super().__init__(text)
+        self.peers = peers
 
 
 class Exchange:
@@ -37,7 +44,7 @@ class Exchange:
         self._rank = rank
         self._num_workers = num_workers
         self._timeout_s = timeout_s
-        self._inbox = np.empty((0, 0), dtype=np.float32)
+        self._inbox = torch.empty((0, 0))
         self._peers: dict[int, socket.socket] = {}
         try:
             self._connect(store, secret.encode(), own_host)
@@ -45,20 +52,23 @@ class Exchange:
             self.close()
             raise RuntimeError(f"worker {rank} could not meet its peers: {error}") from error
 
-    def all_reduce(self, values: Tensor) -> None:
-        """Sum float32 values on the CPU over all workers, in place."""
-        mine_N = values.numpy()
-        bounds = [rank * mine_N.size // self._num_workers for rank in range(self._num_workers + 1)]
-        parts = [mine_N[start:stop] for start, stop in pairwise(bounds)]
+    def all_reduce(self, values: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
+        """Sum float32 values on the CPU over all workers, in place; they travel as `dtype` and are added in float32."""
+        wire = values if dtype == torch.float32 else values.to(dtype)
+        bounds = [rank * wire.numel() // self._num_workers for rank in range(self._num_workers + 1)]
+        parts = [wire[start:stop] for start, stop in pairwise(bounds)]
         own = parts[self._rank]
-        if self._inbox.shape != (self._num_workers, own.size):
-            self._inbox = np.empty((self._num_workers, own.size), dtype=np.float32)
+        if self._inbox.shape != (self._num_workers, own.numel()) or self._inbox.dtype != dtype:
+            self._inbox = torch.empty((self._num_workers, own.numel()), dtype=dtype)
         self._inbox[self._rank] = own
         self._transfer({peer: parts[peer] for peer in self._peers}, {peer: self._inbox[peer] for peer in self._peers})
-        own[:] = self._inbox[0]
+        total = self._inbox[0].float()
         for contribution in self._inbox[1:]:
-            own += contribution
+            total += contribution
+        own.copy_(total)
         self._transfer(dict.fromkeys(self._peers, own), {peer: parts[peer] for peer in self._peers})
+        if wire is not values:
+            values.copy_(wire)
 
     def close(self) -> None:
         """Close all connections; peers that wait for this worker see it at once."""
@@ -100,10 +110,10 @@ class Exchange:
         else:
             connection.close()
 
-    def _transfer(self, outgoing: dict[int, NDArray[np.float32]], incoming: dict[int, NDArray[np.float32]]) -> None:
+    def _transfer(self, outgoing: dict[int, Tensor], incoming: dict[int, Tensor]) -> None:
         """Send and receive with all peers at once, so that nobody's full buffers block anybody."""
-        to_send = {peer: memoryview(part.data).cast("B") for peer, part in outgoing.items() if part.size}
-        to_receive = {peer: memoryview(part.data).cast("B") for peer, part in incoming.items() if part.size}
+        to_send = {peer: _bytes_of(part) for peer, part in outgoing.items() if part.numel()}
+        to_receive = {peer: _bytes_of(part) for peer, part in incoming.items() if part.numel()}
         deadline = time.monotonic() + self._timeout_s
         with selectors.DefaultSelector() as selector:
             for peer in to_send.keys() | to_receive.keys():
@@ -112,7 +122,7 @@ class Exchange:
                 ready = selector.select(max(0.0, deadline - time.monotonic()))
                 if not ready:
                     late = sorted(to_receive.keys() | to_send.keys())
-                    raise RuntimeError(f"no word from {_names(late)} for {self._timeout_s:.0f} s")
+                    raise LostPeersError(late, f"no word from {_names(late)} for {self._timeout_s:.0f} s")
                 for key, events in ready:
                     self._move(key.data, events, to_send, to_receive)
                     wanted = (key.data in to_receive and selectors.EVENT_READ) | (
@@ -131,12 +141,16 @@ class Exchange:
             if events & selectors.EVENT_READ and peer in to_receive:
                 count = connection.recv_into(to_receive[peer])
                 if count == 0:
-                    raise RuntimeError(f"{_names([peer])} left")
+                    raise LostPeersError([peer], f"{_names([peer])} left")
                 _advance(to_receive, peer, count)
         except BlockingIOError:
             return
         except OSError as error:
-            raise RuntimeError(f"{_names([peer])} was lost: {error.strerror}") from error
+            raise LostPeersError([peer], f"{_names([peer])} was lost: {error.strerror}") from error
+
+
+def _bytes_of(part: Tensor) -> memoryview:
+    return memoryview(part.view(torch.uint8).numpy().data)
 
 
 def _advance(pending: dict[int, memoryview], peer: int, count: int) -> None:

@@ -2,13 +2,16 @@
 
 A pure function of (rows per shard, workers, batch size, seed, epoch, buffer): every process computes the same one,
 so nothing about it is ever sent. Every row is in exactly one minibatch of exactly one worker, and two workers' loads
-differ by at most one minibatch. The number of workers decides which rows share a minibatch.
+differ by at most one minibatch. The number of workers that an epoch begins with decides which rows share a minibatch;
+when it changes in the middle (a machine was lost), the minibatches that are left are dealt anew, as they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +25,13 @@ if TYPE_CHECKING:
 _SHARD_ORDER, _ROW_ORDER = 0, 1
 
 
+class Leg(NamedTuple):
+    """A part of an epoch by one number of workers: how many there were, and the rounds they have done."""
+
+    num_workers: int
+    num_rounds: int
+
+
 @dataclass(frozen=True)
 class RowRange:
     """Rows `start` to `stop` of the shard with number `shard_index`."""
@@ -33,17 +43,18 @@ class RowRange:
 
 @dataclass(frozen=True)
 class Window:
-    """Rows that one worker holds in memory together, and the order in which they are trained on."""
+    """Rows that one worker holds in memory together, and the order in which it trains on them (or on some of them)."""
 
     ranges: list[RowRange]
     order: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class EpochPlan:
-    """One epoch of all workers. `bounds[w]` to `bounds[w + 1]` are worker w's places in the row sequence.
+class Dealing:
+    """All rows of an epoch in one sequence, cut into minibatches. `bounds[d]` to `bounds[d + 1]` are deal d's places.
 
     The sequence is that of the shards in their order, turned by `shift` rows, so that windows change with the epoch.
+    Only the last deal's last minibatch can be short.
     """
 
     rows_per_shard: tuple[int, ...]
@@ -51,29 +62,25 @@ class EpochPlan:
     shift: int
     bounds: tuple[int, ...]
     batch_size: int
-    minibatches_per_round: int
-    num_rounds: int
     window_rows: int
     seeds: tuple[int, int] | None
 
-    def num_examples(self, rank: int) -> int:
-        """Examples of one worker in the epoch."""
-        return self.bounds[rank + 1] - self.bounds[rank]
+    def num_examples(self, part: Part) -> int:
+        """Examples in some of a deal's minibatches."""
+        num_rows = self.bounds[part.deal + 1] - self.bounds[part.deal]
+        return min(part.stop * self.batch_size, num_rows) - min(part.start * self.batch_size, num_rows)
 
-    def num_minibatches(self, rank: int) -> int:
-        """Optimizer steps of one worker in the epoch."""
-        return -(-self.num_examples(rank) // self.batch_size)
-
-    def examples_in_round(self, rank: int, round_index: int) -> int:
-        """Examples that one worker sees in one round; 0 when it has none left."""
-        per_round = self.minibatches_per_round * self.batch_size
-        return max(0, min(per_round, self.num_examples(rank) - round_index * per_round))
-
-    def windows(self, rank: int) -> Iterator[Window]:
-        """What one worker reads, window by window; all but the last hold whole minibatches."""
-        for start in range(self.bounds[rank], self.bounds[rank + 1], self.window_rows):
-            stop = min(start + self.window_rows, self.bounds[rank + 1])
-            yield Window(self._turned_ranges(start, stop), self._order(start, stop - start))
+    def windows(self, part: Part) -> Iterator[Window]:
+        """What reading some of a deal's minibatches takes, window by window; all but the last hold whole ones."""
+        first, end = self.bounds[part.deal], self.bounds[part.deal + 1]
+        for start in range(first, end, self.window_rows):
+            stop = min(start + self.window_rows, end)
+            wanted = slice(
+                max(0, first + part.start * self.batch_size - start),
+                min(stop, first + part.stop * self.batch_size) - start,
+            )
+            if wanted.start < wanted.stop:
+                yield Window(self._turned_ranges(start, stop), self._order(start, stop - start)[wanted])
 
     def _turned_ranges(self, start: int, stop: int) -> list[RowRange]:
         num_rows = self.bounds[-1]
@@ -96,6 +103,108 @@ class EpochPlan:
         return np.random.default_rng([*self.seeds, _ROW_ORDER, start]).permutation(num_rows)
 
 
+class Part(NamedTuple):
+    """Minibatches `start` to `stop` of deal `deal`."""
+
+    deal: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What each worker of a leg has in hand: parts of the epoch's dealing, in its order.
+
+    `num_before` counts the examples of earlier legs.
+    """
+
+    dealing: Dealing
+    hands: tuple[tuple[Part, ...], ...]
+    frequency: int | Literal["epoch"]
+    num_before: int = 0
+
+    @property
+    def num_workers(self) -> int:
+        """Workers of this leg."""
+        return len(self.hands)
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds until the last worker has no minibatch left."""
+        return -(-self.num_steps // self.minibatches_per_round)
+
+    @property
+    def minibatches_per_round(self) -> int:
+        """Minibatches of each worker in every round but perhaps the last."""
+        return max(1, self.num_steps if self.frequency == "epoch" else min(self.frequency, self.num_steps))
+
+    @cached_property
+    def num_steps(self) -> int:
+        """Minibatches of the worker that has most."""
+        return max(self.num_minibatches(rank) for rank in range(self.num_workers))
+
+    @property
+    def num_examples_left(self) -> int:
+        """Examples of this leg, all workers together."""
+        return sum(self.num_examples(rank) for rank in range(self.num_workers))
+
+    def num_examples(self, rank: int) -> int:
+        """Examples of one worker in this leg."""
+        return sum(self.dealing.num_examples(part) for part in self.hands[rank])
+
+    def num_minibatches(self, rank: int) -> int:
+        """Optimizer steps of one worker in this leg."""
+        return sum(part.stop - part.start for part in self.hands[rank])
+
+    def examples_in_round(self, rank: int, round_index: int) -> int:
+        """Examples that one worker sees in one round; 0 when it has none left."""
+        start = round_index * self.minibatches_per_round
+        return self._examples_between(rank, start, start + self.minibatches_per_round)
+
+    def examples_in_rounds(self, rank: int, first_round: int, stop_round: int) -> int:
+        """Examples that one worker sees from one round up to another."""
+        per_round = self.minibatches_per_round
+        return self._examples_between(rank, first_round * per_round, stop_round * per_round)
+
+    def examples_in_step(self, rank: int, step: int) -> int:
+        """Examples of one worker's minibatch number `step`; 0 when it has none left."""
+        return self._examples_between(rank, step, step + 1)
+
+    def examples_after(self, num_steps: int) -> int:
+        """Examples of the epoch seen by all workers together when each has taken `num_steps` steps of this leg."""
+        return self.num_before + sum(self._examples_between(rank, 0, num_steps) for rank in range(self.num_workers))
+
+    def _examples_between(self, rank: int, start: int, stop: int) -> int:
+        return sum(self.dealing.num_examples(part) for part in _cut(self.hands[rank], start, stop))
+
+    def windows(self, rank: int, *, first_step: int = 0, stop_step: int | None = None) -> Iterator[Window]:
+        """What one worker reads for its minibatches from `first_step` on, window by window."""
+        stop = self.num_minibatches(rank) if stop_step is None else stop_step
+        for part in _cut(self.hands[rank], first_step, stop):
+            yield from self.dealing.windows(part)
+
+    def dealt_anew(self, num_rounds: int, num_workers: int) -> EpochPlan:
+        """The plan of the next leg: what is left after `num_rounds` rounds, dealt to `num_workers` workers."""
+        done = num_rounds * self.minibatches_per_round
+        left = [part for hand in self.hands for part in _cut(hand, done, 2**62)]
+        num_left = sum(part.stop - part.start for part in left)
+        places = [rank * num_left // num_workers for rank in range(num_workers + 1)]
+        hands = tuple(_cut(left, start, stop) for start, stop in pairwise(places))
+        return replace(self, hands=hands, num_before=self.examples_after(done))
+
+
+def _cut(parts: Sequence[Part], start: int, stop: int) -> tuple[Part, ...]:
+    """The minibatches with numbers `start` to `stop` of some parts laid end to end."""
+    found, first = [], 0
+    for part in parts:
+        size = part.stop - part.start
+        inside = Part(part.deal, part.start + max(0, start - first), part.start + min(size, stop - first))
+        if inside.start < inside.stop:
+            found.append(inside)
+        first += size
+    return tuple(found)
+
+
 def plan_epoch(
     rows_per_shard: Sequence[int],
     *,
@@ -105,9 +214,11 @@ def plan_epoch(
     seed: int,
     epoch: int,
     buffer_rows: int,
+    earlier: Sequence[Leg] = (),
 ) -> EpochPlan:
     """Deal an epoch's rows to the workers, shards in an order of (seed, epoch), rows mixed within `buffer_rows`.
 
+    `earlier` are the epoch's legs that other numbers of workers have done; the plan is of what they left.
     Raises UserError when there are fewer minibatches than workers.
     """
     num_minibatches = -(-sum(rows_per_shard) // batch_size)
@@ -116,37 +227,41 @@ def plan_epoch(
             f"num_workers is {num_workers}, but {sum(rows_per_shard)} training examples make only {num_minibatches} "
             f"minibatches of {batch_size}: lower num_workers or batch_size_per_worker, or add images"
         )
-    bounds = _bounds(sum(rows_per_shard), num_workers, batch_size)
-    most = -(-num_minibatches // num_workers)
-    per_round = most if frequency == "epoch" else min(frequency, most)
     generator = np.random.default_rng([seed, epoch, _SHARD_ORDER])
     order = generator.permutation(len(rows_per_shard))
-    return EpochPlan(
+    dealing = Dealing(
         rows_per_shard=tuple(rows_per_shard),
         shard_order=tuple(int(index) for index in order),
         shift=int(generator.integers(sum(rows_per_shard))),
-        bounds=bounds,
+        bounds=_bounds(sum(rows_per_shard), earlier[0].num_workers if earlier else num_workers, batch_size),
         batch_size=batch_size,
-        minibatches_per_round=per_round,
-        num_rounds=-(-most // per_round),
         window_rows=max(1, buffer_rows // batch_size) * batch_size,
         seeds=(seed, epoch),
     )
+    plan = EpochPlan(dealing, _all_hands(dealing), frequency)
+    followers = [leg.num_workers for leg in earlier[1:]] + [num_workers]
+    for leg, next_workers in zip(earlier, followers, strict=bool(earlier)):
+        plan = plan.dealt_anew(leg.num_rounds, next_workers)
+    return plan
 
 
 def plan_evaluation(rows_per_shard: Sequence[int], *, num_workers: int, batch_size: int) -> EpochPlan:
     """Deal all rows once, in their order; a worker may have none."""
-    return EpochPlan(
+    dealing = Dealing(
         rows_per_shard=tuple(rows_per_shard),
         shard_order=tuple(range(len(rows_per_shard))),
         shift=0,
         bounds=_bounds(sum(rows_per_shard), num_workers, batch_size),
         batch_size=batch_size,
-        minibatches_per_round=1,
-        num_rounds=0,
         window_rows=batch_size,
         seeds=None,
     )
+    return EpochPlan(dealing, _all_hands(dealing), "epoch")
+
+
+def _all_hands(dealing: Dealing) -> tuple[tuple[Part, ...], ...]:
+    sizes = (stop - start for start, stop in pairwise(dealing.bounds))
+    return tuple((Part(deal, 0, -(-size // dealing.batch_size)),) for deal, size in enumerate(sizes))
 
 
 def _bounds(num_rows: int, num_workers: int, batch_size: int) -> tuple[int, ...]:

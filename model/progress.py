@@ -7,16 +7,32 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .meeting import Progress
 
-INTERVAL_S = 3.0
+INTERVAL_S = 2.0
 log = logging.getLogger(__name__)
 
 Ask = Callable[[], Mapping[int, "Progress"]]
 Watch = Callable[[Ask], None]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How far an epoch is: examples seen of it and of the training, their mean loss in the segment, and the rates."""
+
+    epoch: int
+    num_examples: int
+    total_examples: int
+    loss: float
+    examples_per_second: float
+    worker_rates: dict[int, float]
+
+
+OnProgress = Callable[[Moment], None]
 
 
 @contextmanager
@@ -42,24 +58,53 @@ def every(interval_s: float, say: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def watched(name: str, num_examples: int) -> Iterator[Watch]:
-    """Log the workers' examples, loss and rate while the block runs; the block says whom to ask."""
+def watched(
+    name: str, num_examples: int, *, epoch: int, num_before: int = 0, on_progress: OnProgress | None = None
+) -> Iterator[Watch]:
+    """Log the workers' examples, loss and rates while the block runs; the block says whom to ask.
+
+    `num_examples` are the epoch's, `num_before` those that earlier segments of it saw. `on_progress` hears it too.
+    """
     started = time.monotonic()
     asks: list[Ask] = []
 
     def say() -> None:
-        said = asks[-1]().values() if asks else []
-        seen = sum(progress.num_examples for progress in said)
+        said = asks[-1]() if asks else {}
+        seen = sum(progress.num_examples for progress in said.values())
         elapsed = time.monotonic() - started
         if not seen:
             log.info("%s: workers are starting, %.0f s", name, elapsed)
             return
-        loss = sum(progress.loss * progress.num_examples for progress in said) / seen
-        share, rate = 100 * seen / num_examples, seen / elapsed
-        log.info("%s: %d of %d examples (%.0f %%), loss %.4f, %.0f/s", name, seen, num_examples, share, loss, rate)
+        moment = Moment(
+            epoch=epoch,
+            num_examples=num_before + seen,
+            total_examples=epoch * num_examples + num_before + seen,
+            loss=sum(progress.loss * progress.num_examples for progress in said.values()) / seen,
+            examples_per_second=seen / elapsed,
+            worker_rates={rank: progress.num_examples / elapsed for rank, progress in said.items()},
+        )
+        share = 100 * moment.num_examples / num_examples
+        log.info(
+            "%s: %d of %d examples (%.0f %%), loss %.4f, %.0f/s%s",
+            name, moment.num_examples, num_examples, share, moment.loss, moment.examples_per_second,
+            _by_worker(moment.worker_rates),
+        )  # fmt: skip
+        if on_progress is not None:
+            on_progress(moment)
 
     with every(INTERVAL_S, say):
         yield asks.append
+
+
+def _by_worker(rates: Mapping[int, float]) -> str:
+    """Each worker's rate, or of many the slowest and the fastest."""
+    if len(rates) < 2:
+        return ""
+    shown = sorted(rates.items())
+    if len(rates) > 4:
+        ordered = sorted(rates.items(), key=lambda item: item[1])
+        shown = [ordered[0], ordered[-1]]
+    return " (" + ", ".join(f"worker {rank} {rate:.0f}/s" for rank, rate in shown) + ")"
 
 
 class Silence:

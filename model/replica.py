@@ -72,18 +72,28 @@ class Replica:
 
     def step(self, batch: Examples, rate_factor: float = 1.0) -> None:
         """One optimizer step on a minibatch, at a share of the learning rate; the loss is its mean cross-entropy."""
-        images_BCHW, labels_B = on_device(batch, self.device)
+        self.backward(batch)
+        self.update(rate_factor)
+
+    def backward(self, batch: Examples | None) -> None:
+        """Take the gradients of a minibatch's mean cross-entropy; without a minibatch there are none."""
         self.optimizer.zero_grad(set_to_none=True)
+        if batch is None:
+            return
+        images_BCHW, labels_B = on_device(batch, self.device)
         loss = nn.functional.cross_entropy(self.model(images_BCHW), labels_B)
         torch.autograd.backward(loss)
+        self._loss_sum += loss.detach() * len(labels_B)
+        self.num_examples += len(labels_B)
+
+    def update(self, rate_factor: float) -> None:
+        """Take an optimizer step by the gradients that are there."""
         optimizer = self._config.optimizer
         if optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), optimizer.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = optimizer.learning_rate * rate_factor
         self.optimizer.step()
-        self._loss_sum += loss.detach() * len(labels_B)
-        self.num_examples += len(labels_B)
 
     def reset_optimizer(self) -> None:
         """Forget the optimizer's state, as if no step had been taken."""
@@ -97,4 +107,6 @@ class Replica:
 
 def on_device(batch: Examples, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images uint8 (B, C, H, W) and labels int64 (B,) of a minibatch on a device."""
-    return torch.from_numpy(batch.features_NCHW).to(device), torch.from_numpy(batch.labels_N).to(device)
+    images_BCHW, labels_B = torch.from_numpy(batch.features_NCHW), torch.from_numpy(batch.labels_N)
+    # From pinned memory (see model/feed.py) the copies run beside the GPU's work on the minibatch before.
+    return images_BCHW.to(device, non_blocking=True), labels_B.to(device, non_blocking=True)

@@ -18,25 +18,45 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .averaging import Averager
+from . import storage
+from .accounting import Clock
+from .averaging import Averager, DivergedError
 from .environment import Environment, this_environment
 from .errors import UserError, WorldError
 from .evaluation import evaluate
 from .feed import minibatches
 from .manifest import load_manifest
 from .meeting import Address, Member, Progress
-from .plan import EpochPlan, plan_epoch, plan_evaluation
+from .plan import EpochPlan, Leg, plan_epoch, plan_evaluation
 from .replica import Replica, rate_factor
 from .shards import Dataset
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
     from .evaluation import Evaluation
     from .manifest import Manifest, Split
+    from .shards import Examples
     from .training_config import TrainingConfig
 
 ReplicaState = dict[str, Any]
 EVALUATION_BATCH = 256
 NUM_MISTAKES = 24
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Where a segment of training lies in its epoch: rounds `first` to `stop` of the leg after `earlier` ones.
+
+    `first_step` counts the optimizer steps that each worker has taken in the whole training before.
+    """
+
+    epoch: int
+    first: int
+    stop: int
+    earlier: tuple[Leg, ...] = ()
+    first_step: int = 0
+    ends_epoch: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,8 @@ class Task:
     state: ReplicaState
     address: Address
     environment: Environment
-    epoch: int = 0
+    rounds: Rounds | None = None
+    """What to train on; None where there is nothing to train."""
     split: Split = "train"
     trace_ids: bool = False
     """Also report the ids of the examples in the order they were trained on (for audits and tests)."""
@@ -64,17 +85,17 @@ class Report:
     rank: int
     host: str
     num_examples: int = 0
-    num_minibatches: int = 0
-    num_rounds: int = 0
     loss_sum: float = 0.0
     state: ReplicaState | None = None
     evaluation: Evaluation | None = None
     ids: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase of the worker's time: see model.accounting."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How a worker failed: the user's mistake, the world, a peer that left first, or a bug of ours."""
+    """How a worker failed: the user's mistake, numbers that blew up, the world, a peer that left first, or our bug."""
 
     rank: int
     host: str
@@ -93,6 +114,8 @@ def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report |
         return work(task, device if isinstance(device, str) else device())
     except UserError as error:
         return _failure(task, "user", error)
+    except DivergedError as error:
+        return _failure(task, "diverged", error)
     except (WorldError, OSError) as error:
         return _failure(task, "world", error)
     except RuntimeError as error:
@@ -106,28 +129,33 @@ def _failure(task: Task, kind: str, error: Exception) -> Failure:
     return Failure(task.rank, socket.gethostname(), kind, f"{error}", traceback.format_exc())
 
 
-def train_epoch(task: Task, device: str) -> Report:
-    """One worker's epoch: local steps, an averaging every round, then its part of the validation."""
-    config = task.config
+def train_rounds(task: Task, device: str) -> Report:
+    """One worker's part of a segment: local steps, an averaging every round, and at the epoch's end its validation."""
+    clock = Clock()
     dataset = open_dataset(task.dataset_uri, task.digest)
-    plan = plan_training(config, dataset.manifest, epoch=task.epoch, num_workers=task.num_workers)
-    with _seeded(task, device), closing(_member(task, sums=True)) as member:
-        return _train(task, dataset, plan, member, device)
+    with _seeded(task, device), _member(task, device, sums=True) as member:
+        return _train(task, dataset, member, device, clock)
 
 
 def evaluate_split(task: Task, device: str) -> Report:
     """One worker's part of evaluating `task.split` with the model in `task.state`."""
     dataset = open_dataset(task.dataset_uri, task.digest)
-    with _seeded(task, device), closing(_member(task, sums=False)) as member:
+    with _seeded(task, device), _member(task, device, sums=False) as member:
         replica = Replica(task.config, dataset.manifest, device)
         replica.model.load_state_dict(task.state["model"])
         part = _evaluate(task, replica, dataset, task.split, member)
     return Report(task.rank, socket.gethostname(), evaluation=part)
 
 
-def _member(task: Task, *, sums: bool) -> Member:
+def _member(task: Task, device: str, *, sums: bool) -> Member:
     return Member(
-        task.address, rank=task.rank, num_workers=task.num_workers, timeout_s=task.config.timeout_s, sums=sums
+        task.address,
+        rank=task.rank,
+        num_workers=task.num_workers,
+        timeout_s=task.config.timeout_s,
+        sums=sums,
+        device=device,
+        allow_shared_gpu=task.config.allow_shared_gpu,
     )
 
 
@@ -137,8 +165,10 @@ def open_dataset(uri: str, digest: str) -> Dataset:
     return Dataset(uri, load_manifest(uri, digest))
 
 
-def plan_training(config: TrainingConfig, manifest: Manifest, *, epoch: int, num_workers: int) -> EpochPlan:
-    """The plan of one epoch of a training."""
+def plan_training(
+    config: TrainingConfig, manifest: Manifest, *, epoch: int, num_workers: int, earlier: Sequence[Leg] = ()
+) -> EpochPlan:
+    """The plan of one epoch of a training, or of what its `earlier` legs left."""
     return plan_epoch(
         [shard.num_examples for shard in manifest.shards_of("train")],
         num_workers=num_workers,
@@ -147,59 +177,129 @@ def plan_training(config: TrainingConfig, manifest: Manifest, *, epoch: int, num
         seed=config.seed,
         epoch=epoch,
         buffer_rows=config.shuffle_buffer_bytes // manifest.image.example_bytes,
+        earlier=earlier,
     )
 
 
-def _train(task: Task, dataset: Dataset, plan: EpochPlan, member: Member, device: str) -> Report:
+def _train(task: Task, dataset: Dataset, member: Member, device: str, clock: Clock) -> Report:
+    assert task.rounds is not None, "a training has rounds"
+    rounds, config = task.rounds, task.config
+    plan = plan_training(
+        config, dataset.manifest, epoch=rounds.epoch, num_workers=task.num_workers, earlier=rounds.earlier
+    )
+    replica = _replica(task, dataset, device)
+    averager = Averager(replica.model, replica.optimizer, config.averaging, member, task.state["outer_momentum"])
+    ids: list[str] = []
+    with closing(_batches(task, dataset, plan, replica.device, clock)) as batches:
+        clock.lap("start")
+        for round_index in range(rounds.first, rounds.stop):
+            for step in _steps(plan, round_index):
+                batch = next(batches, None)
+                clock.lap("wait")
+                if batch is not None and task.trace_ids:
+                    ids += batch.ids
+                _step(task, plan, replica, averager, batch, step, round_index)
+                member.report(partial(_progress, replica, round_index))
+                clock.lap("step")
+            averager.average(_round_weight(plan, task, round_index), rank=task.rank, round_index=round_index)
+            if config.averaging.optimizer_state == "reset":
+                replica.reset_optimizer()
+            clock.lap("average")
+    evaluation = _evaluate(task, replica, dataset, "validation", member) if rounds.ends_epoch else None
+    clock.lap("evaluate")
+    return Report(
+        rank=task.rank,
+        host=socket.gethostname(),
+        num_examples=replica.num_examples,
+        loss_sum=replica.mean_loss * replica.num_examples,
+        state=_state(replica, averager, task),
+        evaluation=evaluation,
+        ids=ids,
+        seconds=dict(clock.seconds),
+    )
+
+
+def _replica(task: Task, dataset: Dataset, device: str) -> Replica:
     replica = Replica(task.config, dataset.manifest, device)
     replica.model.load_state_dict(task.state["model"])
     if task.state["optimizer"] is not None:
         # load_state_dict keeps the given tensors, and steps would then change the sender's state.
         replica.optimizer.load_state_dict(copy.deepcopy(task.state["optimizer"]))
-    averaging = task.config.averaging
-    averager = Averager(replica.model, replica.optimizer, averaging, member, task.state["outer_momentum"])
-    batches = minibatches(dataset, plan, task.rank, "train", with_names=task.trace_ids)
-    ids: list[str] = []
-    for round_index in range(plan.num_rounds):
-        for _ in range(_steps_in_round(plan, task.rank, round_index)):
-            batch = next(batches)
-            replica.step(batch, _rate_factor(task, plan, replica.num_examples))
-            if task.trace_ids:
-                ids += batch.ids
-            member.report(partial(_progress, replica, round_index))
-        averager.average(_weight(plan, task, round_index), rank=task.rank, round_index=round_index)
-        if averaging.optimizer_state == "reset":
-            replica.reset_optimizer()
-    return Report(
-        rank=task.rank,
-        host=socket.gethostname(),
-        num_examples=replica.num_examples,
-        num_minibatches=plan.num_minibatches(task.rank),
-        num_rounds=plan.num_rounds,
-        loss_sum=replica.mean_loss * replica.num_examples,
-        state=_state(replica, averager, task),
-        evaluation=_evaluate(task, replica, dataset, "validation", member),
-        ids=ids,
+    return replica
+
+
+def _batches(task: Task, dataset: Dataset, plan: EpochPlan, device: torch.device, clock: Clock) -> Generator[Examples]:
+    assert task.rounds is not None, "a training has rounds"
+    first_step = task.rounds.first * plan.minibatches_per_round
+    stop_step = min(task.rounds.stop * plan.minibatches_per_round, plan.num_minibatches(task.rank))
+    on_gpu = device.type == "cuda"
+    is_near = not on_gpu and storage.local_path(task.dataset_uri) is not None
+    prefetch = task.config.prefetch_batches
+    return minibatches(
+        dataset,
+        plan.windows(task.rank, first_step=first_step, stop_step=stop_step),
+        "train",
+        batch_size=plan.dealing.batch_size,
+        with_names=task.trace_ids,
+        # Beside local files a thread costs a CPU worker more than it saves: see docs/performance.md.
+        prefetch_batches=prefetch if prefetch is not None else (0 if is_near else 4),
+        pin=on_gpu,
+        clock=clock,
     )
+
+
+def _steps(plan: EpochPlan, round_index: int) -> range:
+    """The steps of a round, counted from the leg's start, of the worker that has most."""
+    first = round_index * plan.minibatches_per_round
+    return range(first, min(first + plan.minibatches_per_round, plan.num_steps))
+
+
+def _step(
+    task: Task,
+    plan: EpochPlan,
+    replica: Replica,
+    averager: Averager,
+    batch: Examples | None,
+    step: int,
+    round_index: int,
+) -> None:
+    """One step on a minibatch, alone or (while steps are synchronous) together with all workers."""
+    if _is_synchronous(task, plan, step):
+        replica.backward(batch)
+        sizes = [plan.examples_in_step(rank, step) for rank in range(task.num_workers)]
+        averager.average_gradients(sizes[task.rank] / sum(sizes), rank=task.rank, round_index=round_index)
+    elif batch is None:
+        return
+    else:
+        replica.backward(batch)
+    replica.update(_rate_factor(task, plan, step))
+
+
+def _is_synchronous(task: Task, plan: EpochPlan, step: int) -> bool:
+    assert task.rounds is not None, "a training has rounds"
+    until = task.config.averaging.synchronous_steps
+    if until == "all":
+        return True
+    taken = step - task.rounds.first * plan.minibatches_per_round
+    return task.rounds.first_step + taken < until
 
 
 def _progress(replica: Replica, round_index: int, last: Progress) -> Progress:
     return replace(last, round_index=round_index, num_examples=replica.num_examples, loss=replica.mean_loss)
 
 
-def _rate_factor(task: Task, plan: EpochPlan, num_seen: int) -> float:
-    # What all workers have seen, taken from this one's own count, so that nothing need be exchanged for it.
-    per_epoch = plan.bounds[-1]
-    share = num_seen / max(1, plan.num_examples(task.rank))
-    num_examples = round((task.epoch + share) * per_epoch)
-    return rate_factor(task.config.optimizer.schedule, num_examples, task.config.num_epochs * per_epoch)
+def _rate_factor(task: Task, plan: EpochPlan, step: int) -> float:
+    assert task.rounds is not None, "a training has rounds"
+    schedule = task.config.optimizer.schedule
+    if schedule.is_constant:
+        return 1.0
+    # What all workers have seen: the plan tells, so nothing need be exchanged for it.
+    per_epoch = plan.dealing.bounds[-1]
+    num_examples = task.rounds.epoch * per_epoch + plan.examples_after(step)
+    return rate_factor(schedule, num_examples, task.config.num_epochs * per_epoch)
 
 
-def _steps_in_round(plan: EpochPlan, rank: int, round_index: int) -> int:
-    return -(-plan.examples_in_round(rank, round_index) // plan.batch_size)
-
-
-def _weight(plan: EpochPlan, task: Task, round_index: int) -> float:
+def _round_weight(plan: EpochPlan, task: Task, round_index: int) -> float:
     seen = [plan.examples_in_round(rank, round_index) for rank in range(task.num_workers)]
     if task.config.averaging.weights == "uniform":
         seen = [min(1, count) for count in seen]
@@ -231,11 +331,11 @@ def _on_cpu(value: Any) -> Any:
 def _evaluate(task: Task, replica: Replica, dataset: Dataset, split: Split, member: Member) -> Evaluation:
     rows = [shard.num_examples for shard in dataset.manifest.shards_of(split)]
     plan = plan_evaluation(rows, num_workers=task.num_workers, batch_size=EVALUATION_BATCH)
-    beats = itertools.count()
+    beats = itertools.count(task.rounds.stop if task.rounds else 0)
 
     def beat() -> None:
         # A report that changes shows life.
-        member.report(lambda last: replace(last, round_index=plan.num_rounds + next(beats)))
+        member.report(lambda last: replace(last, round_index=next(beats)))
 
     return evaluate(replica.model, dataset, plan, task.rank, split, num_mistakes=NUM_MISTAKES, beat=beat)
 
@@ -244,12 +344,12 @@ def _evaluate(task: Task, replica: Replica, dataset: Dataset, split: Split, memb
 def _seeded(task: Task, device: str) -> Iterator[None]:
     # Python workers serve many jobs: what a task sets in its process, it puts back.
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(task.config.threads_per_worker)
+    torch.set_num_threads(task.config.threads_per_worker or 1)
     try:
         with torch.random.fork_rng(devices=[] if device == "cpu" else None):
-            torch.manual_seed(
-                int(np.random.SeedSequence([task.config.seed, task.epoch, task.rank]).generate_state(1)[0])
-            )
+            place = (task.rounds.epoch, task.rounds.first, len(task.rounds.earlier)) if task.rounds else (0, 0, 0)
+            seeds = np.random.SeedSequence([task.config.seed, *place, task.rank])
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
             yield
     finally:
         torch.set_num_threads(num_threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -14,18 +14,22 @@ from .checkpoint import Checkpoint
 from .environment import this_environment
 from .errors import UserError, WorldError
 from .evaluation import Evaluation
-from .progress import Ask, Silence, Watch, every, watched
+from .faults import blame, cause
+from .merging import merged
+from .plan import EpochPlan, Leg
+from .progress import Ask, OnProgress, Silence, Watch, every, watched
 from .replica import build_model
 from .segment import (
     NUM_MISTAKES,
     Failure,
     ReplicaState,
     Report,
+    Rounds,
     Task,
     Work,
     evaluate_split,
     plan_training,
-    train_epoch,
+    train_rounds,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from .manifest import Split
-    from .meeting import Meeting, Progress
+    from .meeting import Address, Meeting, Progress
     from .shards import Dataset
     from .training_config import TrainingConfig
 
@@ -46,6 +50,10 @@ class Transport(Protocol):
 
     meeting: Meeting
 
+    def num_slots(self) -> int:
+        """Workers that can run side by side now."""
+        ...
+
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
         """Run one task per worker. Raises WorldError when workers were lost."""
         ...
@@ -57,27 +65,28 @@ class Transport(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """A config, the DataSet it trains on, and the transport to its workers."""
+    """A config, the DataSet it trains on, the transport to its workers, and who hears of progress within an epoch."""
 
     config: TrainingConfig
     dataset: Dataset
     transport: Transport
+    on_progress: OnProgress | None = None
 
-    def fit(self, start: Checkpoint | None, on_epoch: Callable[[Checkpoint], None]) -> Checkpoint:
-        """Train to the last epoch from `start` (None: from fresh parameters); `on_epoch` sees each new state."""
+    def fit(self, start: Checkpoint | None, on_state: Callable[[Checkpoint], None]) -> Checkpoint:
+        """Train to the last epoch from `start` (None: from fresh parameters); `on_state` sees each segment's state."""
         state = start or self.first_state()
         self.check()
         while state.epoch < self.config.num_epochs and not self._is_out_of_patience(state):
             state = self.next_state(state)
-            on_epoch(state)
+            on_state(state)
         return state
 
     def _is_out_of_patience(self, state: Checkpoint) -> bool:
         patience = self.config.early_stopping.patience
         is_out = patience is not None and state.epoch - state.best_epoch >= patience and state.epoch > 0
-        if is_out:
+        if is_out and state.ends_epoch:
             log.info("no better epoch than %d in %d epochs: training ends early", state.best_epoch, patience)
-        return is_out
+        return is_out and state.ends_epoch
 
     def check(self) -> None:
         """Raise UserError for what can't be trained, before any worker starts."""
@@ -88,41 +97,97 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             model = build_model(self.config, self.dataset.manifest)
-        return Checkpoint(0, dict(model.state_dict()), [None] * self._num_optimizers)
+        return Checkpoint(0, dict(model.state_dict()), [None])
 
     def evaluate(self, model: dict[str, Any], split: Split) -> Evaluation:
         """Evaluate a model state on one split, all workers taking part."""
-        states = [{"model": model}] * self.config.num_workers
-        return _evaluation(self._run(evaluate_split, states, split=split))
 
-    @property
-    def _num_optimizers(self) -> int:
-        return self.config.num_workers if self.config.averaging.optimizer_state == "keep" else 1
+        def tasks() -> tuple[list[ReplicaState], dict[str, Any]]:
+            num_workers = max(1, min(self.config.num_workers, self.transport.num_slots()))
+            return [{"model": model}] * num_workers, {"split": split}
+
+        return _evaluation(self._run(evaluate_split, tasks))
 
     def next_state(self, state: Checkpoint) -> Checkpoint:
-        """The state after one more epoch."""
+        """The state after one more segment: an epoch, or fewer rounds where `checkpoint_every_rounds` says so."""
         started = time.monotonic()
-        states = [
-            {
-                "model": state.model,
-                "optimizer": state.optimizers[rank % len(state.optimizers)],
-                "outer_momentum": state.outer_momentum,
-            }
-            for rank in range(self.config.num_workers)
-        ]
-        with watched(f"epoch {state.epoch + 1}", self.dataset.manifest.num_examples("train")) as watch:
-            reports = self._run(train_epoch, states, watch=watch, epoch=state.epoch)
-        self._check_counts(reports)
-        return _merged(state, reports, time.monotonic() - started, self.config.early_stopping.metric)
+        name = f"epoch {state.epoch + 1}"
+        num_before = round(state.running.get("num_examples", 0))
+        total = self.dataset.manifest.num_examples("train")
+        legs: tuple[Leg, ...] = ()
 
-    def _run(self, work: Work, states: list[ReplicaState], *, watch: Watch | None = None, **other: Any) -> list[Report]:
+        def tasks() -> tuple[list[ReplicaState], dict[str, Any]]:
+            nonlocal legs
+            legs, rounds = self._next_rounds(state)
+            return _states(state, legs[-1].num_workers), {"rounds": rounds}
+
+        with watched(name, total, num_before=num_before, epoch=state.epoch, on_progress=self.on_progress) as watch:
+            reports = self._run(train_rounds, tasks, watch=watch)
+        evaluation = _evaluation(reports) if reports[0].evaluation is not None else None
+        new = merged(state, legs, reports, evaluation, time.monotonic() - started, self._plan(state, legs))
+        seen = new.running["num_examples"] if not new.ends_epoch else new.history[-1]["examples"]
+        assert new.ends_epoch is (seen == total), "every example is seen exactly once an epoch"
+        return self._judged(new) if new.ends_epoch else new
+
+    def _next_rounds(self, state: Checkpoint) -> tuple[tuple[Leg, ...], Rounds]:
+        """The epoch's legs, the last of which this segment is in, as they are after it; and the segment's rounds."""
+        num_workers = self._num_workers(state)
+        *earlier, last = state.legs or (Leg(num_workers, 0),)
+        if last.num_workers != num_workers:
+            log.warning("going on with %d workers in place of %d", num_workers, last.num_workers)
+            earlier, last = [*earlier, last] if last.num_rounds else earlier, Leg(num_workers, 0)
+        plan = self._plan(state, (*earlier, last))
+        every_rounds = self.config.checkpoint_every_rounds or plan.num_rounds
+        stop = min(plan.num_rounds, last.num_rounds + every_rounds)
+        rounds = Rounds(
+            epoch=state.epoch,
+            first=last.num_rounds,
+            stop=stop,
+            earlier=tuple(earlier),
+            first_step=state.num_steps,
+            ends_epoch=stop == plan.num_rounds,
+        )
+        return (*earlier, Leg(num_workers, stop)), rounds
+
+    def _plan(self, state: Checkpoint, legs: Sequence[Leg]) -> EpochPlan:
+        *earlier, last = legs
+        return plan_training(
+            self.config, self.dataset.manifest, epoch=state.epoch, num_workers=last.num_workers, earlier=earlier
+        )
+
+    def _num_workers(self, state: Checkpoint) -> int:
+        """Workers for the next segment: all that are wanted, or after a wait those for which there is room."""
+        wanted, fewest = self.config.num_workers, self.config.min_workers
+        last = len(state.timeline[-1]["workers"]) if state.timeline else wanted
+        deadline = time.monotonic() + self.config.wait_for_workers_s
+        while (slots := self.transport.num_slots()) < last and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if slots < fewest:
+            raise WorldError(
+                f"only {slots} of {wanted} workers have a place left after {self.config.wait_for_workers_s} s, under "
+                f"min_workers={fewest}: bring machines back, or lower min_workers"
+            )
+        return min(wanted, slots)
+
+    def _run(
+        self,
+        work: Work,
+        tasks: Callable[[], tuple[list[ReplicaState], dict[str, Any]]],
+        *,
+        watch: Watch | None = None,
+    ) -> list[Report]:
         """Run a segment; when workers are lost run it again, from the same states and so to the same end."""
+        earlier: list[str] = []
         for retry in itertools.count(1):
             try:
+                states, other = tasks()
                 return self._run_once(work, states, watch=watch, **other)
             except WorldError as error:
                 if retry > self.config.max_segment_retries:
                     raise
+                if "diverged" in str(error) and str(error) in earlier:
+                    raise UserError(f"{error} (twice, so it is no accident)") from error
+                earlier.append(str(error))
                 log.warning("%s; trying again (%d of %d)", error, retry, self.config.max_segment_retries)
         raise AssertionError("the loop ends by return or raise")
 
@@ -148,65 +213,49 @@ class Training:
             )
             for rank, state in enumerate(states)
         ]
-        with self._guarded(ask, len(states)):
-            results = self.transport.run(work, tasks)
+        try:
+            with self._guarded(ask, address, len(states)):
+                results = self.transport.run(work, tasks)
+        except WorldError as error:
+            raise blame(error, ask(), self.transport.meeting.abort_reason(address)) from error
         failures = [result for result in results if isinstance(result, Failure)]
         if failures:
-            raise _cause(failures)
+            raise cause(failures)
         return sorted((r for r in results if isinstance(r, Report)), key=lambda report: report.rank)
 
-    def _guarded(self, ask: Ask, num_workers: int) -> AbstractContextManager[None]:
+    def _guarded(self, ask: Ask, address: Address, num_workers: int) -> AbstractContextManager[None]:
         # Peers that wait for a silent worker give up after timeout_s and say so first.
         silence = Silence(num_workers, self.config.timeout_s + GRACE_S)
 
         def look() -> None:
             complaint = silence.complaint(ask(), time.monotonic())
             if complaint:
+                self.transport.meeting.abort(address, complaint)
                 self.transport.cancel(complaint)
 
         return every(1.0, look)
 
-    def _check_counts(self, reports: list[Report]) -> None:
-        seen = sum(report.num_examples for report in reports)
-        assert seen == self.dataset.manifest.num_examples("train"), "every example is seen exactly once an epoch"
+    def _judged(self, state: Checkpoint) -> Checkpoint:
+        metric = self.config.early_stopping.metric
+        *before, last = state.history
+        if all(score(last, metric) > score(earlier, metric) for earlier in before):
+            return replace(state, best_epoch=state.epoch, best_model=state.model)
+        return state
 
 
-def _cause(failures: list[Failure]) -> Exception:
-    """The error to show: the user's mistake before the world's fault, before our bug, before lost peers."""
-    order = ("user", "world", "bug", "peer")
-    failure = min(failures, key=lambda f: (order.index(f.kind), f.rank))
-    where = f"worker {failure.rank} on {failure.host}"
-    if failure.kind == "user":
-        return UserError(f"{where}: {failure.message}")
-    if failure.kind != "world":
-        log.error("%s failed:\n%s", where, failure.trace)
-    return WorldError(f"{where}: {failure.message}")
+def _states(state: Checkpoint, num_workers: int) -> list[ReplicaState]:
+    return [
+        {
+            "model": state.model,
+            "optimizer": state.optimizers[rank % len(state.optimizers)],
+            "outer_momentum": state.outer_momentum,
+        }
+        for rank in range(num_workers)
+    ]
 
 
-def _merged(state: Checkpoint, reports: list[Report], seconds: float, metric: str) -> Checkpoint:
-    first = reports[0].state
-    assert first is not None, "rank 0 reports the averaged state"
-    num_examples = sum(report.num_examples for report in reports)
-    figures = {
-        "train_loss": sum(report.loss_sum for report in reports) / num_examples,
-        "epoch_seconds": seconds,
-        "examples_per_second": num_examples / seconds,
-        "rounds": float(reports[0].num_rounds),
-        **{f"validation_{name}": value for name, value in _evaluation(reports).figures().items()},
-    }
-    is_best = all(_score(figures, metric) > _score(earlier, metric) for earlier in state.history)
-    return Checkpoint(
-        epoch=state.epoch + 1,
-        model=first["model"],
-        optimizers=[report.state["optimizer"] for report in reports if report.state is not None],
-        outer_momentum=first["outer_momentum"],
-        history=[*state.history, figures],
-        best_epoch=state.epoch + 1 if is_best else state.best_epoch,
-        best_model=first["model"] if is_best else state.best_model,
-    )
-
-
-def _score(figures: dict[str, float], metric: str) -> tuple[float, float]:
+def score(figures: dict[str, float], metric: str) -> tuple[float, float]:
+    """How good an epoch is: greater is better, by a figure of the validation split, then by the lowest loss."""
     # Without a validation split every epoch scores alike by it, and the training loss decides.
     loss = figures["validation_loss"] or figures["train_loss"]
     return (-loss if metric == "loss" else figures[f"validation_{metric}"]), -loss

@@ -19,6 +19,11 @@ class ScheduleConfig(Settings):
     final_fraction: Fraction = 0.0
     """Share of the learning rate at the end of the last epoch; for linear and cosine."""
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether the rate never changes."""
+        return self.name == "constant" and self.warmup_examples == 0
+
 
 class OptimizerConfig(Settings):
     """The optimizer each worker steps with between two averagings."""
@@ -65,6 +70,12 @@ Frequency = Annotated[
 ]
 
 
+SynchronousSteps = Annotated[
+    Annotated[int, Field(ge=0, le=10**9)] | Literal["all"],
+    WithJsonSchema({"type": "string", "pattern": "^(all|[0-9]{1,9})$"}),
+]
+
+
 class AveragingConfig(Settings):
     """When and how the workers' states become one."""
 
@@ -75,6 +86,10 @@ class AveragingConfig(Settings):
     weights: Literal["examples", "uniform"] = "examples"
     """A worker's weight: the examples it saw in the round, or the same for each worker that saw any."""
     outer: OuterConfig = OuterConfig()
+    synchronous_steps: SynchronousSteps = 0
+    """Steps at the start of the training that average gradients (post-local SGD); `all`: every step, as DDP does."""
+    exchange: Literal["float32", "bfloat16"] = "float32"
+    """What workers send each other: whole values, or their changes in half as many bytes. Sums are in float32."""
 
 
 class EarlyStoppingConfig(Settings):
@@ -104,11 +119,27 @@ class TrainingConfig(Settings):
     """Seed of the first parameters, the order of examples and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute; auto: the GPU that the task owns or finds, else the CPU."""
-    threads_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
-    """CPU threads of one worker; with Spark, match spark.task.cpus."""
+    allow_shared_gpu: bool = False
+    """Let several workers compute on one GPU; they then average on the CPU."""
+    threads_per_worker: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads of one worker; null: the cores that Spark gives a task (spark.task.cpus)."""
     shuffle_buffer_bytes: Annotated[int, Field(ge=1, le=2**40)] = 64 * 2**20
-    """Bytes of images that each worker mixes at a time."""
+    """Bytes of images that each worker mixes at a time; with prefetch_batches it holds up to three times as many."""
+    prefetch_batches: Annotated[int, Field(ge=0, le=1024)] | None = None
+    """Minibatches that each worker prepares ahead in threads; null: 4 for a GPU or a remote store, else 0."""
     timeout_s: Annotated[int, Field(ge=1, le=86_400)] = 300
     """Longest silence of a worker, and longest wait for the slowest peer at an averaging, in seconds."""
+    checkpoint_every_rounds: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    """Rounds after which the state is saved within an epoch; null: at the end of each epoch only."""
     max_segment_retries: Annotated[int, Field(ge=0, le=100)] = 3
-    """Times that an epoch is begun again after workers were lost, before the training gives up."""
+    """Times that a segment (from one checkpoint to the next) is begun again after workers were lost."""
+    min_workers: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Workers with which a training goes on when machines were lost; fewer end it."""
+    wait_for_workers_s: Annotated[int, Field(ge=0, le=86_400)] = 30
+    """Seconds to wait for lost workers' places to come back before going on with fewer."""
+
+    @model_validator(mode="after")
+    def _fewest_are_not_most(self) -> Self:
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers is {self.min_workers}, over num_workers, which is {self.num_workers}")
+        return self

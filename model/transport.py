@@ -8,6 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Self
 
 from .errors import WorldError
+from .faults import LostWorkerError
 from .meeting import Meeting
 from .segment import Failure, Report, Task, Work, attempt
 
@@ -26,6 +27,10 @@ class LocalTransport:
         self._pool: ProcessPoolExecutor | None = None
         self._reason = ""
 
+    def num_slots(self) -> int:
+        """As many workers as there are processes."""
+        return self._num_workers
+
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
         """Run one task per worker, side by side."""
         if self._num_workers == 1:
@@ -39,7 +44,9 @@ class LocalTransport:
             return [future.result() for future in waiting]
         except BrokenProcessPool as error:
             self._pool = None
-            raise WorldError(self._reason or "a worker was lost: its process ended without a word") from error
+            if self._reason:
+                raise WorldError(self._reason) from error
+            raise LostWorkerError("its process ended without a word") from error
 
     def cancel(self, reason: str) -> None:
         """End what is running; `run` then raises WorldError with this reason. A worker in this process goes on."""

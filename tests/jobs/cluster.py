@@ -47,8 +47,10 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running_cluster(folder: Path, *, num_workers: int = 2, properties: dict[str, str] | None = None):
-    """A master and `num_workers` workers of one core each, with Spark `properties` for the workers."""
+def running_cluster(
+    folder: Path, *, num_workers: int = 2, num_cores: int = 1, properties: dict[str, str] | None = None
+):
+    """A master and `num_workers` workers of `num_cores` cores each, with Spark `properties` for the workers."""
     environment = {
         **os.environ,
         **java_environment(),
@@ -75,7 +77,7 @@ def running_cluster(folder: Path, *, num_workers: int = 2, properties: dict[str,
         start("master", "master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", str(page))
         for number in range(num_workers):
             place = ["--host", "127.0.0.1", "--webui-port", "0", "--work-dir", str(folder / f"work-{number}")]
-            size = ["--cores", "1", "--memory", "1g", "--properties-file", str(file)]
+            size = ["--cores", str(num_cores), "--memory", "1g", "--properties-file", str(file)]
             cluster.workers.append(start(f"worker-{number}", "worker.Worker", *place, *size, cluster.url))
         _wait_until_ready(cluster, num_workers)
         yield cluster

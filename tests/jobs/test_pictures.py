@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from jobs import pictures
+from jobs.timeline import _spans, timeline
 from model.evaluation import Evaluation, Mistake
 
 HISTORY = [{"train_loss": 1.0 / n, "validation_loss": 2.0 / n, "validation_accuracy": n / 9} for n in range(1, 6)]
@@ -70,3 +72,27 @@ def test_learning_curves_show_all_epochs(num_epochs):
     assert [len(line.get_xdata()) for line in (*loss.lines[:2], accuracy.lines[0])] == [num_epochs] * 3
     assert accuracy.lines[0].get_ydata()[0] == pytest.approx(100 / 9)
     assert draw(figure)
+
+
+def moment(epoch: int, num_workers: int) -> dict:
+    worker = {"start": 0.1, "wait": 0.2, "step": 1.0, "average": 0.1, "evaluate": 0.3}
+    return {"epoch": epoch, "seconds": 2.0, "workers": [worker] * num_workers}
+
+
+@pytest.mark.parametrize("num_workers", [[], [1], [2, 2], [3, 2, 3], [40] * 3])
+def test_a_timeline_has_a_row_for_each_worker_and_ends_with_the_last_segment(num_workers):
+    figure = timeline([moment(number, count) for number, count in enumerate(num_workers)])
+    assert draw(figure)
+    (axes,) = figure.axes
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == [f"worker {rank}" for rank in range(min(32, max(num_workers, default=1)))]
+    assert axes.get_xlim()[1] == pytest.approx(2.0 * len(num_workers), abs=0.01)
+
+
+def test_a_timelines_phases_fill_each_segment():
+    moments = [moment(1, 2), moment(2, 1)]
+    for rank, ends in ((0, [2.0, 4.0]), (1, [2.0])):
+        spans = sorted(span for found in _spans(moments, rank).values() for span in found)
+        assert sum(length for _, length in spans) == pytest.approx(2.0 * len(ends))
+        for (start, length), (following, _) in pairwise(spans):
+            assert start + length == pytest.approx(following)

@@ -19,7 +19,7 @@ from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.manifest import load_manifest
 from model.meeting import Meeting
-from model.segment import Report, Task, train_epoch
+from model.segment import Report, Rounds, Task, plan_training, train_rounds
 from model.shards import Dataset
 from model.training import Training
 from model.training_config import AveragingConfig, OptimizerConfig
@@ -65,12 +65,14 @@ def test_every_training_example_is_seen_once_an_epoch(spark, train_job, dataset,
     model = Training(job, opened, transport).first_state().model
     orders = []
     for epoch in (0, 1):
+        plan = plan_training(job, manifest, epoch=epoch, num_workers=num_workers)
         task = Task(
-            config=job, dataset_uri=str(dataset), digest=manifest.digest, rank=0, num_workers=num_workers, epoch=epoch,
+            config=job, dataset_uri=str(dataset), digest=manifest.digest, rank=0, num_workers=num_workers,
+            rounds=Rounds(epoch=epoch, first=0, stop=plan.num_rounds),
             state={"model": model, "optimizer": None, "outer_momentum": None}, address=transport.meeting.new_address(),
             environment=this_environment(), trace_ids=True,
         )  # fmt: skip
-        reports = transport.run(train_epoch, [replace(task, rank=rank) for rank in range(num_workers)])
+        reports = transport.run(train_rounds, [replace(task, rank=rank) for rank in range(num_workers)])
         assert all(isinstance(report, Report) for report in reports)
         assert Counter(name for report in reports for name in report.ids) == wanted
         assert all(len(report.ids) == report.num_examples > 0 for report in reports)

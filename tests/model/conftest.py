@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 
 from model.config import ImageConfig, SplitConfig
 from model.manifest import Manifest, Source, publish
 from model.shards import Dataset, ShardWriter
+from model.transport import LocalTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -54,3 +56,30 @@ def random_dataset(
 def make_dataset() -> Callable[..., Dataset]:
     """`random_dataset`, for tests that choose their own folder, rows, classes, shape and shard size."""
     return random_dataset
+
+
+@pytest.fixture(scope="session")
+def transports() -> Iterator[dict[int, LocalTransport]]:
+    """One worker in this process, two or three in processes that all tests share (starting one takes seconds)."""
+    with LocalTransport(1) as alone, LocalTransport(3) as pool:
+        yield {1: alone, 2: pool, 3: pool}
+
+
+@pytest.fixture(scope="session")
+def lenet_data(make_dataset, tmp_path_factory) -> Dataset:
+    rows = {"train": 61, "validation": 13}
+    return make_dataset(tmp_path_factory.mktemp("lenet"), rows=rows, shape=(1, 18, 18), shard_bytes=324 * 17)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(make_dataset, tmp_path_factory) -> Dataset:
+    return make_dataset(tmp_path_factory.mktemp("tiny"), rows={"train": 50, "validation": 10}, shape=(3, 8, 8))
+
+
+@pytest.fixture
+def one_thread():
+    """As many threads as the workers have: sums split over threads round otherwise."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)

@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.averaging import Averager, PeerDivergedError
-from model.errors import UserError
+from model.averaging import Averager, DivergedError, PeerDivergedError
 from model.meeting import Meeting, Member
 from model.training_config import AveragingConfig, OuterConfig
 
@@ -41,7 +40,7 @@ def members() -> Iterator[dict[int, list[Member]]]:
     groups = {num_workers: _group(meeting, num_workers) for num_workers in (1, 2, 3)}
     yield groups
     for member in (member for group in groups.values() for member in group):
-        member.close()
+        member.__exit__(None, None, None)
 
 
 def _group(meeting: Meeting, num_workers: int) -> list[Member]:
@@ -259,16 +258,74 @@ def test_a_state_that_is_not_finite_stops_all_and_changes_nobody(members, templa
             tensor = {"parameter": parameter, "buffer": worker.model[1].running_var, "moment": moment}[where]
             tensor.detach().flatten()[0] = poison
         before = worker.state()
-        with pytest.raises((UserError, PeerDivergedError)) as failure:
+        with pytest.raises((DivergedError, PeerDivergedError)) as failure:
             worker.average(1 / 3, round_index=4)
         return failure.value, before, worker.state()
 
     results = together(members[3], work)
     errors = [error for error, _, _ in results]
-    assert [type(error) for error in errors] == [PeerDivergedError, UserError, PeerDivergedError]
+    assert [type(error) for error in errors] == [PeerDivergedError, DivergedError, PeerDivergedError]
     assert "worker 1 diverged" in str(errors[1])
     assert "after round 4" in str(errors[1])
     assert "lower optimizer.learning_rate" in str(errors[1])
     assert "worker 2 stopped in round 4: a peer's parameters are not finite" in str(errors[2])
     for _, before, after in results:
         assert_bits(before, after)
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_halves_keep_the_mean_to_their_precision_and_all_workers_alike(members, template, num_workers):
+    """Changes travel, so what bfloat16 loses is a part of the round's change and not of the parameters."""
+    weights = [1 / num_workers] * num_workers
+
+    def work(rank: int, member: Member) -> list[tuple[State, State]]:
+        worker = Worker(template, rank, member, AveragingConfig(exchange="bfloat16"), "adam")
+        states = []
+        for round_index in range(3):
+            worker.steps(2)
+            before = worker.state()
+            worker.average(weights[rank], round_index)
+            states.append((before, worker.state()))
+        return states
+
+    results = together(members[num_workers], work)
+    for round_index in range(3):
+        before = [states[round_index][0] for states in results]
+        after = [states[round_index][1] for states in results]
+        last = results[0][round_index - 1][1] if round_index else None
+        for other in after[1:]:
+            assert_bits(after[0], other)
+        for name in (name for name in before[0] if not is_counter(name)):
+            start = last[name].double().numpy() if last else _first(template, name, before[0][name])
+            change = max(float(np.abs(state[name].double().numpy() - start).max()) for state in before)
+            error = np.abs(after[0][name].double().numpy() - mean_of(before, name, weights)).max()
+            assert error <= 2**-7 * change + 1e-6, name
+        counters = {int(after[0][name]) for name in before[0] if is_counter(name)}
+        assert counters == {2 * (round_index + 1)}, "counters travel whole"
+
+
+def _first(template: nn.Module, name: str, like: Tensor) -> NDArray[np.float64]:
+    state = template.state_dict()
+    key = name.removeprefix("model.")
+    return (state[key] if name.startswith("model.") else torch.zeros_like(like)).double().numpy()
+
+
+@pytest.mark.parametrize("exchange", ["float32", "bfloat16"])
+def test_gradients_become_the_weighted_mean_and_a_worker_without_any_takes_the_others(members, template, exchange):
+    weights = [0.75, 0.25, 0.0]
+
+    def work(rank: int, member: Member) -> tuple[list[Tensor], list[Tensor]]:
+        worker = Worker(template, rank, member, AveragingConfig(exchange=exchange), "sgd")
+        if weights[rank]:
+            nn.functional.cross_entropy(worker.model(torch.randn(5, 4)), torch.randint(3, (5,))).backward()
+        before = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in worker.model.parameters()]
+        worker.averager.average_gradients(weights[rank], rank=rank, round_index=0)
+        return before, [p.grad.clone() for p in worker.model.parameters()]
+
+    results = together(members[3], work)
+    for index in range(len(results[0][0])):
+        mean = sum(weight * before[index] for weight, (before, _) in zip(weights, results, strict=True))
+        tolerance = 1e-6 if exchange == "float32" else 0.01
+        for _, after in results:
+            torch.testing.assert_close(after[index], mean, rtol=tolerance, atol=tolerance)
+            assert torch.equal(after[index], results[0][1][index])

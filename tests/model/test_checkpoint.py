@@ -15,6 +15,7 @@ import torch
 from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.errors import WorldError
+from model.plan import Leg
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,11 +68,28 @@ def test_no_folder_is_no_checkpoint(tmp_path):
     assert checkpoint.load_latest(str(tmp_path / "none")) is None
 
 
-def test_only_the_last_two_are_kept(tmp_path):
+def test_the_last_two_and_the_best_are_kept(tmp_path):
     for epoch in (1, 2, 9, 10, 11):
-        checkpoint.save(str(tmp_path), state_after(epoch))
-    assert epochs_in(tmp_path) == ["epoch-000010.pt", "epoch-000011.pt"]
+        checkpoint.save(str(tmp_path), dataclasses.replace(state_after(epoch), best_epoch=min(epoch, 2)))
+    assert epochs_in(tmp_path) == ["epoch-000002.pt", "epoch-000010.pt", "epoch-000011.pt"]
     assert checkpoint.load_latest(str(tmp_path)).epoch == 11
+
+
+def test_every_nth_and_as_many_as_wanted_are_kept(tmp_path):
+    for epoch in range(1, 12):
+        state = dataclasses.replace(state_after(epoch), best_epoch=0)
+        checkpoint.save(str(tmp_path), state, keep_last=3, keep_every_epochs=4)
+    assert [int(name[6:12]) for name in epochs_in(tmp_path)] == [4, 8, 9, 10, 11]
+
+
+def test_those_within_an_epoch_stand_between_the_epochs_and_go_first(tmp_path):
+    places = [(1, ()), (1, (Leg(2, 5),)), (1, (Leg(2, 10),)), (1, (Leg(2, 10), Leg(1, 3))), (2, ())]
+    for number, (epoch, legs) in enumerate(places):
+        state = dataclasses.replace(state_after(epoch), legs=legs, num_steps=number, best_epoch=1)
+        checkpoint.save(str(tmp_path), state)
+        latest = checkpoint.load_latest(str(tmp_path))
+        assert (latest.epoch, latest.legs, latest.num_steps) == (epoch, legs, number)
+    assert epochs_in(tmp_path) == ["epoch-000001-leg-002-round-000000003.pt", "epoch-000001.pt", "epoch-000002.pt"]
 
 
 def test_delete_all_leaves_other_files(tmp_path):
@@ -139,9 +157,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path):
 
 def test_another_version_is_refused(tmp_path):
     stream = io.BytesIO()
-    torch.save({"version": 2} | dataclasses.asdict(state_after(1)), stream)
+    torch.save({"version": 1} | dataclasses.asdict(state_after(1)), stream)
     path_of(tmp_path, 1).write_bytes(with_digest(stream.getvalue()))
-    with pytest.raises(WorldError, match=r"epoch-000001.pt: checkpoint version 2, this Shardmean reads 1"):
+    with pytest.raises(WorldError, match=r"epoch-000001.pt: checkpoint version 1, this Shardmean reads 2"):
         checkpoint.load(str(path_of(tmp_path, 1)))
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,16 +27,18 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
     from model.segment import Report, Task, Work
 
-RANK, ROUND = 1, 2
+RANK = 1
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls worker RANK before round ROUND, once for each missing file among `marks`."""
+    """What befalls worker RANK before the average of a round, as often as `times`; each leaves a file in `folder`."""
 
     kind: str
     folder: Path
     times: int = 1
+    round_index: int = 2
+    slows_peers_by_s: float = 0.0
 
     def strike(self, averager: Any) -> None:
         number = len(list(self.folder.iterdir()))
@@ -51,6 +54,8 @@ class Fault:
                 raise KeyError("a bug of ours")
             case "reads badly":
                 raise OSError(5, "Input/output error")
+            case "asks for nonsense":
+                raise UserError("no such thing")
             case "diverges":
                 with torch.no_grad():
                     next(iter(averager._model.parameters())).mul_(float("nan"))
@@ -58,18 +63,23 @@ class Fault:
 
 def struck(work: Work, fault: Fault, task: Task, device: str) -> Report:
     """Do a task in which the fault befalls its worker."""
-    average = segment.Averager.average
+    average, step = segment.Averager.average, segment.Replica.backward
 
     def average_after_fault(self: Any, weight: float, *, rank: int, round_index: int) -> None:
-        if (rank, round_index) == (RANK, ROUND):
+        if (rank, round_index) == (RANK, fault.round_index):
             fault.strike(self)
         average(self, weight, rank=rank, round_index=round_index)
 
-    segment.Averager.average = average_after_fault
+    def slow_step(self: Any, batch: Any) -> None:
+        if task.rank != RANK:
+            time.sleep(fault.slows_peers_by_s / 12)
+        step(self, batch)
+
+    segment.Averager.average, segment.Replica.backward = average_after_fault, slow_step
     try:
         return work(task, device)
     finally:
-        segment.Averager.average = average
+        segment.Averager.average, segment.Replica.backward = average, step
 
 
 class Struck:
@@ -80,6 +90,7 @@ class Struck:
         self._fault = fault
         self.meeting = transport.meeting
         self.cancel = transport.cancel
+        self.num_slots = transport.num_slots
 
     def run(self, work: Work, tasks: list[Task]) -> Any:
         return self._transport.run(partial(struck, work, self._fault), tasks)
@@ -114,15 +125,16 @@ def undisturbed(dataset, transport) -> Checkpoint:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("killed", "a worker was lost"),
+        ("killed", r"a worker was lost: its process ended without a word"),
         ("hangs", r"worker 1 on \S+, last heard in round \d, has said nothing for \d+ s"),
         ("raises", r"worker 1 on \S+: 'a bug of ours'"),
         ("reads badly", r"worker 1 on \S+: \[Errno 5\] Input/output error"),
+        ("diverges", r"worker 1 on \S+: worker 1 diverged: its parameters were not finite after round 2"),
     ],
 )
 def test_the_segment_is_run_again_to_the_same_bits(dataset, transport, undisturbed, tmp_path, caplog, kind, said):
     caplog.set_level(logging.WARNING)
-    again = fitted(training(dataset, Struck(transport, Fault(kind, tmp_path)), timeout_s=3))
+    again = fitted(training(dataset, Struck(transport, Fault(kind, tmp_path)), timeout_s=8))
     (warning,) = [r.getMessage() for r in caplog.records if "trying again (1 of 3)" in r.getMessage()]
     assert re.search(said, warning), warning
     for name, value in undisturbed.model.items():
@@ -137,8 +149,81 @@ def test_the_number_of_retries_is_kept(dataset, transport, tmp_path, caplog):
     assert "trying again (2 of 2)" in caplog.text
 
 
-def test_the_users_mistake_is_not_tried_again(dataset, transport, tmp_path, caplog):
-    with pytest.raises(UserError, match="worker 1 diverged: its parameters were not finite after round 2"):
+def test_parameters_that_blow_up_twice_are_the_users_mistake(dataset, transport, tmp_path, caplog):
+    with pytest.raises(UserError, match=r"worker 1 diverged: .* after round 2; .*twice, so it is no accident"):
         fitted(training(dataset, Struck(transport, Fault("diverges", tmp_path, times=9))))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert "trying again (2" not in caplog.text
+
+
+def test_the_users_mistake_is_not_tried_again(dataset, transport, tmp_path, caplog):
+    with pytest.raises(UserError, match=r"worker 1 on \S+: no such thing"):
+        fitted(training(dataset, Struck(transport, Fault("asks for nonsense", tmp_path, times=9))))
     assert len(list(tmp_path.iterdir())) == 1
     assert "trying again" not in caplog.text
+
+
+def test_peers_that_compute_for_long_are_told_to_stop(dataset, transport, tmp_path):
+    """With one averaging an epoch nobody waits for the worker that fails; the others hear of it all the same."""
+    started = time.monotonic()
+    fault = Fault("reads badly", tmp_path, round_index=0, slows_peers_by_s=60)
+    with pytest.raises(WorldError, match=r"worker 1 on \S+: \[Errno 5\]"):
+        fitted(training(dataset, Struck(transport, fault), averaging={"frequency": "epoch"}, max_segment_retries=0))
+    assert time.monotonic() - started < 20
+
+
+class Shrinking(Struck):
+    """A cluster that loses a place when the fault strikes, and gets it back after `back_after` more segments."""
+
+    def __init__(self, transport: LocalTransport, fault: Fault, *, num_workers: int, back_after: int = 99) -> None:
+        super().__init__(transport, fault)
+        self.workers: list[int] = []
+        self._places, self._back_after, self._num_since = num_workers, back_after, 0
+        self.num_slots = self._num_slots
+
+    def _is_struck(self) -> bool:
+        return any(self._fault.folder.iterdir())
+
+    def _num_slots(self) -> int:
+        return self._places - (self._is_struck() and self._num_since < self._back_after)
+
+    def run(self, work: Work, tasks: list[Task]) -> Any:
+        self.workers.append(len(tasks))
+        self._num_since += self._is_struck()
+        return super().run(work, tasks)
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[LocalTransport]:
+    with LocalTransport(3) as transport:
+        yield transport
+
+
+def test_a_smaller_cluster_goes_on_where_the_larger_one_was(dataset, three, tmp_path, caplog):
+    """Three workers lose one in the middle of the epoch: two see what is left, each example once."""
+    caplog.set_level(logging.WARNING)
+    cluster = Shrinking(three, Fault("reads badly", tmp_path, round_index=2), num_workers=3)
+    states: list[Checkpoint] = []
+    settings = {"num_workers": 3, "min_workers": 2, "wait_for_workers_s": 0, "checkpoint_every_rounds": 1}
+    training(dataset, cluster, num_epochs=2, **settings).fit(None, states.append)
+    assert cluster.workers == [3, 3, 3, *[2] * (len(cluster.workers) - 3)]
+    assert "going on with 2 workers in place of 3" in caplog.text
+    assert [state.legs for state in states[:4]] == [
+        ((3, 1),), ((3, 2),), ((3, 2), (2, 1)), ((3, 2), (2, 2)),
+    ]  # fmt: skip
+    assert [figures["examples"] for figures in states[-1].history] == [120, 120]
+
+
+def test_a_cluster_that_grows_again_is_used(dataset, three, tmp_path):
+    cluster = Shrinking(three, Fault("reads badly", tmp_path), num_workers=3, back_after=2)
+    settings = {"num_workers": 3, "wait_for_workers_s": 0, "checkpoint_every_rounds": 1}
+    state = fitted(training(dataset, cluster, num_epochs=2, **settings))
+    assert cluster.workers == [3, 3, 3, 2, 2, *[3] * (len(cluster.workers) - 5)]
+    assert [figures["examples"] for figures in state.history] == [120, 120]
+
+
+def test_too_small_a_cluster_ends_the_training_with_both_numbers(dataset, three, tmp_path):
+    cluster = Shrinking(three, Fault("reads badly", tmp_path), num_workers=3)
+    settings = {"num_workers": 3, "min_workers": 3, "wait_for_workers_s": 0, "max_segment_retries": 1}
+    with pytest.raises(WorldError, match="only 2 of 3 workers have a place left after 0 s, under min_workers=3"):
+        fitted(training(dataset, cluster, **settings))

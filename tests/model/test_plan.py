@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from model.errors import UserError
-from model.plan import EpochPlan, Window, plan_epoch, plan_evaluation
+from model.plan import EpochPlan, Leg, Window, plan_epoch, plan_evaluation
 
 ROWS = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 
@@ -170,9 +170,54 @@ def test_evaluation_covers_each_row_once_in_order(rows, batch_size, num_workers)
 def test_workers_cut_one_sequence_that_does_not_depend_on_their_number(given, num_workers):
     assume(num_workers <= -(-sum(given["rows_per_shard"]) // given["batch_size"]))
     one, other = _plan(given), _plan(given | {"num_workers": num_workers})
-    assert one.shard_order == other.shard_order
-    assert other.bounds[0] == 0
-    assert other.bounds[-1] == sum(given["rows_per_shard"])
+    assert one.dealing.shard_order == other.dealing.shard_order
+    assert other.dealing.bounds[0] == 0
+    assert other.dealing.bounds[-1] == sum(given["rows_per_shard"])
+
+
+def _rows_of_steps(plan: EpochPlan, rank: int, first: int, stop: int) -> list[tuple[int, int]]:
+    windows = plan.windows(rank, first_step=first, stop_step=min(stop, plan.num_minibatches(rank)))
+    return [row for window in windows for row in _rows_in_order(window)]
+
+
+@given(arguments(), st.integers(0, 30), st.integers(1, 30))
+def test_reading_from_any_step_gives_the_rest_of_the_same_order(given, first, more):
+    plan = _plan(given)
+    for rank in range(given["num_workers"]):
+        whole = _rows_of(plan, rank)
+        part = _rows_of_steps(plan, rank, first, first + more)
+        assert part == whole[first * given["batch_size"] : (first + more) * given["batch_size"]]
+        assert len(part) == sum(plan.examples_in_step(rank, step) for step in range(first, first + more))
+
+
+@given(arguments(), st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), max_size=4))
+def test_every_row_is_seen_once_whatever_number_of_workers_each_leg_has(given, changes):
+    """A leg is cut off after some rounds, and other workers go on with what it left."""
+    plan, earlier, seen = _plan(given), [], Counter()
+    rest = {k: v for k, v in given.items() if k not in ("rows_per_shard", "num_workers")}
+    for num_workers, num_rounds in changes:
+        done = min(num_rounds, plan.num_rounds - 1)
+        if done < 1 or num_workers > -(-sum(given["rows_per_shard"]) // given["batch_size"]):
+            break
+        stop = done * plan.minibatches_per_round
+        for rank in range(plan.num_workers):
+            seen += Counter(_rows_of_steps(plan, rank, 0, stop))
+        assert plan.examples_after(stop) == seen.total()
+        earlier.append(Leg(plan.num_workers, done))
+        plan = plan_epoch(given["rows_per_shard"], num_workers=num_workers, earlier=earlier, **rest)
+        assert plan.num_before == seen.total()
+        loads = [plan.num_minibatches(rank) for rank in range(num_workers)]
+        assert max(loads) - min(loads) <= 1
+    for rank in range(plan.num_workers):
+        seen += Counter(_rows_of(plan, rank))
+    assert seen == _all_rows(given["rows_per_shard"])
+
+
+@given(arguments(), st.integers(0, 40))
+def test_examples_after_some_steps_are_those_that_the_workers_have_taken(given, num_steps):
+    plan = _plan(given)
+    taken = sum(len(_rows_of_steps(plan, rank, 0, num_steps)) for rank in range(given["num_workers"]))
+    assert plan.examples_after(num_steps) == taken
 
 
 def test_one_shard_and_a_small_buffer_still_mix_anew_each_epoch():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from model.averaging import Averager
 from model.replica import Replica, rate_factor
-from model.training import Training, _score
+from model.training import Training, score
 from model.training_config import AveragingConfig, ScheduleConfig, TrainingConfig
 from model.transport import LocalTransport
 
@@ -94,20 +94,22 @@ def test_training_ends_when_patience_is_out(dataset):
     assert state.epoch < 60
     assert state.epoch - state.best_epoch == 2
     assert again is state
-    best = max(range(state.epoch), key=lambda epoch: (_score(state.history[epoch], "accuracy"), -epoch))
+    best = max(range(state.epoch), key=lambda epoch: (score(state.history[epoch], "accuracy"), -epoch))
     assert best + 1 == state.best_epoch
 
 
 def test_for_loss_the_lowest_is_best():
     low, high = ({"validation_accuracy": a, "validation_loss": b, "train_loss": 1} for a, b in ((0.5, 1), (0.9, 2)))
-    assert _score(low, "loss") > _score(high, "loss")
-    assert _score(low, "accuracy") < _score(high, "accuracy")
+    assert score(low, "loss") > score(high, "loss")
+    assert score(low, "accuracy") < score(high, "accuracy")
 
 
 class _Alone:
     """A member without peers."""
 
-    def all_reduce(self, values: torch.Tensor) -> None:
+    sums_on = "cpu"
+
+    def all_reduce(self, values: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """The sum over one worker."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import os
@@ -10,30 +9,24 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
 
-from model import checkpoint
 from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.meeting import Address
-from model.networks import build_classifier
-from model.plan import EpochPlan, plan_epoch
-from model.segment import Failure, Task, attempt, evaluate_split, train_epoch
-from model.training import Training
+from model.segment import Failure, Rounds, Task, attempt, evaluate_split, train_rounds
 from model.training_config import TrainingConfig
 from model.transport import LocalTransport
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
 
-    from model.checkpoint import Checkpoint
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from model.shards import Dataset
 
-BATCH, BUFFER_ROWS = 8, 24
 OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[[Any], torch.optim.Optimizer]]] = {
     "sgd": ({"name": "sgd"}, lambda p: torch.optim.SGD(p, lr=0.01)),
     "momentum": ({"name": "sgd", "momentum": 0.9}, lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)),
@@ -42,106 +35,6 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[[Any], torch.optim.Optimize
     "adagrad": ({"name": "adagrad"}, lambda p: torch.optim.Adagrad(p, lr=0.01)),
     "rmsprop": ({"name": "rmsprop", "weight_decay": 0.1}, lambda p: torch.optim.RMSprop(p, lr=0.01, weight_decay=0.1)),
 }
-
-
-@pytest.fixture(scope="module")
-def transports() -> Iterator[dict[int, LocalTransport]]:
-    """One worker in this process, two or three in processes that all tests share (starting one takes seconds)."""
-    with LocalTransport(1) as alone, LocalTransport(3) as pool:
-        yield {1: alone, 2: pool, 3: pool}
-
-
-@pytest.fixture(scope="module")
-def lenet_data(make_dataset, tmp_path_factory) -> Dataset:
-    rows = {"train": 61, "validation": 13}
-    return make_dataset(tmp_path_factory.mktemp("lenet"), rows=rows, shape=(1, 18, 18), shard_bytes=324 * 17)
-
-
-@pytest.fixture(scope="module")
-def tiny_data(make_dataset, tmp_path_factory) -> Dataset:
-    return make_dataset(tmp_path_factory.mktemp("tiny"), rows={"train": 50, "validation": 10}, shape=(3, 8, 8))
-
-
-def training(dataset: Dataset, transports, *, optimizer: dict[str, Any], num_workers: int = 1, **other) -> Training:
-    config = TrainingConfig(
-        network="lenet" if dataset.manifest.image.height_px == 18 else "small_cnn",
-        optimizer={"learning_rate": 0.01} | optimizer,
-        num_workers=num_workers,
-        batch_size_per_worker=BATCH,
-        seed=11,
-        shuffle_buffer_bytes=BUFFER_ROWS * dataset.manifest.image.example_bytes,
-        timeout_s=120,
-        **other,
-    )
-    return Training(config, dataset, transports[num_workers])
-
-
-def fit(trained: Training, start: Checkpoint | None = None) -> Checkpoint:
-    return trained.fit(start, lambda state: None)
-
-
-def plan_of(dataset: Dataset, *, num_workers: int, frequency: int, epoch: int) -> EpochPlan:
-    rows = [shard.num_examples for shard in dataset.manifest.shards_of("train")]
-    return plan_epoch(
-        rows, num_workers=num_workers, batch_size=BATCH, frequency=frequency, seed=11, epoch=epoch,
-        buffer_rows=BUFFER_ROWS,
-    )  # fmt: skip
-
-
-def batches_by_hand(dataset: Dataset, plan: EpochPlan, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A worker's minibatches, read without any code of model.shards."""
-    shards = dataset.manifest.shards_of("train")
-    for window in plan.windows(rank):
-        rows = []
-        for part in window.ranges:
-            table = pq.read_table(f"{dataset.uri}/shards/{shards[part.shard_index].name}")
-            rows += table.to_pylist()[part.start : part.stop]
-        mixed = [rows[place] for place in window.order]
-        for first in range(0, len(mixed), BATCH):
-            batch = mixed[first : first + BATCH]
-            pixels = np.stack([np.frombuffer(row["features"], np.uint8) for row in batch])
-            shaped = pixels.reshape(len(batch), *dataset.manifest.image.shape)
-            yield torch.from_numpy(shaped), torch.tensor([row["label"] for row in batch])
-
-
-def fresh_lenet(dataset: Dataset) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(11)
-        m = dataset.manifest
-        return build_classifier("lenet", shape=m.image.shape, num_classes=3, mean=m.mean, std=m.std)
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
-    optimizer.zero_grad()
-    loss = nn.functional.cross_entropy(model(images), labels)
-    loss.backward()
-    optimizer.step()
-    return loss.item() * len(labels)
-
-
-def bits(value: Any) -> Any:
-    """A value in which tensors are bytes, so that == is equality to the bit."""
-    if isinstance(value, Tensor):
-        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: bits(item) for key, item in value.items()}
-    return [bits(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def state_bits(state: Checkpoint) -> dict[str, Any]:
-    content = dataclasses.asdict(state)
-    clock = ("epoch_seconds", "examples_per_second")
-    content["history"] = [{k: v for k, v in figures.items() if k not in clock} for figures in content["history"]]
-    return bits(content)
-
-
-@pytest.fixture
-def one_thread():
-    """As many threads as the workers have: sums split over threads round otherwise."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -242,50 +135,14 @@ def test_every_example_is_seen_exactly_once_an_epoch(tiny_data, transports, num_
     state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
     orders = []
     for epoch in range(2):
-        reports = trained._run(train_epoch, [state] * num_workers, epoch=epoch, trace_ids=True)
+        whole = Rounds(epoch=epoch, first=0, stop=plan_of(tiny_data, num_workers=num_workers, epoch=epoch).num_rounds)
+        tasks = {"rounds": whole, "trace_ids": True}
+        reports = trained._run(train_rounds, lambda tasks=tasks: ([state] * num_workers, tasks))
         ids = [example_id for report in reports for example_id in report.ids]
         assert Counter(ids) == Counter(f"train-{row:05d}" for row in range(50))
         assert [report.num_examples for report in reports] == [len(report.ids) for report in reports]
         orders.append(ids)
     assert orders[0] != orders[1]
-
-
-RESUMED = {
-    "adam": (1, {"frequency": 2}),
-    "outer momentum": (1, {"frequency": 2, "outer": {"learning_rate": 0.8, "momentum": 0.6}}),
-    "keep, two workers": (2, {"frequency": 3, "optimizer_state": "keep", "outer": {"momentum": 0.5}}),
-    "average, three workers": (3, {"frequency": "epoch"}),
-}
-
-
-@pytest.mark.parametrize("case", RESUMED)
-def test_resumed_from_disk_is_uninterrupted_to_the_bit(tiny_data, transports, tmp_path, case):
-    num_workers, averaging = RESUMED[case]
-    config = {"optimizer": {"name": "adam"}, "averaging": averaging, "num_epochs": 3}
-    trained = training(tiny_data, transports, num_workers=num_workers, **config)
-
-    def die_after_the_second_epoch(state: Checkpoint) -> None:
-        checkpoint.save(str(tmp_path), state)
-        if state.epoch == 2:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        trained.fit(None, die_after_the_second_epoch)
-    torch.rand(3)  # the process's own generator must not matter
-    resumed = checkpoint.load_latest(str(tmp_path))
-    assert resumed.epoch == 2
-    assert state_bits(fit(trained, resumed)) == state_bits(fit(trained))
-
-
-def test_a_segment_from_the_same_state_gives_the_same_bits(tiny_data, transports):
-    config = {"optimizer": {"name": "adam"}, "averaging": {"frequency": 2, "outer": {"momentum": 0.5}}}
-    start = fit(training(tiny_data, transports, num_epochs=1, **config))
-    before = copy.deepcopy(start)
-    segment = training(tiny_data, transports, num_epochs=2, **config)
-    once, again = fit(segment, start), fit(segment, start)
-    assert state_bits(start) == state_bits(before), "the state that was passed in was changed"
-    assert state_bits(once) == state_bits(again)
-    assert bits(once.model) != bits(start.model)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -316,7 +173,7 @@ def test_evaluation_does_not_depend_on_the_number_of_workers(tiny_data, transpor
     assert one.num_examples == other.num_examples == 50
 
 
-@pytest.mark.parametrize("work", [train_epoch, evaluate_split])
+@pytest.mark.parametrize("work", [train_rounds, evaluate_split])
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_task_puts_back_what_it_sets_in_its_process(lenet_data, transports, one_thread, work, fails):
     options = {"name": "sgd", "learning_rate": 1e6 if fails else 0.01}
@@ -324,8 +181,9 @@ def test_a_task_puts_back_what_it_sets_in_its_process(lenet_data, transports, on
     state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
     digest = "no such version" if fails and work is evaluate_split else lenet_data.manifest.digest
     task = Task(
-        trained.config, lenet_data.uri, digest, 0, 1, state, transports[1].meeting.new_address(), this_environment()
-    )
+        trained.config, lenet_data.uri, digest, 0, 1, state, transports[1].meeting.new_address(), this_environment(),
+        rounds=Rounds(epoch=0, first=0, stop=plan_of(lenet_data, num_workers=1, epoch=0).num_rounds),
+    )  # fmt: skip
     generator_before = torch.get_rng_state()
     assert isinstance(attempt(work, task, "cpu"), Failure) == fails
     assert torch.get_num_threads() == 1
@@ -348,7 +206,7 @@ def test_workers_of_other_versions_are_refused_with_both_hosts_and_values(tiny_d
     theirs = dataclasses.replace(this_environment(), host="driver-host", torch="1.13.1")
     address = transports[1].meeting.new_address()
     task = Task(trained.config, tiny_data.uri, tiny_data.manifest.digest, 0, 1, state, address, theirs)
-    failure = attempt(train_epoch, task, "cpu")
+    failure = attempt(train_rounds, task, "cpu")
     assert isinstance(failure, Failure)
     assert failure.kind == "user", "repeating it cannot help"
     here = this_environment()

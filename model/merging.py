@@ -1,0 +1,108 @@
+"""The state after a segment, out of the state before it and the workers' reports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .accounting import PHASES
+from .checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation
+    from .plan import EpochPlan, Leg
+    from .segment import Report
+
+
+MAX_MOMENTS = 500
+
+
+def merged(
+    state: Checkpoint,
+    legs: tuple[Leg, ...],
+    reports: list[Report],
+    evaluation: Evaluation | None,
+    seconds: float,
+    plan: EpochPlan,
+) -> Checkpoint:
+    """The state after a segment of `seconds`; with an `evaluation` the epoch has ended, and its figures are added."""
+    first = reports[0].state
+    assert first is not None, "rank 0 reports the averaged state"
+    running = _running(state, reports, seconds, plan, legs)
+    ended = evaluation is not None
+    return Checkpoint(
+        epoch=state.epoch + ended,
+        model=first["model"],
+        optimizers=[report.state["optimizer"] for report in reports if report.state is not None],
+        outer_momentum=first["outer_momentum"],
+        history=[*state.history, _figures(running, evaluation)] if evaluation else state.history,
+        best_epoch=state.best_epoch,
+        best_model=state.best_model,
+        legs=() if ended else legs,
+        num_steps=state.num_steps + _num_steps(state, legs, plan),
+        running={} if ended else running,
+        timeline=[*state.timeline, _moment(state, reports, seconds)][-MAX_MOMENTS:],
+    )
+
+
+def _running(
+    state: Checkpoint, reports: list[Report], seconds: float, plan: EpochPlan, legs: tuple[Leg, ...]
+) -> dict[str, float]:
+    """Sums over the epoch's segments so far."""
+    new = {
+        "num_examples": float(sum(report.num_examples for report in reports)),
+        "loss_sum": sum(report.loss_sum for report in reports),
+        "seconds": seconds,
+        "rounds": float(legs[-1].num_rounds - _rounds_before(state, legs)),
+        "spark_s": seconds - max(sum(_own(report).values()) for report in reports),
+    }
+    for report in reports:
+        for phase, value in report.seconds.items():
+            new[f"worker_{report.rank}/{phase}_s"] = value
+    assert plan.num_workers == len(reports), "one report per worker"
+    return {name: state.running.get(name, 0.0) + new.get(name, 0.0) for name in {**state.running, **new}}
+
+
+def _own(report: Report) -> dict[str, float]:
+    return {phase: report.seconds.get(phase, 0.0) for phase in PHASES}
+
+
+def _rounds_before(state: Checkpoint, legs: tuple[Leg, ...]) -> int:
+    return state.legs[-1].num_rounds if len(state.legs) == len(legs) else 0
+
+
+def _num_steps(state: Checkpoint, legs: tuple[Leg, ...], plan: EpochPlan) -> int:
+    per_round = plan.minibatches_per_round
+    return min(legs[-1].num_rounds * per_round, plan.num_steps) - _rounds_before(state, legs) * per_round
+
+
+def _figures(running: dict[str, float], evaluation: Evaluation) -> dict[str, float]:
+    num_examples, seconds = running["num_examples"], running["seconds"]
+    workers = {name: value for name, value in running.items() if name.startswith("worker_")}
+    return {
+        "train_loss": running["loss_sum"] / num_examples,
+        "examples": num_examples,
+        "epoch_seconds": seconds,
+        "examples_per_second": num_examples / seconds,
+        "rounds": running["rounds"],
+        "spark_s": running["spark_s"],
+        **_means(workers),
+        **workers,
+        **{f"validation_{name}": value for name, value in evaluation.figures().items()},
+    }
+
+
+def _means(workers: dict[str, float]) -> dict[str, float]:
+    """Mean seconds per phase over the workers."""
+    values: dict[str, list[float]] = {}
+    for name, value in workers.items():
+        values.setdefault(name.split("/")[1], []).append(value)
+    return {phase: sum(found) / len(found) for phase, found in values.items()}
+
+
+def _moment(state: Checkpoint, reports: list[Report], seconds: float) -> dict[str, Any]:
+    """One segment in the run's timeline: its length, and each worker's seconds by phase, in the phases' order."""
+    return {
+        "epoch": state.epoch + 1,
+        "seconds": seconds,
+        "workers": [_own(report) for report in reports],
+    }

@@ -1,0 +1,102 @@
+"""What the tests of training's laws share: small trainings, plans and minibatches made by hand, and their bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from model.networks import build_classifier
+from model.plan import EpochPlan, plan_epoch
+from model.training import Training
+from model.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from model.checkpoint import Checkpoint
+    from model.shards import Dataset
+
+BATCH, BUFFER_ROWS = 8, 24
+
+
+def training(dataset: Dataset, transports, *, optimizer: dict[str, Any], num_workers: int = 1, **other) -> Training:
+    config = TrainingConfig(
+        network="lenet" if dataset.manifest.image.height_px == 18 else "small_cnn",
+        optimizer={"learning_rate": 0.01} | optimizer,
+        num_workers=num_workers,
+        batch_size_per_worker=BATCH,
+        seed=11,
+        shuffle_buffer_bytes=BUFFER_ROWS * dataset.manifest.image.example_bytes,
+        timeout_s=120,
+        **other,
+    )
+    return Training(config, dataset, transports[num_workers])
+
+
+def fit(trained: Training, start: Checkpoint | None = None) -> Checkpoint:
+    return trained.fit(start, lambda state: None)
+
+
+def plan_of(dataset: Dataset, *, num_workers: int, epoch: int, frequency: int = 5) -> EpochPlan:
+    rows = [shard.num_examples for shard in dataset.manifest.shards_of("train")]
+    return plan_epoch(
+        rows, num_workers=num_workers, batch_size=BATCH, frequency=frequency, seed=11, epoch=epoch,
+        buffer_rows=BUFFER_ROWS,
+    )  # fmt: skip
+
+
+def batches_by_hand(dataset: Dataset, plan: EpochPlan, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A worker's minibatches, read without any code of model.shards."""
+    shards = dataset.manifest.shards_of("train")
+    for window in plan.windows(rank):
+        rows = []
+        for part in window.ranges:
+            table = pq.read_table(f"{dataset.uri}/shards/{shards[part.shard_index].name}")
+            rows += table.to_pylist()[part.start : part.stop]
+        mixed = [rows[place] for place in window.order]
+        for first in range(0, len(mixed), BATCH):
+            batch = mixed[first : first + BATCH]
+            pixels = np.stack([np.frombuffer(row["features"], np.uint8) for row in batch])
+            shaped = pixels.reshape(len(batch), *dataset.manifest.image.shape)
+            yield torch.from_numpy(shaped), torch.tensor([row["label"] for row in batch])
+
+
+def fresh_lenet(dataset: Dataset) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        m = dataset.manifest
+        return build_classifier("lenet", shape=m.image.shape, num_classes=3, mean=m.mean, std=m.std)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(images), labels)
+    loss.backward()
+    optimizer.step()
+    return loss.item() * len(labels)
+
+
+def bits(value: Any) -> Any:
+    """A value in which tensors are bytes, so that == is equality to the bit."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: bits(item) for key, item in value.items()}
+    return [bits(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def is_time(name: str) -> bool:
+    return name.endswith(("_s", "seconds", "per_second"))
+
+
+def state_bits(state: Checkpoint) -> dict[str, Any]:
+    content = dataclasses.asdict(state)
+    content["history"] = [{k: v for k, v in figures.items() if not is_time(k)} for figures in content["history"]]
+    content["running"] = {k: v for k, v in content["running"].items() if not is_time(k)}
+    del content["timeline"]
+    return bits(content)

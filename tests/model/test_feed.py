@@ -1,0 +1,97 @@
+"""Minibatches made ahead are those made in turn; errors arrive, threads end, and memory stays within the buffer."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from model.accounting import Clock
+from model.errors import WorldError
+from model.feed import ahead, minibatches
+
+from .fitting import bits, fit, plan_of, training
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+def feed_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
+
+
+def counting(made: list[int], limit: int = 100) -> Generator[int]:
+    for number in range(limit):
+        made.append(number)
+        yield number
+
+
+@pytest.mark.parametrize("num_ahead", [1, 3, 200])
+def test_items_come_in_order_and_no_more_are_made_than_asked_for(num_ahead):
+    made: list[int] = []
+    taken = 0
+    for item in ahead(counting(made), num_ahead):
+        assert item == taken
+        taken += 1
+        assert len(made) <= taken + num_ahead
+    assert taken == len(made) == 100
+    assert feed_threads() == []
+
+
+def test_an_error_of_the_source_is_raised_at_its_place():
+    def failing() -> Generator[int]:
+        yield 1
+        yield 2
+        raise WorldError("the store is away")
+
+    items = ahead(failing(), 5)
+    assert [next(items), next(items)] == [1, 2]
+    with pytest.raises(WorldError, match="the store is away"):
+        next(items)
+    assert feed_threads() == []
+
+
+def test_closing_ends_the_threads_and_the_source():
+    made: list[int] = []
+    source = counting(made, 10**9)
+    items = ahead(ahead(source, 2), 2)
+    next(items)
+    items.close()
+    assert feed_threads() == []
+    assert len(made) < 10
+    assert next(source, None) is None, "the source was closed"
+
+
+@pytest.mark.parametrize("prefetch_batches", [1, 4])
+def test_prefetched_minibatches_are_the_same(tiny_data, prefetch_batches):
+    plan, clock = plan_of(tiny_data, num_workers=2, epoch=0), Clock()
+
+    def made(**options) -> list[tuple[bytes, bytes]]:
+        feed = minibatches(tiny_data, plan.windows(1), "train", batch_size=8, with_names=False, **options)
+        return [(batch.features_NCHW.tobytes(), batch.labels_N.tobytes()) for batch in feed]
+
+    assert made(prefetch_batches=prefetch_batches, clock=clock) == made()
+    assert clock.seconds["read"] > 0
+
+
+def test_a_training_with_prefetch_ends_with_the_same_bits(tiny_data, transports):
+    def parameters(prefetch_batches):
+        config = {"optimizer": {"name": "adam"}, "num_epochs": 2, "num_workers": 2}
+        return bits(fit(training(tiny_data, transports, prefetch_batches=prefetch_batches, **config)).model)
+
+    assert parameters(0) == parameters(3)
+
+
+def test_memory_holds_windows_not_the_dataset(make_dataset, tmp_path):
+    """No window, and so no piece of memory, is larger than the buffer, however large the DataSet."""
+    dataset = make_dataset(tmp_path, rows={"train": 300}, shape=(1, 8, 8), shard_bytes=64 * 40)
+    plan = plan_of(dataset, num_workers=1, epoch=0)
+    sizes = [sum(rows.stop - rows.start for rows in window.ranges) for window in plan.windows(0)]
+    assert max(sizes) == 24, "BUFFER_ROWS"
+    assert sum(sizes) == 300
+    seen = np.concatenate(
+        [b.labels_N for b in minibatches(dataset, plan.windows(0), "train", batch_size=8, with_names=False)]
+    )
+    assert len(seen) == 300
