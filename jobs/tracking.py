@@ -7,7 +7,6 @@ the next try.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -91,14 +90,12 @@ class Tracker:
         return str(run.info.run_id)
 
     def log_progress(self, moment: Moment) -> None:
-        """Send how far an epoch is; MLflow shows it live. What can't be sent is dropped: the epoch's end says more."""
+        """Send how far an epoch is, which MLflow shows live. It waits for nothing: the epoch's end says more."""
         now, step = int(time.time() * 1000), moment.total_examples
         values = {"loss": moment.loss, "examples_per_second": moment.examples_per_second, "epoch": moment.epoch + 1}
         values |= {f"worker_{rank}/examples_per_second": rate for rank, rate in moment.worker_rates.items()}
-        with contextlib.suppress(MlflowException):
-            self._client.log_batch(
-                self.run_id, metrics=[Metric(f"progress/{name}", value, now, step) for name, value in values.items()]
-            )
+        metrics = [Metric(f"progress/{name}", value, now, step) for name, value in values.items()]
+        self._client.log_batch(self.run_id, metrics=metrics, synchronous=False)
 
     def log_epochs(self, history: list[dict[str, float]]) -> None:
         """Send the figures of all epochs that MLflow does not have yet; when it is away, warn and go on."""

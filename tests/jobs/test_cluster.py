@@ -137,7 +137,7 @@ def test_the_training_alone_asks_for_gpus_and_each_task_gets_its_own(tmp_path):
     properties = {"spark.worker.resource.gpu.amount": "2", "spark.worker.resource.gpu.discoveryScript": str(script)}
     with running_cluster(tmp_path, num_workers=1, num_cores=2, properties=properties) as cluster:
         settings = cluster.settings | {
-            "spark.executor.cores": "1", "spark.executor.memory": "400m", "spark.executor.resource.gpu.amount": "1",
+            "spark.executor.cores": "1", "spark.executor.memory": "460m", "spark.executor.resource.gpu.amount": "1",
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", LOOK, json.dumps(settings)],

@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 import jobs.train
+from jobs.tracking import Tracker
 from jobs.train import train
 from jobs.vectorize import vectorize
 from model.errors import WorldError
 from model.manifest import load_manifest
+from model.progress import Moment
 from model.training_config import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("spark")
@@ -52,7 +54,10 @@ def test_a_whole_training(job, client, dataset):
                        "image.height_px": "28"}.items():  # fmt: skip
         assert params[key] == value
 
-    for name in ("train_loss", "validation_accuracy", "validation_loss", "validation_f1_macro", "epoch_seconds"):
+    for name in (
+        "train_loss", "validation_accuracy", "validation_loss", "validation_f1_macro", "epoch_seconds",
+        "step_s", "wait_s", "average_s", "spark_s", "worker_0/step_s", "worker_1/average_s",
+    ):  # fmt: skip
         history = client.get_metric_history(result.run_id, name)
         assert [metric.step for metric in history] == [1, 2, 3, 4]
         assert all(math.isfinite(metric.value) for metric in history)
@@ -67,7 +72,9 @@ def test_a_whole_training(job, client, dataset):
     assert given.dataset.digest == manifest.digest == result.dataset_digest
 
     pictures = artifacts(client, result.run_id, "pictures")
-    assert [p.name for p in pictures] == ["confusion_matrix.png", "learning_curves.png", "worst_mistakes.png"]
+    assert [p.name for p in pictures] == [
+        "confusion_matrix.png", "learning_curves.png", "timeline.png", "worst_mistakes.png",
+    ]  # fmt: skip
     for path in pictures:
         with Image.open(path) as picture:
             assert len(picture.convert("L").getcolors(256)) > 10, "not blank"
@@ -171,8 +178,8 @@ def interrupted(job, monkeypatch, *, after_epoch: int) -> None:
     """Train until the world fails after an epoch."""
     save = jobs.train.checkpoint.save
 
-    def save_and_fail(folder, state):
-        save(folder, state)
+    def save_and_fail(folder, state, **policy):
+        save(folder, state, **policy)
         if state.epoch == after_epoch:
             raise WorldError("the world failed")
 
@@ -207,3 +214,20 @@ def test_a_checkpoint_folder_that_cannot_be_written(job, client, tmp_path, place
     assert place in str(caught.value)
     assert "check permission and free space there" in str(caught.value)
     assert all(run.info.status == "FAILED" for run in client.search_runs(["1"])), "no run is left as if it ran"
+
+
+def test_progress_within_an_epoch_is_shown_live(job, client, dataset):
+    tracker = Tracker(job(), load_manifest(str(dataset)), None)
+    for seen in (500, 900):
+        tracker.log_progress(
+            Moment(
+                epoch=1, num_examples=seen, total_examples=1000 + seen, loss=0.5, examples_per_second=80.0,
+                worker_rates={0: 50.0, 1: 30.0},
+            )
+        )  # fmt: skip
+    mlflow.flush_async_logging()
+    for name, value in {
+        "loss": 0.5, "examples_per_second": 80, "epoch": 2, "worker_1/examples_per_second": 30,
+    }.items():  # fmt: skip
+        history = client.get_metric_history(tracker.run_id, f"progress/{name}")
+        assert [(metric.step, metric.value) for metric in history] == [(1500, value), (1900, value)]

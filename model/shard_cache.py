@@ -1,0 +1,68 @@
+"""A cache of shards on a worker machine's own disk, for DataSets in remote stores; its workers share it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import storage
+from .errors import WorldError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """SHARDMEAN_CACHE_DIR, else a folder of the system's place for temporary files."""
+    return Path(os.environ.get("SHARDMEAN_CACHE_DIR") or Path(tempfile.gettempdir()) / "shardmean-shards")
+
+
+class ShardCache:
+    """Keeps at most `max_bytes` of shards, those that were used last. A shard's name holds the hash of its content."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    def read(self, name: str, fetch: Callable[[], pa.Buffer], is_whole: Callable[[pa.Buffer], bool]) -> pa.Buffer:
+        """A shard's content, mapped into memory from the cache or fetched and kept.
+
+        What `is_whole` does not accept is fetched anew: anybody may write to a folder of temporary files. A cache that
+        can't be written is done without.
+        """
+        file = self._folder / name
+        with contextlib.suppress(FileNotFoundError, WorldError):
+            content = storage.read_buffer(str(file))
+            if is_whole(content):
+                os.utime(file)
+                return content
+        content = fetch()
+        try:
+            if self._make_room(content.size):
+                storage.write_bytes(str(file), content)
+        except (OSError, WorldError) as error:
+            log.warning("the shard cache can't be used: %s", error)
+        return content
+
+    def _make_room(self, num_bytes: int) -> bool:
+        """Delete the shards whose use lies furthest back until there is room; False when there can be none."""
+        if num_bytes > self._max_bytes:
+            return False
+        self._folder.mkdir(parents=True, exist_ok=True)
+        files = sorted(((file.stat(), file) for file in self._folder.iterdir()), key=lambda pair: pair[0].st_mtime_ns)
+        excess = sum(stat.st_size for stat, _ in files) + num_bytes - self._max_bytes
+        for stat, file in files:
+            if excess <= 0:
+                break
+            # Another worker may have deleted it; one that has it mapped keeps its content.
+            file.unlink(missing_ok=True)
+            excess -= stat.st_size
+        return True
