@@ -1,8 +1,11 @@
-"""The pictures of a training: learning curves, confusion matrix, worst mistakes. Each gives a matplotlib figure."""
+"""The pictures of a training: learning curves, and what its model finds, mistakes and how sure it is of either.
+
+Each gives a matplotlib figure. Where there are more classes than a picture can name, it shows the worst and says so.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,10 +13,12 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from model.evaluation import Evaluation
 
-MAX_NUMBERED_CLASSES = 30
-INK, TRAIN, HELD_OUT = "#1f2933", "#9aa5b1", "#0b6bcb"
+MAX_CLASSES, MAX_CURVES = 30, 10
+INK, TRAIN, HELD_OUT, GAP = "#1f2933", "#9aa5b1", "#0b6bcb", "#e8833a"
 
 
 def learning_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Figure:
@@ -35,25 +40,120 @@ def learning_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Fig
 
 
 def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
-    """Rows are true classes, columns found ones; colour is the share of the row, numbers are counts."""
-    counts_KK = evaluation.confusion_KK
-    size = min(14.0, 3 + 0.5 * len(class_names))
+    """Rows are true classes, columns found ones; colour is the share of the true class, numbers are counts."""
+    counts = evaluation.class_counts
+    shown_N = np.sort(_first(counts.hits_K - counts.actual_K, MAX_CLASSES))
+    counts_NN = evaluation.confusion(shown_N)
+    share_NN = counts_NN / np.maximum(1, counts.actual_K[shown_N, None])
+    size = max(5, 3 + 0.4 * len(shown_N))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
-    share_KK = counts_KK / np.maximum(1, counts_KK.sum(axis=1, keepdims=True))
-    image = axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(share_NN, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     axes.set(xlabel="found", ylabel="true")
-    axes.set_title(f"{split}: {evaluation.accuracy:.2%} of {evaluation.num_examples} examples found")
-    if len(class_names) <= MAX_NUMBERED_CLASSES:
-        labels = [name if len(name) <= 20 else f"{name[:19]}…" for name in class_names]
-        axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60, parse_math=False)
-        axes.set_yticks(range(len(labels)), labels, parse_math=False)
-        for (row, column), count in np.ndenumerate(counts_KK):
-            if count:
-                ink = "white" if share_KK[row, column] > 0.5 else INK
-                axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=8)
+    found = f"{evaluation.accuracy:.2%} of {evaluation.num_examples:,} examples found"
+    axes.set_title(f"{split}: {found}{_which(shown_N, class_names, 'most mistakes')}")
+    labels = [_short(class_names[number]) for number in shown_N]
+    axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60, parse_math=False)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    for (row, column), count in np.ndenumerate(counts_NN):
+        if count:
+            ink = "white" if share_NN[row, column] > 0.5 else INK
+            axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=8)
     return figure
+
+
+def class_figures(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
+    """Precision, recall and F1 of each class, the lowest F1 on top."""
+    figures = evaluation.per_class()
+    shown_N = _first(figures["f1"], MAX_CLASSES)
+    figure = Figure(figsize=(8, 1.6 + 0.28 * len(shown_N)), layout="constrained")
+    axes = figure.subplots()
+    places_N = np.arange(len(shown_N))
+    precision_N, recall_N, f1_N = (100 * figures[name][shown_N] for name in ("precision", "recall", "f1"))
+    axes.hlines(places_N, np.minimum(precision_N, recall_N), np.maximum(precision_N, recall_N), color=TRAIN, zorder=1)
+    axes.scatter(precision_N, places_N, color=HELD_OUT, marker=">", label="precision")
+    axes.scatter(recall_N, places_N, color=GAP, marker="<", label="recall")
+    axes.scatter(f1_N, places_N, color=INK, marker="|", s=90, label="F1")
+    labels = [f"{_short(class_names[number])}  ({figures['examples'][number]:,})" for number in shown_N]
+    axes.set_yticks(places_N, labels, parse_math=False)
+    axes.set(xlabel="precision, recall, F1 (%)", ylim=(len(shown_N) - 0.4, -0.6))
+    axes.set_title(f"{split}: classes (examples) by F1{_which(shown_N, class_names, 'lowest F1')}")
+    axes.grid(axis="x", color=TRAIN, alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def calibration(evaluation: Evaluation, split: str) -> Figure:
+    """Reliability diagram: accuracy by the probability of the found class, above how many examples have it."""
+    bins = evaluation.calibration
+    has_rows_M, edges = bins.num_M > 0, np.linspace(0, 1, len(bins.num_M) + 1)
+    left_M, width = edges[:-1][has_rows_M], edges[1]
+    accuracy_M, sure_M = bins.accuracies()[has_rows_M], bins.mean_confidences()[has_rows_M]
+    figure = Figure(figsize=(5.6, 6.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.bar(left_M, accuracy_M, width, align="edge", color=HELD_OUT, edgecolor="white", label="share found")
+    upper.hlines(sure_M, left_M, left_M + width, color=GAP, linewidth=2.5, label="mean probability")
+    upper.vlines(left_M + width / 2, accuracy_M, sure_M, color=GAP, linewidth=1.2)
+    upper.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="perfect")
+    upper.set(ylabel="share found", ylim=(0, 1.02))
+    upper.set_title(f"{split}: expected calibration error {bins.ece():.2%}")
+    upper.legend(frameon=False, loc="upper left")
+    lower.bar(left_M, bins.num_M[has_rows_M], width, align="edge", color=TRAIN, edgecolor="white")
+    lower.set(xlabel="probability of the found class", ylabel="examples", xlim=(0, 1))
+    lower.set(yscale="log", ylim=(0.7, 2 * max(1, bins.num_M.max())))
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def roc_curves(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
+    """ROC curve of each class against the rest, the lowest area first; the right side widens low false rates."""
+    curves = evaluation.roc_curves
+    areas_K = curves.areas()
+    shown_N = _first(areas_K, MAX_CURVES)
+    shown_N = shown_N[~np.isnan(areas_K[shown_N])]
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    whole, widened = figure.subplots(1, 2)
+    lowest_false, lowest_true = 0.1, 1.0
+    for place, number in enumerate(shown_N):
+        false_N, true_N = curves.curve(int(number))
+        first = int((false_N > 0).argmax())
+        lowest_false = min(lowest_false, false_N[first])
+        lowest_true = min(lowest_true, true_N[false_N <= false_N[first]][-1])
+        label = f"{_short(class_names[number])}  {areas_K[number]:.4f}"
+        for axes in (whole, widened):
+            axes.step(false_N, true_N, where="post", color=f"C{place}", zorder=3 - place / 10, label=label)
+    whole.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
+    whole.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    widened.set(xlabel="false positive rate (logarithmic)", xscale="log", xlim=(lowest_false, 1))
+    widened.set_ylim(lowest_true - 0.1 * (1 - lowest_true) - 0.01, 1.01)
+    area = f"mean area {evaluation.figures()['roc_auc_macro']:.4f}"
+    figure.suptitle(f"{split}: each class against the rest, {area}{_which(shown_N, class_names, 'lowest area')}")
+    for axes in (whole, widened):
+        axes.spines[["top", "right"]].set_visible(False)
+    if len(shown_N):
+        legend = widened.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), title="class  area")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def _first(values_K: NDArray[Any], limit: int) -> NDArray[np.int64]:
+    return np.argsort(values_K, kind="stable")[:limit]
+
+
+def _which(shown_N: NDArray[np.int64], class_names: Sequence[str], why: str) -> str:
+    return (
+        f"\nthe {len(shown_N)} of {len(class_names):,} classes with the {why}"
+        if len(shown_N) < len(class_names)
+        else ""
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else f"{name[:19]}…"
 
 
 def worst_mistakes(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
@@ -62,8 +162,10 @@ def worst_mistakes(evaluation: Evaluation, class_names: Sequence[str], split: st
     columns = min(6, max(3, len(mistakes)))
     num_rows = max(1, -(-len(mistakes) // columns))
     figure = Figure(figsize=(1.9 * columns, 2.3 * num_rows + 0.6), layout="constrained")
-    wrong = evaluation.num_examples - int(evaluation.confusion_KK.trace())
-    figure.suptitle(f"{split}: the worst {len(mistakes)} of {wrong} mistakes (true → found, probability of the latter)")
+    figure.suptitle(
+        f"{split}: the worst {len(mistakes)} of {evaluation.num_wrong:,} mistakes "
+        "(true → found, probability of the latter)"
+    )
     for number, axes in enumerate(figure.subplots(num_rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if number < len(mistakes):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import pandas as pd
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
@@ -129,9 +130,7 @@ class Tracker:
             self._send(final.history)
             self._log_pictures(final, evaluation, split)
             figures = evaluation.figures()
-            for name, value in figures.items():
-                # The names of the other splits belong to the epochs' series.
-                self._client.log_metric(self.run_id, f"{'' if split == 'test' else 'final_'}{split}_{name}", value)
+            self._log_figures(evaluation, figures, split)
             name = self._job.tracking.registered_model
             version = registry.registered_version(self._client, self.run_id) or registry.register(
                 self.run_id, self._job, self._manifest, final.best_model, example
@@ -173,12 +172,23 @@ class Tracker:
             return None
         return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}"
 
+    def _log_figures(self, evaluation: Evaluation, figures: dict[str, float], split: str) -> None:
+        # The names of the other splits belong to the epochs' series.
+        prefix, now = f"{'' if split == 'test' else 'final_'}{split}", int(time.time() * 1000)
+        metrics = [Metric(f"{prefix}_{name}", value, now, 0) for name, value in figures.items()]
+        self._client.log_batch(self.run_id, metrics=metrics)
+        table = pd.DataFrame({"class": self._manifest.class_names, **evaluation.per_class()})
+        self._client.log_text(self.run_id, table.to_csv(index=False), f"evaluation/{split}_classes.csv")
+
     def _log_pictures(self, final: Checkpoint, evaluation: Evaluation, split: str) -> None:
         names = self._manifest.class_names
         figures = {
             "timeline": timeline.timeline(final.timeline),
             "learning_curves": pictures.learning_curves(final.history, final.best_epoch),
+            "calibration": pictures.calibration(evaluation, split),
+            "class_figures": pictures.class_figures(evaluation, names, split),
             "confusion_matrix": pictures.confusion_matrix(evaluation, names, split),
+            "roc_curves": pictures.roc_curves(evaluation, names, split),
             "worst_mistakes": pictures.worst_mistakes(evaluation, names, split),
         }
         for name, figure in figures.items():

@@ -73,6 +73,7 @@ def train(job: TrainJob) -> TrainResult:
 def _check(job: TrainJob, manifest: Manifest) -> None:
     if len(manifest.class_names) < 2:
         raise UserError(f"dataset {job.dataset_uri} has one class only: a classifier needs two or more")
+    job.early_stopping.check(len(manifest.class_names))
     plan_training(job, manifest, epoch=0, num_workers=job.num_workers)
     build_model(job, manifest)
 
@@ -153,9 +154,10 @@ def _example(dataset: Dataset, split: Split) -> bytes:
 
 
 def _summarise(result: TrainResult, evaluation: Evaluation) -> None:
-    wrong = evaluation.num_examples - int(evaluation.confusion_KK.trace())
     accuracy = 100 * result.figures["accuracy"]
-    log.info("%s accuracy %.2f %% (%d wrong of %d)", result.split, accuracy, wrong, evaluation.num_examples)
+    log.info(
+        "%s accuracy %.2f %% (%d wrong of %d)", result.split, accuracy, evaluation.num_wrong, evaluation.num_examples
+    )
     log.info("model %s version %s: %s", result.model_name, result.model_version, ", ".join(result.aliases))
     log.info("pictures: %s", result.pictures_uri)
     if result.run_url:

@@ -31,6 +31,7 @@ from .segment import (
     plan_training,
     train_rounds,
 )
+from .training_config import LOWEST_IS_BEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from .manifest import Split
     from .meeting import Address, Meeting, Progress
     from .shards import Dataset
-    from .training_config import TrainingConfig
+    from .training_config import FigureName, TrainingConfig
 
 GRACE_S = 5
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class Training:
 
     def check(self) -> None:
         """Raise UserError for what can't be trained, before any worker starts."""
+        self.config.early_stopping.check(len(self.dataset.manifest.class_names))
         plan_training(self.config, self.dataset.manifest, epoch=0, num_workers=self.config.num_workers)
 
     def first_state(self) -> Checkpoint:
@@ -237,8 +239,9 @@ class Training:
 
     def _judged(self, state: Checkpoint) -> Checkpoint:
         metric = self.config.early_stopping.metric
-        *before, last = state.history
-        if all(score(last, metric) > score(earlier, metric) for earlier in before):
+        is_validated = self.dataset.manifest.num_examples("validation") > 0
+        *before, last = (score(figures, metric, is_validated=is_validated) for figures in state.history)
+        if all(last > earlier for earlier in before):
             return replace(state, best_epoch=state.epoch, best_model=state.model)
         return state
 
@@ -254,11 +257,15 @@ def _states(state: Checkpoint, num_workers: int) -> list[ReplicaState]:
     ]
 
 
-def score(figures: dict[str, float], metric: str) -> tuple[float, float]:
-    """How good an epoch is: greater is better, by a figure of the validation split, then by the lowest loss."""
-    # Without a validation split every epoch scores alike by it, and the training loss decides.
-    loss = figures["validation_loss"] or figures["train_loss"]
-    return (-loss if metric == "loss" else figures[f"validation_{metric}"]), -loss
+def score(figures: dict[str, float], metric: FigureName, *, is_validated: bool) -> tuple[float, float]:
+    """How good an epoch is: greater is better, by a figure of the validation split, then by its lowest loss.
+
+    Without a validation split the training loss decides.
+    """
+    if not is_validated:
+        return -figures["train_loss"], 0.0
+    figure = figures[f"validation_{metric}"]
+    return (-figure if metric in LOWEST_IS_BEST else figure), -figures["validation_loss"]
 
 
 def _evaluation(reports: list[Report]) -> Evaluation:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, WithJsonSchema, model_validator
 
 from .config import Fraction, Positive, Settings
+from .errors import UserError
 
 
 class ScheduleConfig(Settings):
@@ -92,13 +93,43 @@ class AveragingConfig(Settings):
     """What workers send each other: whole values, or their changes in half as many bytes. Sums are in float32."""
 
 
+FigureName = Literal[
+    "accuracy",
+    "loss",
+    "top_3_accuracy",
+    "top_5_accuracy",
+    "precision_macro",
+    "precision_micro",
+    "precision_weighted",
+    "recall_macro",
+    "recall_micro",
+    "recall_weighted",
+    "f1_macro",
+    "f1_micro",
+    "f1_weighted",
+    "mcc",
+    "roc_auc_macro",
+    "roc_auc_weighted",
+    "ece",
+]
+LOWEST_IS_BEST: frozenset[FigureName] = frozenset({"loss", "ece"})
+
+
 class EarlyStoppingConfig(Settings):
     """Which epoch's state becomes the model, and when training ends before the last epoch."""
 
-    metric: Literal["accuracy", "loss", "precision_macro", "recall_macro", "f1_macro"] = "accuracy"
-    """Figure of the validation split that decides: the highest, or for loss the lowest, is best."""
+    metric: FigureName = "accuracy"
+    """Figure of the validation split that decides: the highest, or for loss and ece the lowest, is best."""
     patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Epochs without a better one after which training ends; null: never before num_epochs."""
+
+    def check(self, num_classes: int) -> None:
+        """Raise UserError when a DataSet of so many classes has no such figure."""
+        if self.metric in ("top_3_accuracy", "top_5_accuracy") and num_classes <= int(self.metric[4]):
+            raise UserError(
+                f"early_stopping.metric is {self.metric}, which needs more than {self.metric[4]} classes, and the "
+                f"DataSet has {num_classes}: choose another, such as accuracy"
+            )
 
 
 class TrainingConfig(Settings):

@@ -17,9 +17,11 @@ HISTORY = [{"train_loss": 1.0 / n, "validation_loss": 2.0 / n, "validation_accur
 MISTAKE = Mistake("a/x.png", 0, 1, 0.7, 1.2, np.zeros((1, 8, 8), np.uint8))
 
 
-def evaluation(num_classes: int, *worst: Mistake) -> Evaluation:
-    counts_KK = np.random.default_rng(0).integers(0, 9, (num_classes, num_classes))
-    return Evaluation(counts_KK, 12.3, list(worst))
+def evaluation(num_classes: int, *worst: Mistake, num_rows: int = 300) -> Evaluation:
+    generator = np.random.default_rng(0)
+    labels_B = generator.integers(0, num_classes, num_rows)
+    probabilities_BK = generator.dirichlet(np.ones(num_classes), num_rows).astype(np.float32)
+    return Evaluation.of(labels_B, probabilities_BK, np.ones(num_rows, dtype=np.float32), worst)
 
 
 def draw(figure) -> int:
@@ -31,11 +33,21 @@ def draw(figure) -> int:
 NAMES = [("cat", "dog"), ("$1", "$5"), ("$_a", "$_b"), ("$\\x$", "b"), ("a_b^c", "\\frac"), ("x" * 90, "\u732b")]
 
 
+def drawings(found: Evaluation, names):
+    """Every picture that shows classes."""
+    return {
+        "matrix": pictures.confusion_matrix(found, names, "test"),
+        "mistakes": pictures.worst_mistakes(found, names, "test"),
+        "figures": pictures.class_figures(found, names, "test"),
+        "curves": pictures.roc_curves(found, names, "test"),
+    }
+
+
 @pytest.mark.parametrize("names", NAMES)
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_any_class_name_is_drawn(names):
-    assert draw(pictures.confusion_matrix(evaluation(2), names, "test"))
-    assert draw(pictures.worst_mistakes(evaluation(2, MISTAKE), names, "test"))
+    for figure in drawings(evaluation(2, MISTAKE), names).values():
+        assert draw(figure)
 
 
 @pytest.mark.parametrize("names", [names for names in NAMES if "$" in names[0]])
@@ -51,10 +63,36 @@ def test_any_file_name_is_drawn(path):
     assert draw(pictures.worst_mistakes(evaluation(2, replace(MISTAKE, path=path)), ["a", "b"], "test"))
 
 
-@pytest.mark.parametrize("num_classes", [2, 30, 31, 200])
-def test_any_number_of_classes_is_drawn(num_classes):
+@pytest.mark.parametrize("num_classes", [2, 10, 30, 31, 200])
+def test_any_number_of_classes_is_drawn_and_what_is_left_out_is_said(num_classes):
     names = [f"class {number}" for number in range(num_classes)]
-    assert draw(pictures.confusion_matrix(evaluation(num_classes), names, "test"))
+    drawn = drawings(evaluation(num_classes), names)
+    for figure in drawn.values():
+        assert draw(figure)
+    left_out = f"30 of {num_classes} classes with the most mistakes"
+    assert (left_out in drawn["matrix"].axes[0].get_title()) == (num_classes > 30)
+    left_out = f"30 of {num_classes} classes with the lowest F1"
+    assert (left_out in drawn["figures"].axes[0].get_title()) == (num_classes > 30)
+    left_out = f"10 of {num_classes} classes with the lowest area"
+    assert (left_out in drawn["curves"].get_suptitle()) == (num_classes > 10)
+
+
+@pytest.mark.parametrize("labels", [[], [1], [1, 1, 1], [0, 1]])
+@pytest.mark.filterwarnings("error")
+def test_few_rows_are_drawn(labels):
+    labels_B, probabilities_BK = np.array(labels, dtype=int), np.tile(np.float32([0.3, 0.7]), (len(labels), 1))
+    few = Evaluation.of(labels_B, probabilities_BK, np.ones(len(labels), dtype=np.float32))
+    for figure in (*drawings(few, ["a", "b"]).values(), pictures.calibration(few, "test")):
+        assert draw(figure)
+
+
+def test_a_reliability_diagram_shows_shares_and_counts():
+    found = evaluation(4)
+    upper, lower = pictures.calibration(found, "test").axes
+    num_M = found.calibration.num_M
+    assert [bar.get_height() for bar in lower.patches] == num_M[num_M > 0].tolist()
+    assert [bar.get_height() for bar in upper.patches] == found.calibration.accuracies()[num_M > 0].tolist()
+    assert f"{found.figures()['ece']:.2%}" in upper.get_title()
 
 
 def test_no_and_many_mistakes_of_colour_images_are_drawn():

@@ -72,12 +72,22 @@ def test_a_whole_training(job, client, dataset):
     assert given.dataset.digest == manifest.digest == result.dataset_digest
 
     pictures = artifacts(client, result.run_id, "pictures")
-    assert [p.name for p in pictures] == [
-        "confusion_matrix.png", "learning_curves.png", "timeline.png", "worst_mistakes.png",
+    assert [p.stem for p in pictures] == [
+        "calibration", "class_figures", "confusion_matrix", "learning_curves", "roc_curves", "timeline",
+        "worst_mistakes",
     ]  # fmt: skip
     for path in pictures:
         with Image.open(path) as picture:
             assert len(picture.convert("L").getcolors(256)) > 10, "not blank"
+
+    (path,) = artifacts(client, result.run_id, "evaluation")
+    assert path.name == "test_classes.csv"
+    table = pd.read_csv(path)
+    assert table["class"].tolist() == manifest.class_names
+    assert table.examples.sum() == table.taken_for_it.sum() == result.num_examples
+    assert table.f1.mean() == pytest.approx(result.figures["f1_macro"])
+    assert table.roc_auc.mean() == pytest.approx(result.figures["roc_auc_macro"])
+    assert (table.roc_auc_bound == 0).all(), "few rows: the areas are exact"
 
     version = client.get_model_version("shardmean", result.model_version)
     assert version.run_id == result.run_id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.averaging import Averager
+from model.errors import UserError
+from model.evaluation import Evaluation
 from model.replica import Replica, rate_factor
 from model.training import Training, score
-from model.training_config import AveragingConfig, ScheduleConfig, TrainingConfig
+from model.training_config import AveragingConfig, FigureName, ScheduleConfig, TrainingConfig
 from model.transport import LocalTransport
 
 
@@ -84,24 +88,58 @@ def test_the_rate_reaches_every_step(dataset, monkeypatch):
     assert rates == pytest.approx([0.1 * (1 - step / 9) for step in range(9)], abs=1e-3)
 
 
-def test_training_ends_when_patience_is_out(dataset):
+@pytest.mark.parametrize("metric", ["accuracy", "ece", "roc_auc_macro"])
+def test_training_ends_when_patience_is_out_and_keeps_the_best_state(dataset, metric):
     # Images are noise: validation can't go on getting better for long.
-    stopping = {"metric": "accuracy", "patience": 2}
+    stopping = {"metric": metric, "patience": 2}
+    states = {}
     with LocalTransport(1) as transport:
         training = Training(config(num_epochs=60, early_stopping=stopping), dataset, transport)
-        state = training.fit(None, lambda state: None)
+        state = training.fit(None, lambda state: states.update({state.epoch: state}))
         again = training.fit(state, lambda state: pytest.fail("a training that has ended stays so"))
     assert state.epoch < 60
     assert state.epoch - state.best_epoch == 2
     assert again is state
-    best = max(range(state.epoch), key=lambda epoch: (score(state.history[epoch], "accuracy"), -epoch))
-    assert best + 1 == state.best_epoch
+    sign = -1 if metric == "ece" else 1
+    figures = [sign * epoch[f"validation_{metric}"] for epoch in state.history]
+    assert figures[state.best_epoch - 1] == max(figures)
+    best = states[state.best_epoch].model
+    assert all(torch.equal(value, best[name]) for name, value in state.best_model.items())
 
 
-def test_for_loss_the_lowest_is_best():
-    low, high = ({"validation_accuracy": a, "validation_loss": b, "train_loss": 1} for a, b in ((0.5, 1), (0.9, 2)))
-    assert score(low, "loss") > score(high, "loss")
-    assert score(low, "accuracy") < score(high, "accuracy")
+def figures_of(found: list[int]) -> dict[str, float]:
+    """What an epoch's history holds when rows of classes 0 to 5 are taken for `found`, with probability 0.9."""
+    labels_B = np.arange(len(found)) % 6
+    probabilities_BK = np.full((len(found), 6), 0.02, dtype=np.float32)
+    probabilities_BK[np.arange(len(found)), found] = 0.9
+    losses_B = -np.log(probabilities_BK[np.arange(len(found)), labels_B])
+    evaluation = Evaluation.of(labels_B, probabilities_BK, losses_B)
+    return {"train_loss": 0.5} | {f"validation_{name}": value for name, value in evaluation.figures().items()}
+
+
+@pytest.mark.parametrize("metric", get_args(FigureName))
+def test_each_figure_has_its_direction(metric):
+    good, bad = figures_of([0, 1, 2, 3, 4, 5] * 2), figures_of([5, 4, 3, 2, 1, 0] * 2)
+    assert good[f"validation_{metric}"] != bad[f"validation_{metric}"]
+    assert score(good, metric, is_validated=True) > score(bad, metric, is_validated=True)
+
+
+@pytest.mark.parametrize("metric", get_args(FigureName))
+def test_without_a_validation_split_the_training_loss_decides(metric):
+    none = {f"validation_{name}": 0.0 for name in get_args(FigureName)}
+    low, high = {"train_loss": 0.1} | none, {"train_loss": 0.2} | none
+    assert score(low, metric, is_validated=False) > score(high, metric, is_validated=False)
+
+
+def test_a_validation_loss_of_zero_is_better_than_a_small_one():
+    zero, small = ({"train_loss": 1.0, "validation_loss": loss} for loss in (0.0, 1e-6))
+    assert score(zero, "loss", is_validated=True) > score(small, "loss", is_validated=True)
+
+
+def test_a_figure_that_a_dataset_does_not_have_is_refused_before_a_worker_starts(dataset):
+    stopping = {"metric": "top_5_accuracy"}
+    with LocalTransport(1) as transport, pytest.raises(UserError, match=r"needs more than 5 classes, .* has 3: choose"):
+        Training(config(early_stopping=stopping), dataset, transport).fit(None, lambda state: None)
 
 
 class _Alone:
