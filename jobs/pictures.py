@@ -21,18 +21,23 @@ MAX_CLASSES, MAX_CURVES = 30, 10
 INK, TRAIN, HELD_OUT, GAP = "#1f2933", "#9aa5b1", "#0b6bcb", "#e8833a"
 
 
-def learning_curves(history: Sequence[dict[str, float]], best_epoch: int) -> Figure:
-    """Loss and validation accuracy by epoch; a line marks the epoch whose state became the model."""
+def learning_curves(history: Sequence[dict[str, float]], best_epoch: int, metric: str = "accuracy") -> Figure:
+    """Loss, and the validation figure that decides, by epoch; a line marks the epoch whose state became the model.
+
+    Where the loss decides, the accuracy stands beside it.
+    """
+    shown = "accuracy" if metric == "loss" else metric
     figure = Figure(figsize=(10, 4), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    loss, deciding = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
     loss.plot(epochs, [h["train_loss"] for h in history], color=TRAIN, marker=".", label="train")
     loss.plot(epochs, [h["validation_loss"] for h in history], color=HELD_OUT, marker=".", label="validation")
     loss.set(title="Loss (cross-entropy)", xlabel="epoch", yscale="log")
-    accuracy.plot(epochs, [100 * h["validation_accuracy"] for h in history], color=HELD_OUT, marker=".")
-    accuracy.set(title="Validation accuracy (%)", xlabel="epoch")
-    for axes in (loss, accuracy):
-        axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=":", label=f"chosen: epoch {best_epoch}")
+    deciding.plot(epochs, [100 * h[f"validation_{shown}"] for h in history], color=HELD_OUT, marker=".")
+    deciding.set(title=f"Validation {shown.replace('_', ' ')} (%)", xlabel="epoch")
+    for axes in (loss, deciding):
+        label = f"chosen by {metric.replace('_', ' ')}: epoch {best_epoch}"
+        axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=":", label=label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     loss.legend(frameon=False)

@@ -184,7 +184,9 @@ class Tracker:
         names = self._manifest.class_names
         figures = {
             "timeline": timeline.timeline(final.timeline),
-            "learning_curves": pictures.learning_curves(final.history, final.best_epoch),
+            "learning_curves": pictures.learning_curves(
+                final.history, final.best_epoch, self._job.early_stopping.metric
+            ),
             "calibration": pictures.calibration(evaluation, split),
             "class_figures": pictures.class_figures(evaluation, names, split),
             "confusion_matrix": pictures.confusion_matrix(evaluation, names, split),

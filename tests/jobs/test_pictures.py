@@ -134,3 +134,11 @@ def test_a_timelines_phases_fill_each_segment():
         assert sum(length for _, length in spans) == pytest.approx(2.0 * len(ends))
         for (start, length), (following, _) in pairwise(spans):
             assert start + length == pytest.approx(following)
+
+
+@pytest.mark.parametrize(("metric", "shown"), [("loss", "accuracy"), ("roc_auc_macro", "roc auc macro")])
+def test_learning_curves_show_the_figure_that_decides(metric, shown):
+    history = [h | {"validation_roc_auc_macro": 0.5} for h in HISTORY]
+    loss, deciding = pictures.learning_curves(history, 2, metric).axes
+    assert deciding.get_title() == f"Validation {shown} (%)"
+    assert loss.get_legend().get_texts()[-1].get_text() == f"chosen by {metric.replace('_', ' ')}: epoch 2"
