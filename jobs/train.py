@@ -73,6 +73,7 @@ def train(job: TrainJob) -> TrainResult:
 def _check(job: TrainJob, manifest: Manifest) -> None:
     if len(manifest.class_names) < 2:
         raise UserError(f"dataset {job.dataset_uri} has one class only: a classifier needs two or more")
+    job.augmentation.check(manifest.image)
     plan_training(job, manifest, epoch=0, num_workers=job.num_workers)
     build_model(job, manifest)
 
