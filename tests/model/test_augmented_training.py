@@ -19,6 +19,7 @@ from model.augmentation_config import AugmentationConfig
 from model.draws import example_keys
 from model.errors import UserError
 from model.feed import minibatches
+from model.preview import preview
 from model.segment import Rounds, train_rounds
 from model.training import Training
 from model.training_config import TrainingConfig
@@ -120,6 +121,15 @@ def test_an_example_becomes_what_the_augmenter_makes_of_its_id_and_keeps_its_lab
         changed = augmenter(torch.from_numpy(examples.features_NCHW), example_keys(pa.array(examples.ids)))
         for example_id, label, image in zip(examples.ids, examples.labels_N, changed, strict=True):
             assert seen[example_id] == (label, digest(image))
+
+
+def test_the_preview_shows_what_training_will_see(dataset, transports, seen):
+    trained = training(dataset, transports)
+    images_NECHW = preview(trained.config, dataset)
+    assert images_NECHW.shape == (5, 6, 3, 9, 8), "all rows of a small shard, as given and in five epochs"
+    (examples,) = dataset.read(dataset.manifest.shards_of("train")[0], 0, 1)
+    np.testing.assert_array_equal(images_NECHW[0, 0], examples.features_NCHW[0])
+    assert digest(torch.from_numpy(images_NECHW[0, 2])) == seen[examples.ids[0]][1], "epoch 1 is the second"
 
 
 def test_another_epoch_or_seed_gives_other_images_of_the_same_labels(dataset, transports, seen):
