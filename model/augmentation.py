@@ -69,13 +69,16 @@ class Augmenter:
         images_BCHW = _where(images_BCHW, draws, Stream.FLIP_VERTICAL, config.flip_vertical, lambda i, _: vflip(i))
         if not (config.moves_pixels or config.changes_values):
             return images_BCHW
-        images_BCHW = images_BCHW.float() / 255
-        if config.moves_pixels:
-            images_BCHW = _moved(images_BCHW, config, draws)
-        if config.changes_values:
-            images_BCHW = _recoloured(images_BCHW, config, draws)
-            images_BCHW = _erased(images_BCHW, config, draws, self._mean)
+        images_BCHW = self._repainted(images_BCHW.float() / 255, draws)
         return (images_BCHW * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+    def _repainted(self, images_BCHW: Tensor, draws: Draws) -> Tensor:
+        if self._config.moves_pixels:
+            images_BCHW = _moved(images_BCHW, self._config, draws)
+        if self._config.changes_values:
+            images_BCHW = _recoloured(images_BCHW, self._config, draws)
+            images_BCHW = _erased(images_BCHW, self._config, draws, self._mean)
+        return images_BCHW
 
 
 def _pieces(images_BCHW: Tensor) -> list[slice]:
