@@ -1,4 +1,4 @@
-"""The pictures of a training: learning curves, and what its model finds, mistakes and how sure it is of either.
+"""The pictures of a training: augmentation, learning curves, and what its model finds, mistakes and how sure it is of either.
 
 Each gives a matplotlib figure. Where there are more classes than a picture can name, it shows the worst and says so.
 """
@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 
 MAX_CLASSES, MAX_CURVES = 30, 10
 INK, TRAIN, HELD_OUT, GAP = "#1f2933", "#9aa5b1", "#0b6bcb", "#e8833a"
+
+
+def augmentation(images_NECHW: NDArray[np.uint8]) -> Figure:
+    """A row for each of N training images: as it is, then as each of the first epochs shows it to the network."""
+    num_rows, num_columns = images_NECHW.shape[:2]
+    figure = Figure(figsize=(1.3 * num_columns, 1.3 * num_rows + 0.7), layout="constrained")
+    figure.suptitle("Training images, and what augmentation makes of them in each epoch")
+    all_axes = figure.subplots(num_rows, num_columns, squeeze=False)
+    for (row, column), axes in np.ndenumerate(all_axes):
+        axes.set_axis_off()
+        axes.imshow(images_NECHW[row, column].transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+        if row == 0:
+            axes.set_title(f"epoch {column}" if column else "as it is", fontsize=9)
+    return figure
 
 
 def learning_curves(history: Sequence[dict[str, float]], best_epoch: int, metric: str = "accuracy") -> Figure:
@@ -175,7 +189,7 @@ def worst_mistakes(evaluation: Evaluation, class_names: Sequence[str], split: st
         axes.set_axis_off()
         if number < len(mistakes):
             mistake = mistakes[number]
-            axes.imshow(mistake.pixels_CHW.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255)
+            axes.imshow(mistake.pixels_CHW.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
             found = f"{class_names[mistake.label][:12]} → {class_names[mistake.predicted][:12]}"
             axes.set_title(f"{found}\n{mistake.probability:.0%}", fontsize=9, parse_math=False)
             axes.text(

@@ -26,6 +26,10 @@ from jobs import pictures, registry, timeline
 from model.errors import WorldError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
     from jobs.config import TrackingConfig, TrainJob
     from model.checkpoint import Checkpoint
     from model.evaluation import Evaluation
@@ -89,6 +93,13 @@ class Tracker:
             self._client.log_batch(run.info.run_id, params=_params(self._job, self._manifest))
             mlflow.log_input(_dataset(self._job.dataset_uri, self._manifest.digest), context="training")
         return str(run.info.run_id)
+
+    def log_augmentation(self, images_NECHW: NDArray[np.uint8]) -> None:
+        """Show what augmentation does (see `model.preview`); when MLflow is away, warn and go on."""
+        try:
+            self._log_picture("augmentation", pictures.augmentation(images_NECHW))
+        except (MlflowException, OSError) as error:
+            log.warning("MLflow at %s is away (%s): no picture of augmentation", self.tracking_uri, _short(error))
 
     def log_progress(self, moment: Moment) -> None:
         """Send how far an epoch is, which MLflow shows live. It waits for nothing: the epoch's end says more."""
@@ -194,7 +205,10 @@ class Tracker:
             "worst_mistakes": pictures.worst_mistakes(evaluation, names, split),
         }
         for name, figure in figures.items():
-            self._client.log_figure(self.run_id, figure, f"pictures/{name}.png", save_kwargs={"dpi": 110})
+            self._log_picture(name, figure)
+
+    def _log_picture(self, name: str, figure: Figure) -> None:
+        self._client.log_figure(self.run_id, figure, f"pictures/{name}.png", save_kwargs={"dpi": 110})
 
 
 def connect(tracking: TrackingConfig) -> str:

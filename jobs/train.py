@@ -20,6 +20,7 @@ from model.lease import Lease, LeaseLostError
 from model.manifest import Manifest, load_manifest
 from model.meeting import Meeting
 from model.plan import plan_evaluation
+from model.preview import preview
 from model.replica import build_model
 from model.segment import EVALUATION_BATCH, plan_training
 from model.shards import Dataset
@@ -63,6 +64,8 @@ def train(job: TrainJob) -> TrainResult:
             try:
                 run.begin(tracker.run_id)
                 _announce(job, manifest, tracker, start)
+                if job.augmentation.is_on:
+                    tracker.log_augmentation(preview(job, dataset))
                 return _to_the_end(Training(job, dataset, transport, tracker.log_progress), tracker, run, start)
             except BaseException as error:
                 if not isinstance(error, LeaseLostError):
@@ -74,6 +77,7 @@ def _check(job: TrainJob, manifest: Manifest) -> None:
     if len(manifest.class_names) < 2:
         raise UserError(f"dataset {job.dataset_uri} has one class only: a classifier needs two or more")
     job.early_stopping.check(len(manifest.class_names))
+    job.augmentation.check(manifest.image)
     plan_training(job, manifest, epoch=0, num_workers=job.num_workers)
     build_model(job, manifest)
 

@@ -7,6 +7,7 @@ import platform
 import socket
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,11 +17,12 @@ from .errors import UserError
 
 @dataclass(frozen=True)
 class Environment:
-    """A process's host, and its versions: Python's and torch's without build labels, and the hash of this package."""
+    """A process's host and its versions: Python's, torch's (no build label), Kornia's, and this package's hash."""
 
     host: str
     python: str
     torch: str
+    kornia: str
     shardmean: str
 
     def check_same(self, other: Environment) -> None:
@@ -45,5 +47,6 @@ def this_environment() -> Environment:
         host=socket.gethostname(),
         python=".".join(platform.python_version_tuple()[:2]),
         torch=torch.__version__.split("+")[0],
+        kornia=version("kornia"),
         shardmean=code.hexdigest()[:12],
     )

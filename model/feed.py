@@ -31,6 +31,7 @@ def minibatches(
     *,
     batch_size: int,
     with_names: bool,
+    with_keys: bool = False,
     prefetch_batches: int = 0,
     pin: bool = False,
     clock: Clock | None = None,
@@ -41,7 +42,7 @@ def minibatches(
     memory holds up to three windows; `clock` then gets their seconds of reading. With `pin` they lie in memory that
     a GPU can copy from by itself.
     """
-    reading = _windows(dataset, windows, split, with_names=with_names)
+    reading = _windows(dataset, windows, split, with_names=with_names, with_keys=with_keys)
     if prefetch_batches == 0:
         batches = _cut(reading, batch_size)
     else:
@@ -51,14 +52,14 @@ def minibatches(
 
 
 def _windows(
-    dataset: Dataset, windows: Iterable[Window], split: Split, *, with_names: bool
+    dataset: Dataset, windows: Iterable[Window], split: Split, **wanted: bool
 ) -> Generator[tuple[Examples, NDArray[np.int64]]]:
     shards = dataset.manifest.shards_of(split)
     for window in windows:
         pieces = [
             piece
             for rows in window.ranges
-            for piece in dataset.read(shards[rows.shard_index], rows.start, rows.stop, with_names=with_names)
+            for piece in dataset.read(shards[rows.shard_index], rows.start, rows.stop, **wanted)
         ]
         yield _joined(pieces), window.order
 
@@ -77,11 +78,13 @@ def _pinned(batch: Examples) -> Examples:
 def _joined(pieces: list[Examples]) -> Examples:
     if len(pieces) == 1:
         return pieces[0]
+    keys = [piece.keys_N for piece in pieces if piece.keys_N is not None]
     return Examples(
         np.concatenate([piece.features_NCHW for piece in pieces]),
         np.concatenate([piece.labels_N for piece in pieces]),
         [name for piece in pieces for name in piece.ids],
         [path for piece in pieces for path in piece.paths],
+        np.concatenate(keys) if keys else None,
     )
 
 

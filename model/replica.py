@@ -16,6 +16,7 @@ from .networks import Classifier, build_classifier
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .augmentation import Augmenter
     from .manifest import Manifest
     from .shards import Examples
     from .training_config import OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -62,8 +63,11 @@ def rate_factor(config: ScheduleConfig, num_examples: int, total_examples: int) 
 class Replica:
     """A model and its optimizer on one device."""
 
-    def __init__(self, config: TrainingConfig, manifest: Manifest, device: str) -> None:
+    def __init__(
+        self, config: TrainingConfig, manifest: Manifest, device: str, augmenter: Augmenter | None = None
+    ) -> None:
         self._config = config
+        self._augmenter = augmenter
         self.device = torch.device(device)
         self.model = build_model(config, manifest).to(self.device)
         self.optimizer = build_optimizer(config.optimizer, self.model)
@@ -81,6 +85,9 @@ class Replica:
         if batch is None:
             return
         images_BCHW, labels_B = on_device(batch, self.device)
+        if self._augmenter is not None:
+            assert batch.keys_N is not None, "augmentation is drawn from the examples' keys"
+            images_BCHW = self._augmenter(images_BCHW, batch.keys_N)
         loss = nn.functional.cross_entropy(self.model(images_BCHW), labels_B)
         torch.autograd.backward(loss)
         self._loss_sum += loss.detach() * len(labels_B)

@@ -34,6 +34,7 @@ from .shards import Dataset
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
+    from .augmentation import Augmenter
     from .evaluation import Evaluation
     from .manifest import Manifest, Split
     from .shards import Examples
@@ -219,8 +220,20 @@ def _train(task: Task, dataset: Dataset, member: Member, device: str, clock: Clo
     )
 
 
+def new_augmenter(config: TrainingConfig, manifest: Manifest, epoch: int) -> Augmenter | None:
+    """What changes the training images of an epoch; None where augmentation is off."""
+    if not config.augmentation.is_on:
+        return None
+    # Kornia takes a while to import, and only here is it needed.
+    from .augmentation import Augmenter
+
+    return Augmenter(config.augmentation, seed=config.seed, epoch=epoch, mean=manifest.mean)
+
+
 def _replica(task: Task, dataset: Dataset, device: str) -> Replica:
-    replica = Replica(task.config, dataset.manifest, device)
+    assert task.rounds is not None, "a training has rounds"
+    augmenter = new_augmenter(task.config, dataset.manifest, task.rounds.epoch)
+    replica = Replica(task.config, dataset.manifest, device, augmenter)
     replica.model.load_state_dict(task.state["model"])
     if task.state["optimizer"] is not None:
         # load_state_dict keeps the given tensors, and steps would then change the sender's state.
@@ -241,6 +254,7 @@ def _batches(task: Task, dataset: Dataset, plan: EpochPlan, device: torch.device
         "train",
         batch_size=plan.dealing.batch_size,
         with_names=task.trace_ids,
+        with_keys=task.config.augmentation.is_on,
         # Beside local files a thread costs a CPU worker more than it saves: see docs/performance.md.
         prefetch_batches=prefetch if prefetch is not None else (0 if is_near else 4),
         pin=on_gpu,

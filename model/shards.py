@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import storage
+from .draws import example_keys
 from .errors import WorldError
 from .manifest import Manifest, Shard, shard_uri
 
@@ -36,12 +37,16 @@ ROW_GROUP_BYTES = 4 * 2**20
 
 @dataclass(frozen=True)
 class Examples:
-    """Some rows: features uint8 (N, C, H, W), labels int64 (N,), and as many ids and paths, or none unless asked."""
+    """Some rows: features uint8 (N, C, H, W), labels int64 (N,), and as many ids and paths, or none unless asked.
+
+    `keys_N` are numbers made of the ids (see `draws.example_keys`), or None unless asked.
+    """
 
     features_NCHW: NDArray[np.uint8]
     labels_N: NDArray[np.int64]
     ids: list[str]
     paths: list[str]
+    keys_N: NDArray[np.uint64] | None = None
 
     def take(self, rows_N: NDArray[np.int64]) -> Examples:
         """The rows at the given places, in that order."""
@@ -50,6 +55,7 @@ class Examples:
             self.labels_N[rows_N],
             [self.ids[row] for row in rows_N] if self.ids else [],
             [self.paths[row] for row in rows_N] if self.paths else [],
+            None if self.keys_N is None else self.keys_N[rows_N],
         )
 
 
@@ -122,13 +128,16 @@ class Dataset:
         self.uri = uri
         self.manifest = manifest
         self._open: tuple[str, pq.ParquetFile] | None = None
-        self._group: tuple[tuple[str, int, bool], Examples] | None = None
+        self._group: tuple[tuple[str, int, bool, bool], Examples] | None = None
         self._verified: set[str] = set()
 
-    def read(self, shard: Shard, start: int, stop: int, *, with_names: bool = True) -> list[Examples]:
+    def read(
+        self, shard: Shard, start: int, stop: int, *, with_names: bool = True, with_keys: bool = False
+    ) -> list[Examples]:
         """Rows `start` to `stop` of a shard, in pieces (one a row group). Raises WorldError for a damaged shard.
 
-        Ids and paths are strings of Python, which cost more than small images do: training does without.
+        Ids and paths are strings of Python, which cost more than small images do: training does without. Keys cost
+        the reading of the ids.
         """
         pieces = []
         file = self._file(shard)
@@ -137,7 +146,7 @@ class Dataset:
             last = first + file.metadata.row_group(index).num_rows
             if first < stop and start < last:
                 rows = np.arange(max(start, first) - first, min(stop, last) - first)
-                group = self._row_group(shard, file, index, with_names=with_names)
+                group = self._row_group(shard, file, index, with_names=with_names, with_keys=with_keys)
                 is_whole = len(rows) == len(group.labels_N)
                 pieces.append(group if is_whole else group.take(rows))
             first = last
@@ -162,26 +171,35 @@ class Dataset:
         self._verified.add(shard.name)
         return pq.ParquetFile(pa.BufferReader(content))
 
-    def _row_group(self, shard: Shard, file: pq.ParquetFile, index: int, *, with_names: bool) -> Examples:
-        key = (shard.name, index, with_names)
+    def _row_group(
+        self, shard: Shard, file: pq.ParquetFile, index: int, *, with_names: bool, with_keys: bool
+    ) -> Examples:
+        key = (shard.name, index, with_names, with_keys)
         if self._group is None or self._group[0] != key:
-            columns = SCHEMA.names if with_names else ["features", "label"]
-            self._group = (key, self._examples(file.read_row_group(index, columns).combine_chunks(), shard))
+            columns = ["features", "label", *(["id"] if with_names or with_keys else []), *(["path"] * with_names)]
+            table = file.read_row_group(index, columns).combine_chunks()
+            examples = self._examples(table, shard, with_names=with_names)
+            if with_keys:
+                examples = replace(examples, keys_N=example_keys(_one_chunk(table["id"])))
+            self._group = (key, examples)
         return self._group[1]
 
-    def _examples(self, table: pa.Table, shard: Shard) -> Examples:
+    def _examples(self, table: pa.Table, shard: Shard, *, with_names: bool) -> Examples:
         shape = self.manifest.image.shape
-        column = table["features"].combine_chunks()
-        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        pixels = np.frombuffer(column.buffers()[2], dtype=np.uint8)
+        pixels = np.frombuffer(_one_chunk(table["features"]).buffers()[2], dtype=np.uint8)
         if pixels.size != table.num_rows * self.manifest.image.example_bytes:
             raise WorldError(f"{shard_uri(self.uri, shard.name)}: examples are not of shape {shape}; {_MEND}")
         return Examples(
             pixels.reshape(table.num_rows, *shape),
             table["label"].to_numpy(),
-            table["id"].to_pylist() if "id" in table.column_names else [],
-            table["path"].to_pylist() if "path" in table.column_names else [],
+            table["id"].to_pylist() if with_names else [],
+            table["path"].to_pylist() if with_names else [],
         )
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 _MEND = "the shard is damaged: restore the DataSet, or run vectorize with replace=true"

@@ -92,6 +92,7 @@ class Training:
     def check(self) -> None:
         """Raise UserError for what can't be trained, before any worker starts."""
         self.config.early_stopping.check(len(self.dataset.manifest.class_names))
+        self.config.augmentation.check(self.dataset.manifest.image)
         plan_training(self.config, self.dataset.manifest, epoch=0, num_workers=self.config.num_workers)
 
     def first_state(self) -> Checkpoint:

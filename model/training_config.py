@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, WithJsonSchema, model_validator
 
+from .augmentation_config import AugmentationConfig
 from .config import Fraction, Positive, Settings
 from .errors import UserError
 
@@ -138,6 +139,7 @@ class TrainingConfig(Settings):
     network: Literal["lenet", "small_cnn"] = "lenet"
     """Network: lenet (Deeplearning4j's example) or small_cnn (3x3 convolutions with batch normalisation)."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     averaging: AveragingConfig = AveragingConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     num_epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
@@ -147,7 +149,7 @@ class TrainingConfig(Settings):
     batch_size_per_worker: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Examples of one optimizer step of one worker."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the first parameters, the order of examples and dropout."""
+    """Seed of the first parameters, the order of examples, their augmentation and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute; auto: the GPU that the task owns or finds, else the CPU."""
     allow_shared_gpu: bool = False

@@ -30,6 +30,13 @@ def draw(figure) -> int:
     return len(stream.getvalue())
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 1, 8, 8), (6, 8, 3, 9, 5), (2, 1, 3, 1, 1)])
+def test_augmented_images_of_any_shape_are_drawn(shape):
+    figure = pictures.augmentation(np.zeros(shape, np.uint8))
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["as it is", "epoch 1"][: shape[1]] + [""] * (shape[1] < 2)
+    assert draw(figure)
+
+
 NAMES = [("cat", "dog"), ("$1", "$5"), ("$_a", "$_b"), ("$\\x$", "b"), ("a_b^c", "\\frac"), ("x" * 90, "\u732b")]
 
 

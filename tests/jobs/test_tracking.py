@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -40,6 +41,14 @@ def job(tmp_path, train_job, client):
 
 def artifacts(client, run_id: str, folder: str) -> list[Path]:
     return sorted(Path(client.download_artifacts(run_id, folder)).iterdir())
+
+
+def test_a_training_with_augmentation_shows_what_it_does(job, client):
+    result = train(job(augmentation={"rotate_degrees": 30, "erase": 0.5}, num_epochs=2))
+    params = client.get_run(result.run_id).data.params
+    assert params["augmentation.rotate_degrees"] == "30.0"
+    (picture,) = (path for path in artifacts(client, result.run_id, "pictures") if path.stem == "augmentation")
+    assert np.ptp(np.asarray(Image.open(picture).convert("L"))) > 100
 
 
 def test_a_whole_training(job, client, dataset):

@@ -1,0 +1,104 @@
+"""Settings of augmentation: how training images are changed at random before a step. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from .config import Fraction, Settings
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .config import ImageConfig
+
+_FULL = {"crop_area_min": 1.0, "crop_aspect_max": 1.0, "scale_min": 1.0, "scale_max": 1.0}
+_GEOMETRY = ("rotate_degrees", "translate_fraction", "translate_px", "shear_degrees", "warp_fraction")
+_RGB_ONLY = ("saturation", "hue", "grayscale")
+
+
+class AugmentationConfig(Settings):
+    """Random changes of training images, in the order of the fields. Evaluation never sees them. All are off at first.
+
+    What an example gets depends on the seed, the epoch and its id alone.
+    """
+
+    probability: Fraction = 1.0
+    """Share of the examples that are changed at all; drawn anew each epoch."""
+    flip_horizontal: Fraction = 0.0
+    """Probability of exchanging left and right."""
+    flip_vertical: Fraction = 0.0
+    """Probability of exchanging top and bottom."""
+    crop_area_min: Annotated[float, Field(ge=0.01, le=1)] = 1.0
+    """Smallest share of the image's area that a random crop keeps before it is resized to full; 1: no such crop."""
+    crop_aspect_max: Annotated[float, Field(ge=1, le=10)] = 1.0
+    """Largest change of the crop's aspect ratio, in both directions; 1: none."""
+    scale_min: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    """Smallest factor of size, about the centre."""
+    scale_max: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    """Largest factor of size, about the centre."""
+    shear_degrees: Annotated[float, Field(ge=0, le=60)] = 0.0
+    """Largest slant of the vertical edges, to both sides, in degrees."""
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest turn about the centre, both ways, in degrees."""
+    translate_fraction: Fraction = 0.0
+    """Largest shift along each axis, both ways, as a share of the image's size."""
+    translate_px: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Largest shift along each axis by whole pixels, both ways: the random crop of an image padded by so many."""
+    warp_fraction: Annotated[float, Field(ge=0, le=0.4)] = 0.0
+    """Largest move of each corner along each axis (perspective), as a share of half the image's size."""
+    border: Literal["black", "edge", "reflect"] = "black"
+    """What fills places from outside the image: black, its edge's pixels, or its mirror image."""
+    blur: Fraction = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma_px: Annotated[float, Field(ge=0.1, le=20)] = 1.5
+    """Largest standard deviation of the blur, in pixels; the smallest is 0.1."""
+    brightness: Fraction = 0.0
+    """Largest change of the factor 1 by which pixels are multiplied."""
+    contrast: Fraction = 0.0
+    """Largest change of the factor 1 by which pixels' distance from the image's mean grey is multiplied."""
+    saturation: Fraction = 0.0
+    """Largest change of the factor 1 by which colours' distance from grey is multiplied; RGB only."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest turn of the hue, both ways, as a share of the full circle; RGB only."""
+    grayscale: Fraction = 0.0
+    """Probability of taking the colours away; RGB only."""
+    equalize: Fraction = 0.0
+    """Probability of spreading each channel's values evenly from 0 to 255."""
+    erase: Fraction = 0.0
+    """Probability of covering a random rectangle with the DataSet's mean colour."""
+    erase_area_max: Annotated[float, Field(ge=0.02, le=1)] = 0.33
+    """Largest share of the image that is covered; the smallest is 0.02."""
+
+    @model_validator(mode="after")
+    def _scales_are_in_order(self) -> Self:
+        if self.scale_min > self.scale_max:
+            raise ValueError(f"scale_min is {self.scale_min:g} and must be at most scale_max, {self.scale_max:g}")
+        return self
+
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether images are sampled anew: any change of place but a flip."""
+        moves = any(getattr(self, name) for name in _GEOMETRY)
+        return moves or any(getattr(self, name) != full for name, full in _FULL.items())
+
+    @property
+    def changes_values(self) -> bool:
+        """Whether pixels get new values: any change but of place."""
+        names = ("blur", "brightness", "contrast", *_RGB_ONLY, "equalize", "erase")
+        return any(getattr(self, name) for name in names)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any image is ever changed."""
+        flips = self.flip_horizontal or self.flip_vertical
+        return bool(self.probability and (flips or self.moves_pixels or self.changes_values))
+
+    def check(self, image: ImageConfig) -> None:
+        """Raise UserError for a change that images of this shape cannot get."""
+        asked = [f"augmentation.{name} = {getattr(self, name):g}" for name in _RGB_ONLY if getattr(self, name)]
+        if asked and image.channels != 3:
+            raise UserError(
+                f"{', '.join(asked)}: images of {image.channels} channel have no colours to change; "
+                "set it to 0, or vectorize with image.channels=3"
+            )
