@@ -1,4 +1,4 @@
-"""The pictures of a training: augmentation, learning curves, and what its model finds, mistakes and how sure it is of either.
+"""The pictures of a training: augmentation, learning curves, what its model finds and mistakes, and how sure it is.
 
 Each gives a matplotlib figure. Where there are more classes than a picture can name, it shows the worst and says so.
 """
