@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from model.manifest import Manifest
     from model.progress import Moment
 
+MAX_PARAMS_A_CALL = 100  # MLflow's limit
 log = logging.getLogger(__name__)
 
 
@@ -90,7 +91,9 @@ class Tracker:
         else:
             experiment_id = experiment.experiment_id
         with mlflow.start_run(experiment_id=experiment_id) as run:
-            self._client.log_batch(run.info.run_id, params=_params(self._job, self._manifest))
+            params = _params(self._job, self._manifest)
+            for first in range(0, len(params), MAX_PARAMS_A_CALL):
+                self._client.log_batch(run.info.run_id, params=params[first : first + MAX_PARAMS_A_CALL])
             mlflow.log_input(_dataset(self._job.dataset_uri, self._manifest.digest), context="training")
         return str(run.info.run_id)
 

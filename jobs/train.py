@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from model.evaluation import Evaluation
     from model.manifest import Split
     from model.packaging import ImageModel
+    from model.training_config import TrainingConfig
 
 log = logging.getLogger(__name__)
 # What may differ between two tries of one run: where things lie and how long to wait, not what comes out.
@@ -100,7 +101,7 @@ def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoi
         run.save(state)
         if state.ends_epoch:
             tracker.log_epochs(state.history)
-            _say_epoch(state, training.config.num_epochs, time.monotonic() - saving)
+            _say_epoch(state, training.config, time.monotonic() - saving)
 
     try:
         final = training.fit(start, on_state)
@@ -119,11 +120,12 @@ def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoi
     return result
 
 
-def _say_epoch(state: Checkpoint, num_epochs: int, checkpoint_s: float) -> None:
-    h = state.history[-1]
+def _say_epoch(state: Checkpoint, config: TrainingConfig, checkpoint_s: float) -> None:
+    h, metric, num_epochs = state.history[-1], config.early_stopping.metric, config.num_epochs
+    deciding = "" if metric in ("accuracy", "loss") else f"{metric} {h[f'validation_{metric}']:.4f}, "
     log.info(
-        "epoch %d/%d: loss %.4f, validation %.2f %% (loss %.4f), %.1f s, %.0f examples/s%s",
-        state.epoch, num_epochs, h["train_loss"], 100 * h["validation_accuracy"],
+        "epoch %d/%d: loss %.4f, validation %.2f %% (%sloss %.4f), %.1f s, %.0f examples/s%s",
+        state.epoch, num_epochs, h["train_loss"], 100 * h["validation_accuracy"], deciding,
         h["validation_loss"], h["epoch_seconds"], h["examples_per_second"],
         ", best" if state.best_epoch == state.epoch else "",
     )  # fmt: skip
