@@ -25,13 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jobs.config import SourceConfig
+    from model.manifest import Split
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
-    """One image to be: a path that names it in the DataSet, where its bytes are, and its class name."""
+    """One image to be: a path that names it in the DataSet, where its bytes are, and its class name.
+
+    `split` is None where the image's hash decides. All items of one `group` belong to one split. `extra` holds the
+    values of the scan's `extra_columns`.
+    """
 
     path: str
     uri: str
@@ -39,6 +44,9 @@ class Item:
     size_bytes: int
     modified_ns: int
     row: int | None = None
+    split: Split | None = None
+    group: str | None = None
+    extra: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,13 +56,16 @@ class Scan:
     items: list[Item]
     class_names: list[str]
     num_other_files: int
+    extra_columns: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever a file is added, removed, moved or written."""
-        digest = hashlib.sha256()
-        for item in self.items:
-            digest.update(f"{item.path}\0{item.class_name}\0{item.size_bytes}\0{item.modified_ns}\n".encode())
+        """Changes whenever a file is added, removed, moved or written, or gets another class, split, group or extra."""
+        digest = hashlib.sha256(repr(self.extra_columns).encode())
+        for i in self.items:
+            # A repr keeps neighbouring texts apart, whatever they hold, and takes names that are not UTF-8.
+            facts = (i.path, i.class_name, i.size_bytes, i.modified_ns, i.split, i.group, i.extra)
+            digest.update(repr(facts).encode())
         return digest.hexdigest()[:32]
 
 
