@@ -1,11 +1,16 @@
-"""Files by URI: local paths and whatever stores pyarrow reaches (s3, gs, hdfs). A written file is whole or absent."""
+"""Files by URI: local paths and whatever stores pyarrow reaches (s3, gs, hdfs). A written file is whole or absent.
+
+A local path is taken as it is. In a URI, odd characters are percent-encoded, and options of the store follow a `?`:
+s3://bucket/folder?endpoint_override=http://127.0.0.1:9000&region=us-east-1 (pyarrow's `FileSystem.from_uri`).
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -24,9 +29,16 @@ def local_path(uri: str) -> Path | None:
 
 
 def absolute(uri: str) -> str:
-    """`uri` with a relative local path made absolute against the working directory."""
+    """`uri` with a relative local path made absolute against the working directory.
+
+    Raises UserError for a URI with a password in it: URIs are logged and stored with what is made of them.
+    """
     path = local_path(uri)
-    return uri if path is None else str(path.expanduser().absolute())
+    if path is not None:
+        return str(path.expanduser().absolute())
+    if urlsplit(uri).password is not None:
+        raise UserError("a URI must hold no password; give it by environment, such as AWS_SECRET_ACCESS_KEY")
+    return uri
 
 
 def locate(uri: str) -> tuple[fs.FileSystem, str]:
@@ -34,29 +46,49 @@ def locate(uri: str) -> tuple[fs.FileSystem, str]:
     path = local_path(uri)
     if path is not None:
         return fs.LocalFileSystem(), str(path.absolute())
-    scheme = urlsplit(uri).scheme
-    if scheme not in STORES:
-        raise UserError(f"{uri}: unknown store {scheme!r}; use a local path or one of {', '.join(STORES)}")
+    parts = urlsplit(uri)
+    if parts.scheme not in STORES:
+        raise UserError(f"{uri}: unknown store {parts.scheme!r}; use a local path or one of {', '.join(STORES)}")
+    if parts.fragment:
+        raise UserError(f"{uri}: a URI ends at #; write %23 where a name holds one")
+    scheme = "s3" if parts.scheme == "s3a" else parts.scheme
     try:
-        found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri.replace("s3a://", "s3://", 1))
-    except (pa.ArrowInvalid, OSError) as error:
+        system, root = _store(parts._replace(scheme=scheme, path="/").geturl())
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{uri}: {error}; correct the URI") from error
+    except OSError as error:
         raise WorldError(f"{uri}: the store cannot be reached: {error}; check the address and credentials") from error
+    below = unquote(parts.path).strip("/")
+    return system, f"{root.rstrip('/')}/{below}" if below else root
+
+
+@lru_cache(maxsize=16)
+def _store(uri: str) -> tuple[fs.FileSystem, str]:
+    # A client of S3 costs milliseconds and holds its connections: a task that reads a thousand files needs one.
+    found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
     return found
 
 
 def join(uri: str, *names: str) -> str:
-    """`uri` with further path segments."""
-    return "/".join((uri.rstrip("/"), *names))
+    """`uri` with further path segments, which are plain names: a URI gets them percent-encoded, before its options."""
+    if "://" not in uri:
+        return "/".join((uri.rstrip("/"), *names))
+    parts = urlsplit(uri)
+    return parts._replace(path="/".join((parts.path.rstrip("/"), *map(quote, names)))).geturl()
 
 
-def read_bytes(uri: str) -> bytes:
-    """The content of a file. Raises FileNotFoundError when there is none, WorldError when it cannot be read."""
+def read_bytes(uri: str, *, max_bytes: int = -1) -> bytes:
+    """The content of a file, or its first `max_bytes` where that is not negative.
+
+    Raises FileNotFoundError when there is no file, WorldError when it cannot be read.
+    """
     try:
         if (local := local_path(uri)) is not None:
-            return local.read_bytes()
+            with local.open("rb") as file:
+                return file.read(max_bytes)
         system, path = locate(uri)
-        with system.open_input_stream(path) as stream:
-            return bytes(stream.read())
+        with system.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read(max_bytes if max_bytes >= 0 else None))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -144,7 +176,8 @@ def delete(uri: str) -> None:
 
 
 def _put(system: fs.FileSystem, path: str, data: bytes) -> None:
-    with system.open_output_stream(path) as stream:
+    # Left to itself, pyarrow packs and unpacks by the file's name.
+    with system.open_output_stream(path, compression=None) as stream:
         stream.write(data)
 
 

@@ -1,0 +1,74 @@
+"""URIs and what stands behind them: joined names are found again, on a disk and on S3."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import storage
+from model.errors import UserError
+
+NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
+    lambda name: name not in (".", "..")
+)
+
+
+@given(names=st.lists(NAMES, min_size=1, max_size=3))
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("/data/a b?#%20", "/data/a b?#%20"),
+        ("file:///data/a%20b", "/data/a b"),
+        ("s3://bucket?region=x", "bucket"),
+        ("s3a://bucket/?region=x", "bucket"),
+        ("s3://bucket/a%20b%2520?endpoint_override=http://127.0.0.1:1/&region=x", "bucket/a b%20"),
+    ],
+)
+def test_names_that_were_joined_are_the_path_in_the_store(uri, path, names):
+    assert storage.locate(storage.join(uri, *names))[1] == "/".join((path, *names))
+
+
+@pytest.mark.parametrize(
+    "name", ["plain.bin", "a b", "percent%20.bin", "what?x=1#y", "caf\xe9 \u732b", "quo'\"te", "a+b=c&d"]
+)
+@pytest.mark.parametrize("kind", ["disk", "s3"])
+def test_files_of_odd_names_are_written_listed_read_and_deleted(tmp_path, new_bucket, kind, name):
+    folder = storage.join(new_bucket() if kind == "s3" else str(tmp_path), "some where")
+    uri = storage.join(folder, name)
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"0123456789")
+    assert storage.exists(uri)
+    assert storage.list_names(folder) == [name]
+    assert storage.read_bytes(uri) == bytes(storage.read_buffer(uri)) == b"0123456789"
+    assert [storage.read_bytes(uri, max_bytes=n) for n in (0, 3, 11)] == [b"", b"012", b"0123456789"]
+    storage.delete(uri)
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(uri)
+
+
+def test_a_packed_file_is_read_as_it_stands(new_bucket):
+    uri = storage.join(new_bucket(), "x.gz")
+    storage.write_bytes(uri, b"not unpacked")
+    assert storage.read_bytes(uri) == b"not unpacked"
+
+
+@pytest.mark.parametrize(
+    ("uri", "part"),
+    [
+        ("s3://bucket/a#b", "write %23"),
+        ("s3://bucket/a?region=x&colour=red", "colour"),
+        ("s3://buc ket/a?region=x", "correct the URI"),
+        ("s3://?region=x", "correct the URI"),
+        ("ftp://host/a", "unknown store 'ftp'"),
+    ],
+)
+def test_wrong_uris_are_the_callers_mistake(uri, part):
+    with pytest.raises(UserError, match=part):
+        storage.locate(uri)
+
+
+def test_a_password_in_a_uri_is_refused():
+    with pytest.raises(UserError, match="must hold no password"):
+        storage.absolute("s3://key:secret@bucket/a")
+    assert storage.absolute("hdfs://user@host/a") == "hdfs://user@host/a"
