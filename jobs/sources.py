@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
-import os
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from itertools import compress, pairwise, repeat
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 from PIL import Image
-from pyarrow import fs
 
-from jobs import idx
+from jobs import folders, idx, table
+from jobs.listing import find_files, list_files
+from jobs.patterns import extract, matches
 from model import storage
-from model.errors import UserError, WorldError
+from model.errors import ImageRejectedError, UserError, WorldError
 from model.images import SUFFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from jobs.config import SourceConfig
+    from jobs.listing import File
     from model.manifest import Split
 
 log = logging.getLogger(__name__)
@@ -69,187 +69,162 @@ class Scan:
         return digest.hexdigest()[:32]
 
 
-@dataclass(frozen=True)
-class _File:
-    path: PurePosixPath
-    uri: str
-    size_bytes: int
-    modified_ns: int
-
-
 def scan(config: SourceConfig) -> Scan:
-    """List a source. Raises UserError for one that is missing, empty, or has fewer than two classes."""
-    found = {"folders": _scan_folders, "table": _scan_table, "idx": _scan_idx}[config.layout](config)
-    if not found.items:
-        raise UserError(f"source {config.uri}: no images in its idx files")
-    if len(found.class_names) < 2:
-        raise UserError(
-            f"source {config.uri}: only one class, {found.class_names[0]!r}; a classifier needs two or more: "
-            "add a folder (or label) per class"
-        )
-    return found
+    """List a source. Raises UserError for one that is missing, empty, or has fewer than two classes; WorldError."""
+    scan_layout = {"folders": _scan_folders, "table": _scan_table, "idx": _scan_idx}[config.layout]
+    try:
+        items, num_other_files = scan_layout(config)
+        items.sort(key=attrgetter("path"))
+        class_names = sorted({item.class_name for item in items})
+        _check(items, class_names)
+    except UserError as error:
+        raise UserError(f"source {config.uri}: {error}") from error.__cause__
+    return Scan(items, class_names, num_other_files, tuple(config.extra_columns))
 
 
 def read_item(item: Item) -> bytes:
-    """The image file's bytes of an item. Raises FileNotFoundError or WorldError when they can't be read."""
-    if item.row is None:
-        return storage.read_bytes(item.uri)
-    stream = io.BytesIO()
-    Image.fromarray(idx.read_images(item.uri, item.modified_ns)[item.row]).save(stream, "PPM")
-    return stream.getvalue()
+    """The image file's bytes of an item.
+
+    Raises FileNotFoundError when it is gone, ImageRejectedError when it is not of the size that was listed, and
+    WorldError when it can't be read.
+    """
+    if item.row is not None:
+        stream = io.BytesIO()
+        Image.fromarray(idx.read_images(item.uri, item.modified_ns)[item.row]).save(stream, "PPM")
+        return stream.getvalue()
+    try:
+        # One byte more shows that a file has grown, and a file that never ends does no harm.
+        content = storage.read_bytes(item.uri, max_bytes=item.size_bytes + 1)
+    except WorldError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
+            raise FileNotFoundError(item.uri) from error
+        raise
+    if len(content) != item.size_bytes:
+        found = f"more than {item.size_bytes}" if len(content) > item.size_bytes else str(len(content))
+        detail = f"{item.size_bytes} bytes when the source was listed, {found} when it was read; the next run reads it"
+        raise ImageRejectedError("changed", detail)
+    return content
 
 
-def _scan_folders(config: SourceConfig) -> Scan:
-    files = _list(config)
-    images = [file for file in files if file.path.suffix.lower() in SUFFIXES]
+def _check(items: Sequence[Item], class_names: Sequence[str]) -> None:
+    if not items:
+        raise UserError("no images in it")
+    if len(class_names) < 2:
+        raise UserError(
+            f"only one class, {class_names[0]!r}; a classifier needs two or more: add a folder (or label) per class"
+        )
+    twice = next((a.path for a, b in pairwise(items) if a.path == b.path), None)
+    if twice is not None:
+        raise UserError(f"two files have the path {twice!r} where odd bytes are shown by their codes; rename one")
+    splits: dict[str, Split | None] = {}
+    for item in items:
+        if item.group is not None and splits.setdefault(item.group, item.split) != item.split:
+            both = " and ".join(split or "no split" for split in (splits[item.group], item.split))
+            raise UserError(
+                f"the group {item.group!r} is given to {both} (last: {item.path}); one group needs one split"
+            )
+
+
+def _scan_folders(config: SourceConfig) -> tuple[list[Item], int]:
+    files = list_files(config.uri)
+    images = [file for file in files if file.path.lower().endswith(tuple(SUFFIXES))]
     if not images:
         seen = f"{len(files)} files, none of them an image" if files else "no files"
-        raise UserError(f"source {config.uri}: {seen}; expected FOLDER/CLASS/IMAGE with {', '.join(sorted(SUFFIXES))}")
-    loose = [file.path for file in images if len(file.path.parts) == 1]
-    if loose:
-        raise UserError(
-            f"source {config.uri}: {len(loose)} images stand outside any class folder (first: {loose[0]}); "
-            "put each image in a folder that names its class, or use source.layout=table"
+        raise UserError(f"{seen}; expected FOLDER/CLASS/IMAGE with {', '.join(sorted(SUFFIXES))}")
+    num_other_files = len(files) - len(images)
+    images = list(compress(images, _chosen(config, [file.path for file in images])))
+    paths = [file.path for file in images]
+    splits = folders.read_splits(paths) if config.split_folders else repeat(None)
+    if config.label_pattern is not None:
+        labels = _extracted(paths, config.label_pattern, "label")
+    else:
+        of_classes = folders.without_splits(paths) if config.split_folders else paths
+        labels = folders.read_classes(
+            of_classes, "parent_folder" if config.label_from == "parent_folder" else "top_folder"
         )
-    return _scanned([_item(file, file.path.parts[0]) for file in images], len(files) - len(images))
+    groups = _extracted(paths, config.group_pattern, "group") if config.group_pattern else repeat(None)
+    facts = zip(images, labels, splits, groups, strict=False)
+    return [_item(file, label, split, group) for file, label, split, group in facts], num_other_files
 
 
-def _item(file: _File, label: str) -> Item:
-    return Item(_printable(str(file.path)), file.uri, _printable(label), file.size_bytes, file.modified_ns)
+def _scan_table(config: SourceConfig) -> tuple[list[Item], int]:
+    label_column = config.label_column if config.label_from == "layout" else None
+    names = (config.path_column, label_column, config.split_column, config.group_column, *config.extra_columns)
+    columns = table.read_columns(config.uri, list(dict.fromkeys(name for name in names if name)))
+    chosen = _chosen(config, table.filled(columns, config.path_column))
+    columns = {name: list(compress(values, chosen)) for name, values in columns.items()}
+    paths = table.filled(columns, config.path_column)
+    if label_column is not None:
+        labels = table.filled(columns, label_column)
+    elif config.label_pattern is not None:
+        labels = _extracted(paths, config.label_pattern, "label")
+    else:
+        labels = folders.read_classes(paths, "parent_folder")
+    splits = _named_splits(columns[config.split_column], config.split_column) if config.split_column else repeat(None)
+    groups: Iterable[str | None] = repeat(None)
+    if config.group_column is not None:
+        groups = table.filled(columns, config.group_column)
+    elif config.group_pattern is not None:
+        groups = _extracted(paths, config.group_pattern, "group")
+    extras = zip(*(columns[name] for name in config.extra_columns), strict=True) if config.extra_columns else repeat(())
+    facts = zip(find_files(config.uri, paths), labels, splits, groups, extras, strict=False)
+    return [_item(*fact) for fact in facts], 0
 
 
-def _printable(name: str) -> str:
-    # Linux takes any bytes as a file name; what is not UTF-8 is shown by its codes.
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def _scan_idx(config: SourceConfig) -> tuple[list[Item], int]:
+    files = {file.path: file for file in list_files(config.uri)}
+    pairs = idx.pair_up(list(files))
+    chosen = list(compress(pairs, _chosen(config, [images for images, _ in pairs])))
+    items = [item for images, labels in chosen for item in _idx_items(config, files[images], files[labels])]
+    return items, len(files) - 2 * len(pairs)
 
 
-def _scanned(items: list[Item], num_other_files: int) -> Scan:
-    items = sorted(items, key=lambda item: item.path)
-    return Scan(items, sorted({item.class_name for item in items}), num_other_files)
-
-
-def _list(config: SourceConfig) -> list[_File]:
-    """All files below the source but hidden ones and those in hidden folders."""
-    root = storage.local_path(config.uri)
-    try:
-        if root is None:
-            return _list_store(config.uri)
-        if not root.exists():
-            raise UserError(f"source {config.uri}: no such folder; correct source.uri")
-        if not root.is_dir():
-            raise UserError(f"source {config.uri}: a file, not a folder; correct source.uri or source.layout")
-        return list(_list_folder(root, PurePosixPath(), (root.resolve(),)))
-    except OSError as error:
-        raise WorldError(f"source {config.uri}: cannot be listed: {error}; check permission and network") from error
-
-
-def _list_folder(folder: Path, below: PurePosixPath, parents: tuple[Path, ...]) -> Iterator[_File]:
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            path = below / entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                real = Path(entry.path).resolve() if entry.is_symlink() else parents[-1] / entry.name
-                if real in parents:
-                    log.warning("%s leads back to a folder above it and is passed over", entry.path)
-                else:
-                    yield from _list_folder(Path(entry.path), path, (*parents, real))
-            else:
-                # A link to nowhere is listed: reading it then rejects and counts it.
-                stat = entry.stat(follow_symlinks=entry.is_file())
-                yield _File(path, entry.path, stat.st_size, stat.st_mtime_ns)
-
-
-def _list_store(uri: str) -> list[_File]:
-    system, root = storage.locate(uri)
-    try:
-        found = system.get_file_info(fs.FileSelector(root, recursive=True))
-    except FileNotFoundError:
-        raise UserError(f"source {uri}: no such folder; correct source.uri") from None
-    files = []
-    for info in found:
-        path = PurePosixPath(info.path).relative_to(root)
-        if info.type == fs.FileType.File and not any(part.startswith(".") for part in path.parts):
-            files.append(_File(path, storage.join(uri, str(path)), info.size, info.mtime_ns or 0))
-    return files
-
-
-def _scan_table(config: SourceConfig) -> Scan:
-    table = _table(config)
-    system, table_path = storage.locate(config.uri)
-    folder = PurePosixPath(table_path).parent
-    names, labels = _strings(table, config.path_column, config), _strings(table, config.label_column, config)
-    paths = [os.path.normpath(folder / name) for name in names]
-    if len(set(paths)) < len(paths):
-        seen: set[str] = set()
-        twice = next(path for path in paths if path in seen or seen.add(path))  # type: ignore[func-returns-value]
-        raise UserError(f"source {config.uri}: the path {twice} stands in more than one row; keep one")
-    infos = system.get_file_info(paths)
-    missing = [info.path for info in infos if info.type != fs.FileType.File]
-    if missing:
-        raise UserError(
-            f"source {config.uri}: {len(missing)} of {len(paths)} paths are no files (first: {missing[0]}); "
-            "correct the table; relative paths start at its folder"
-        )
-    scheme = config.uri.partition("://")[0] + "://" if storage.local_path(config.uri) is None else ""
-    return _scanned(
-        [
-            Item(name, scheme + info.path, label, info.size, info.mtime_ns or 0)
-            for info, name, label in zip(infos, names, labels, strict=True)
-        ],
-        0,
-    )
-
-
-def _table(config: SourceConfig) -> pa.Table:
-    if (path := storage.local_path(config.uri)) is not None and path.is_dir():
-        raise UserError(f"source {config.uri}: a folder, not a table; correct source.uri or source.layout")
-    # A CSV has no types: class 01 is not class 1.
-    as_text = pa.csv.ConvertOptions(
-        column_types={config.path_column: pa.string(), config.label_column: pa.string()}, strings_can_be_null=True
-    )
-    try:
-        stream = io.BytesIO(storage.read_bytes(config.uri))
-        if config.uri.endswith(".parquet"):
-            return pq.read_table(stream)
-        return pa.csv.read_csv(stream, convert_options=as_text)
-    except FileNotFoundError:
-        raise UserError(f"source {config.uri}: no such table; correct source.uri") from None
-    except (pa.ArrowException, UnicodeDecodeError, KeyError) as error:
-        raise UserError(f"source {config.uri}: neither CSV nor Parquet in UTF-8: {error}; correct the table") from error
-
-
-def _strings(table: pa.Table, column: str, config: SourceConfig) -> list[str]:
-    if table.column_names.count(column) != 1:
-        number = "more than one" if column in table.column_names else "no"
-        raise UserError(
-            f"source {config.uri}: {number} column {column!r} among {', '.join(table.column_names)}; "
-            "set source.path_column and source.label_column"
-        )
-    values = table[column].to_pylist()
-    if not values:
-        raise UserError(f"source {config.uri}: the table has no rows; add one per image")
-    empty = sum(value is None or value == "" for value in values)
-    if empty:
-        raise UserError(f"source {config.uri}: {empty} of {len(values)} rows have no {column}; fill them in")
-    return [str(value) for value in values]
-
-
-def _scan_idx(config: SourceConfig) -> Scan:
-    files = {file.uri: file for file in _list(config)}
-    try:
-        pairs = idx.pair_up(list(files))
-    except UserError as error:
-        raise UserError(f"source {config.uri}: {error}") from None
-    items = [item for images, labels in pairs for item in _idx_items(files[images], labels)]
-    return _scanned(items, len(files) - 2 * len(pairs))
-
-
-def _idx_items(images: _File, labels_uri: str) -> Iterator[Item]:
-    labels = idx.read_labels(labels_uri)
+def _idx_items(config: SourceConfig, images: File, labels: File) -> Iterator[Item]:
+    split = idx.split_of(images.path) if config.split_files else None
+    values = idx.read_labels(labels.uri)
     pixels = idx.read_images(images.uri, images.modified_ns)
-    if len(labels) != len(pixels):
-        raise UserError(f"{labels_uri}: {len(labels)} labels for {len(pixels)} images of {images.uri}")
-    for row, label in enumerate(labels):
-        yield Item(f"{images.path}/{row:06d}", images.uri, f"{label}", pixels[row].nbytes, images.modified_ns, row)
+    if len(values) != len(pixels):
+        raise UserError(f"{labels.uri}: {len(values)} labels for {len(pixels)} images of {images.uri}")
+    size_bytes = pixels[0].nbytes if len(pixels) else 0
+    for row, label in enumerate(values.tolist()):
+        path = f"{images.path}/{row:06d}"
+        yield Item(path, images.uri, str(label), size_bytes, images.modified_ns, row, split)
+
+
+def _item(file: File, label: str, split: Split | None, group: str | None, extra: tuple[str | None, ...] = ()) -> Item:
+    return Item(file.path, file.uri, label, file.size_bytes, file.modified_ns, None, split, group, extra)
+
+
+def _chosen(config: SourceConfig, paths: Sequence[str]) -> list[bool]:
+    """For each path, whether include and exclude choose it. Raises UserError when they choose none."""
+    chosen = matches(paths, config.include) if config.include else [True] * len(paths)
+    if config.exclude:
+        excluded = matches(paths, config.exclude)
+        chosen = [yes and not no for yes, no in zip(chosen, excluded, strict=True)]
+    if config.include or config.exclude:
+        log.info("source.include and source.exclude leave %d of %d files", sum(chosen), len(paths))
+        if not any(chosen):
+            raise UserError(f"source.include and source.exclude leave none of {len(paths)} files; correct the patterns")
+    return chosen
+
+
+def _extracted(paths: Sequence[str], pattern: str, group: str) -> list[str]:
+    values = extract(paths, pattern, group)
+    without = [path for path, value in zip(paths, values, strict=True) if not value]
+    if without:
+        raise UserError(
+            f"source.{group}_pattern finds no {group} in {len(without)} of {len(paths)} paths (first: {without[0]!r}); "
+            "correct the pattern, or leave such paths out by source.exclude"
+        )
+    return [value or "" for value in values]
+
+
+def _named_splits(values: Sequence[str | None], column: str) -> list[Split | None]:
+    wrong = [value for value in values if value and folders.named_split(value) is None]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(values)} rows have no split in {column} (first: {wrong[0]!r}); "
+            f"expected {folders.WORDS}, or nothing for a split by hash"
+        )
+    return [folders.named_split(value) if value else None for value in values]

@@ -45,7 +45,7 @@ def locate(uri: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow file system of a URI and the path in it. Raises UserError for a store that is not known."""
     path = local_path(uri)
     if path is not None:
-        return fs.LocalFileSystem(), str(path.absolute())
+        return _local(), str(path.absolute())
     parts = urlsplit(uri)
     if parts.scheme not in STORES:
         raise UserError(f"{uri}: unknown store {parts.scheme!r}; use a local path or one of {', '.join(STORES)}")
@@ -60,6 +60,11 @@ def locate(uri: str) -> tuple[fs.FileSystem, str]:
         raise WorldError(f"{uri}: the store cannot be reached: {error}; check the address and credentials") from error
     below = unquote(parts.path).strip("/")
     return system, f"{root.rstrip('/')}/{below}" if below else root
+
+
+@lru_cache
+def _local() -> fs.LocalFileSystem:
+    return fs.LocalFileSystem()
 
 
 @lru_cache(maxsize=16)

@@ -1,0 +1,182 @@
+"""The files of a source, before anyone asks what they are: all below a folder, or those that a table names."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import posixpath
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from model import storage
+from model.errors import UserError, WorldError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+log = logging.getLogger(__name__)
+
+
+class File(NamedTuple):
+    """One file: its path below the source, where it is, its size, and when it was written."""
+
+    path: str
+    uri: str
+    size_bytes: int
+    modified_ns: int
+
+
+def list_files(uri: str) -> list[File]:
+    """All files below a folder but hidden ones and those in hidden folders. Raises UserError and WorldError."""
+    root = storage.local_path(uri)
+    try:
+        if root is None:
+            return list(_list_store(uri))
+        if not root.exists():
+            raise UserError("no such folder; correct source.uri")
+        if not root.is_dir():
+            raise UserError("a file, not a folder; correct source.uri or source.layout")
+        return list(_list_folder(str(root)))
+    except OSError as error:
+        raise WorldError(f"source {uri}: cannot be listed: {error}; check permission and network") from error
+
+
+def _list_folder(root: str) -> Iterator[File]:
+    waiting: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(root, "", ())]
+    while waiting:
+        folder, below, parents = waiting.pop()
+        try:
+            found = os.stat(folder)  # noqa: PTH116 - strings are several times faster than paths
+            entries = os.scandir(folder)
+        except FileNotFoundError:
+            log.warning("%s vanished while the source was listed", folder)
+            continue
+        here = (found.st_dev, found.st_ino)
+        if here in parents:
+            log.warning("%s leads back to a folder above it and is passed over", folder)
+            entries.close()
+            continue
+        with entries:
+            for entry in entries:
+                path = below + _printable(entry.name)
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    waiting.append((entry.path, f"{path}/", (*parents, here)))
+                elif (file := _file(entry, path)) is not None:
+                    yield file
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
+def _file(entry: os.DirEntry[str], path: str) -> File | None:
+    try:
+        if not (entry.is_symlink() or entry.is_file()):
+            log.warning("%s is a pipe, socket or device and is passed over", entry.path)
+            return None
+        found = entry.stat(follow_symlinks=not entry.is_symlink() or _leads_to_file(entry))
+    except FileNotFoundError:
+        log.warning("%s vanished while the source was listed", entry.path)
+        return None
+    return File(path, entry.path, found.st_size, found.st_mtime_ns)
+
+
+def _leads_to_file(link: os.DirEntry[str]) -> bool:
+    # A link to nowhere, or in a ring, is listed as itself: reading it then rejects and counts it.
+    try:
+        return link.is_file()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
+def _printable(name: str) -> str:
+    # Linux takes any bytes as a file name; what is not UTF-8 is shown by its codes.
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _list_store(uri: str) -> Iterator[File]:
+    system, root = storage.locate(uri)
+    try:
+        found = system.get_file_info(fs.FileSelector(root, recursive=True))
+    except FileNotFoundError:
+        raise UserError("no such folder; correct source.uri") from None
+    start = len(root.rstrip("/")) + 1
+    for info in found:
+        path = info.path[start:]
+        if info.type == fs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
+            yield File(path, storage.join(uri, path), info.size, info.mtime_ns or 0)
+
+
+def find_files(table_uri: str, names: Sequence[str]) -> list[File]:
+    """The files that a table names: by a URI, from the root of its store, or from the table's folder.
+
+    Raises UserError when one is missing or named twice, WorldError when the store can't be asked.
+    """
+    folder_uri = _parent(table_uri)
+    uris = [_resolved(folder_uri, name) for name in names]
+    if len(set(uris)) < len(uris):
+        seen: set[str] = set()
+        twice = next(uri for uri in uris if uri in seen or seen.add(uri))  # type: ignore[func-returns-value]
+        raise UserError(f"the path {twice} stands in more than one row; keep one")
+    infos = _look_up(uris)
+    missing = [uri for uri, info in zip(uris, infos, strict=True) if info.type != fs.FileType.File]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(uris)} paths are no files (first: {missing[0]}); "
+            "correct the table; relative paths start at its folder"
+        )
+    facts = zip(names, uris, infos, strict=True)
+    return [File(name, uri, info.size, info.mtime_ns or 0) for name, uri, info in facts]
+
+
+def _parent(uri: str) -> str:
+    if (local := storage.local_path(uri)) is not None:
+        return str(local.parent)
+    parts = urlsplit(uri)
+    return parts._replace(path=posixpath.dirname(parts.path.rstrip("/"))).geturl()
+
+
+def _resolved(folder_uri: str, name: str) -> str:
+    if "://" in name:
+        return storage.absolute(name)
+    if "://" not in folder_uri:
+        return os.path.normpath(f"{folder_uri}/{name}" if not name.startswith("/") else name)
+    parts = urlsplit(folder_uri)
+    return parts._replace(path=posixpath.normpath(posixpath.join(f"{parts.path}/", quote(name)))).geturl()
+
+
+def _look_up(uris: Sequence[str]) -> list[fs.FileInfo]:
+    # One question for each store, which it answers for many files at once.
+    by_store: dict[int, tuple[fs.FileSystem, list[int], list[str]]] = {}
+    for number, uri in enumerate(uris):
+        system, path = storage.locate(uri)
+        _, numbers, paths = by_store.setdefault(id(system), (system, [], []))
+        numbers.append(number)
+        paths.append(path)
+    infos: list[fs.FileInfo | None] = [None] * len(uris)
+    try:
+        for system, numbers, paths in by_store.values():
+            for number, info in zip(numbers, system.get_file_info(paths), strict=True):
+                infos[number] = info
+    except pa.ArrowInvalid as error:
+        raise UserError(f"a path is no path: {error}; correct the table") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"a path is too long: {str(error)[:200]}; correct the table") from error
+        raise WorldError(
+            f"the table's files cannot be found out about: {error}; check permission and network"
+        ) from error
+    return infos

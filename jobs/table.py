@@ -1,0 +1,100 @@
+"""A table of images: CSV, Parquet or a folder of Parquet files, and its columns as text."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset as ds
+from pyarrow import fs
+
+from model import storage
+from model.errors import UserError, WorldError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Columns = dict[str, list[str | None]]
+
+
+def read_columns(uri: str, names: Sequence[str]) -> Columns:
+    """Columns of a table by name, as text; None where a row has no value.
+
+    Raises UserError when it is no table or a column is missing, WorldError when it cannot be read.
+    """
+    system, path = storage.locate(uri)
+    try:
+        kind = system.get_file_info(path).type
+        if kind == fs.FileType.NotFound:
+            raise UserError("no such table; correct source.uri")
+        if kind == fs.FileType.Directory or path.endswith(".parquet"):
+            table = _read_parquet(system, path, names, is_folder=kind == fs.FileType.Directory)
+        else:
+            table = _read_csv(system, path, names)
+        columns = {name: table[name].cast(pa.string()).to_pylist() for name in names}
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"neither CSV nor Parquet in UTF-8, or no text: {error}; correct the table") from error
+    except OSError as error:
+        raise WorldError(f"source {uri}: cannot be read: {error}; check permission and network") from error
+    if not table.num_rows:
+        raise UserError("the table has no rows; add one per image")
+    return columns
+
+
+def filled(columns: Columns, name: str) -> list[str]:
+    """A column in which every row has a value. Raises UserError."""
+    values = columns[name]
+    num_empty = sum(not value for value in values)
+    if num_empty:
+        raise UserError(f"{num_empty} of {len(values)} rows have no {name}; fill them in")
+    return [value or "" for value in values]
+
+
+def _read_csv(system: fs.FileSystem, path: str, names: Sequence[str]) -> pa.Table:
+    # A CSV has no types: class 01 is not class 1, and NA may be a class.
+    as_text = pa.csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+    )
+    with system.open_input_stream(path) as stream:
+        table = pa.csv.read_csv(
+            stream, convert_options=as_text, parse_options=pa.csv.ParseOptions(newlines_in_values=True)
+        )
+    _check_columns(names, table.column_names)
+    return table
+
+
+def _read_parquet(system: fs.FileSystem, path: str, names: Sequence[str], *, is_folder: bool) -> pa.Table:
+    files = _parquet_files(system, path) if is_folder else [path]
+    # Spark's folders like label=01 are columns too, and text: left to itself, Arrow would make it a number.
+    below = PurePosixPath(files[0]).relative_to(path).parts[:-1] if is_folder else ()
+    keys = pa.schema([(part.partition("=")[0], pa.string()) for part in below if "=" in part])
+    found = ds.dataset(files, filesystem=system, format="parquet", partitioning=ds.partitioning(keys, flavor="hive"))
+    _check_columns(names, found.schema.names)
+    return found.to_table(columns=list(dict.fromkeys(names)))
+
+
+def _parquet_files(system: fs.FileSystem, folder: str) -> list[str]:
+    infos = system.get_file_info(fs.FileSelector(folder, recursive=True))
+    start = len(folder)
+    files = [
+        info.path
+        for info in infos
+        if info.type == fs.FileType.File
+        and info.path.endswith(".parquet")
+        and not any(part[:1] in ("_", ".") for part in info.path[start:].split("/"))
+    ]
+    if not files:
+        raise UserError("a folder without Parquet files (*.parquet); correct source.uri or source.layout")
+    return sorted(files)
+
+
+def _check_columns(names: Sequence[str], present: Sequence[str]) -> None:
+    for name in names:
+        if present.count(name) != 1:
+            number = "more than one" if name in present else "no"
+            raise UserError(
+                f"{number} column {name!r} among {', '.join(present)}; set source.path_column, "
+                "source.label_column and the other columns of source to what is there"
+            )
