@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import posixpath
+from stat import S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -82,23 +83,23 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _file(entry: os.DirEntry[str], path: str) -> File | None:
     try:
-        if not (entry.is_symlink() or entry.is_file()):
-            log.warning("%s is a pipe, socket or device and is passed over", entry.path)
-            return None
-        found = entry.stat(follow_symlinks=not entry.is_symlink() or _leads_to_file(entry))
+        found = _stat(entry)
     except FileNotFoundError:
         log.warning("%s vanished while the source was listed", entry.path)
+        return None
+    if not (S_ISREG(found.st_mode) or S_ISLNK(found.st_mode)):
+        log.warning("%s is a pipe, socket or device and is passed over", entry.path)
         return None
     return File(path, entry.path, found.st_size, found.st_mtime_ns)
 
 
-def _leads_to_file(link: os.DirEntry[str]) -> bool:
-    # A link to nowhere, or in a ring, is listed as itself: reading it then rejects and counts it.
+def _stat(entry: os.DirEntry[str]) -> os.stat_result:
     try:
-        return link.is_file()
+        return entry.stat()
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            return False
+        if entry.is_symlink() and error.errno in (errno.ELOOP, errno.ENOENT):
+            # A link to nowhere, or in a ring, is listed as itself: reading it then rejects and counts it.
+            return entry.stat(follow_symlinks=False)
         raise
 
 
@@ -113,6 +114,10 @@ def _list_store(uri: str) -> Iterator[File]:
         found = system.get_file_info(fs.FileSelector(root, recursive=True))
     except FileNotFoundError:
         raise UserError("no such folder; correct source.uri") from None
+    except OSError as error:
+        if "NO_SUCH_BUCKET" in str(error):
+            raise UserError("no such bucket; correct source.uri") from error
+        raise
     start = len(root.rstrip("/")) + 1
     for info in found:
         path = info.path[start:]

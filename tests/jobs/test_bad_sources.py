@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -118,13 +119,108 @@ def test_wrong_table(table, refusal, text, parts):
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a/" + "x" * 300 + ".png,x\n", "a path is too long"),
+        ("a/00\0.png,x\n", "a path is no path: Embedded NUL"),
+        ("ftp://host/1.png,x\n", "ftp://host/1.png: unknown store 'ftp'"),
+        ("../no/1.png,x\n", "no/1.png); correct the table; relative paths start at its folder"),
+        ("A/000.PNG,x\n", "1 of 3 paths are no files (first: "),
+    ],
+    ids=["long", "nul", "ftp", "parent", "case"],
+)
+def test_paths_of_a_table_that_are_no_paths(table, refusal, text, part):
+    assert part in refusal(table(ROWS + text), layout="table")
+
+
+FULL = "path,label,split,patient\na/000.png,x,train,p\nb/000.png,y,{}\n"
+
+
+@pytest.mark.parametrize(
+    ("rest", "part"),
+    [
+        ("holdout,q", "1 of 2 rows have no split in split (first: 'holdout'); expected train, validation (or valid, "),
+        ("test,", "1 of 2 rows have no patient; fill them in"),
+        ("test,p", "the group 'p' is given to train and test (last: b/000.png); one group needs one split"),
+        (",p", "the group 'p' is given to train and no split"),
+    ],
+)
+def test_wrong_splits_and_groups_of_a_table(table, rest, part):
+    config = SourceConfig(
+        uri=str(table(FULL.format(rest))), layout="table", split_column="split", group_column="patient"
+    )
+    with pytest.raises(UserError) as caught:
+        scan(config)
+    assert part in str(caught.value)
+
+
+def test_columns_that_are_no_text(table):
+    path = table("")
+    columns = {"path": ["a/000.png", "b/000.png"], "label": ["x", "y"], "box": [[1, 2], [3]]}
+    pq.write_table(pa.table(columns), path.with_name("t.parquet"))
+    for settings, part in ({"extra_columns": ["box"]}, "or no text: "), ({"extra_columns": ["no"]}, "no column 'no'"):
+        with pytest.raises(UserError, match=part):
+            scan(SourceConfig(uri=str(path.with_name("t.parquet")), layout="table", **settings))
+
+
+def test_a_folder_of_no_parquet_files(table):
+    with pytest.raises(UserError, match=r"a folder without Parquet files \(\*\.parquet\); correct source.uri or"):
+        scan(SourceConfig(uri=str(table(ROWS).parent), layout="table"))
+
+
+@pytest.mark.parametrize(
+    ("paths", "settings", "part"),
+    [
+        (["train/a/1.png", "new/a/2.png"], {"split_folders": True}, "in no folder of a split (first: new/a)"),
+        (["1.png", "train/a/2.png"], {"split_folders": True}, "in no folder of a split (first: the source itself)"),
+        (
+            ["a/b/test/c/d/1.png", "train/a/2.png"],
+            {"split_folders": True},
+            "but not all at the same level (first: a/b/test/c/d)",
+        ),
+        (
+            ["train/1.png", "test/2.png"],
+            {"split_folders": True},
+            "2 images stand outside any class folder (first: 1.png)",
+        ),
+        (["a/1.png", "b/2.jpg"], {"include": ["*.gif"]}, "leave none of 2 files; correct the patterns"),
+        (["a/1.png", "b/2.png"], {"exclude": ["b/"]}, "only one class, 'a'"),
+        (["a/1.png", "b/x.png"], {"group_pattern": "(?P<group>[0-9])"}, "no group in 1 of 2 paths (first: 'b/x.png')"),
+        (
+            ["a/1.png", "b/x.png"],
+            {"group_pattern": "(?P<group>[0-9]*)$"},
+            "source.group_pattern finds no group in 2 of 2",
+        ),
+        (
+            ["a/1.png", "b/x.png"],
+            {"label_from": "pattern", "label_pattern": "(?P<label>[0-9])"},
+            "source.label_pattern finds no label in 1 of 2 paths (first: 'b/x.png'); correct the pattern, or leave",
+        ),
+        (
+            ["train/a/p1.png", "test/b/p1.png"],
+            {"split_folders": True, "group_pattern": "(?P<group>p[0-9])"},
+            "the group 'p1' is given to test and train (last: train/a/p1.png); one group needs one split",
+        ),
+    ],
+)
+def test_paths_that_do_not_fit_the_settings(tmp_path, paths, settings, part):
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    with pytest.raises(UserError) as caught:
+        scan(SourceConfig(uri=str(tmp_path), **settings))
+    assert str(caught.value).startswith(f"source {tmp_path}: ")
+    assert part in str(caught.value)
+
+
 def test_a_table_that_is_not_there_or_a_folder(tmp_path, table, refusal):
     assert "no such table; correct source.uri" in refusal(tmp_path / "no.csv", layout="table")
     assert "folder" in refusal(table(ROWS).parent, layout="table")
     assert "neither CSV nor Parquet" in refusal(table("no", "x.parquet"), layout="table")
 
 
-@pytest.mark.parametrize("labels", [("01", "02"), ("true", "false"), ("1.0", "2"), ("caf\xe9", "x")])
+@pytest.mark.parametrize("labels", [("01", "02"), ("true", "false"), ("1.0", "2"), ("caf\xe9", "x"), ("NA", "null")])
 def test_class_names_of_a_csv_are_its_text(table, labels):
     text = "path,label\n" + "".join(
         f"{c}/00{i}.png,{label}\n" for c, label in zip("ab", labels, strict=True) for i in range(3)
@@ -241,3 +337,17 @@ def test_idx_files_that_were_replaced_are_read_anew(idx):
     header, first = stream[: -PIXELS[0].size], np.frombuffer(stream[-PIXELS[0].size :], np.uint8)
     assert header.startswith(b"P5")
     np.testing.assert_array_equal(first, 255 - PIXELS[0].ravel())
+
+
+def test_idx_files_of_no_split(idx):
+    folder = idx(idx_images(), idx_labels(), name="extra")
+    with pytest.raises(
+        UserError, match=r"extra-images-idx3-ubyte is of no split; expected train or .*split_files=false"
+    ):
+        scan(SourceConfig(uri=str(folder), layout="idx", split_files=True))
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_an_idx_file_that_claims_more_than_memory_holds(idx, refusal, pack):
+    images = struct.pack(">4I", 2051, *[2**32 - 1] * 3) + bytes(1000)
+    assert "not an IDX file" in refusal(idx(pack(images), idx_labels()), layout="idx")

@@ -1,0 +1,211 @@
+"""Sources that change while they are read, lead in circles, or may not be read."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.config import SourceConfig
+from jobs.sources import read_item, scan
+from jobs.vectorize import vectorize
+from model import storage
+from model.errors import ImageRejectedError, UserError, WorldError
+from model.manifest import rejected_uri
+
+
+@pytest.fixture
+def images(tmp_path, make_images):
+    return make_images(tmp_path / "images", ["a", "b"], num_per_class=10)
+
+
+def scanned(folder: Path | str, **settings):
+    return scan(SourceConfig(uri=str(folder), **settings))
+
+
+def test_a_link_to_a_folder_above_is_passed_over_and_said(images, caplog):
+    (images / "a" / "round").symlink_to(images)
+    (images / "b" / "self").symlink_to(".")
+    with caplog.at_level(logging.WARNING):
+        assert len(scanned(images).items) == 20
+    for link in ("a/round", "b/self"):
+        assert f"{images}/{link} leads back to a folder above it and is passed over" in caplog.text
+
+
+def test_links_to_one_another_end(images):
+    """Neither folder is above the other by its path, only by where the links lead."""
+    for one, other in ("ab", "ba"):
+        (images / one / "other").symlink_to(images / other)
+    paths = [item.path for item in scanned(images).items]
+    assert len(paths) == 40
+    assert "a/other/000.png" in paths
+
+
+def test_links_to_files_and_folders_are_followed(images, tmp_path):
+    (tmp_path / "more").symlink_to(images / "a")
+    (images / "b" / "link.png").symlink_to(images / "a" / "000.png")
+    (images / "c").symlink_to(tmp_path / "more")
+    found = scanned(images)
+    assert Counter(item.class_name for item in found.items) == {"a": 10, "b": 11, "c": 10}
+    link = next(item for item in found.items if item.path == "b/link.png")
+    assert link.size_bytes == len(read_item(link)) == (images / "a" / "000.png").stat().st_size
+
+
+@pytest.mark.parametrize("target", ["ring.png", "nowhere.png"])
+def test_a_link_to_nowhere_or_itself_is_rejected_and_counted(spark, images, tmp_path, vectorize_job, target):
+    (images / "a" / "ring.png").symlink_to(target)
+    result = vectorize(vectorize_job(images, tmp_path / "set"))
+    assert result.num_rejected_by_reason == {"vanished": 1}
+
+
+@pytest.mark.parametrize("target", [None, "/dev/zero", "pipe"])
+def test_pipes_and_devices_are_passed_over_and_said(images, target, caplog):
+    os.mkfifo(images / "a" / ("pipe" if target else "x.png"))
+    if target:
+        (images / "a" / "x.png").symlink_to(target)
+    with caplog.at_level(logging.WARNING):
+        assert len(scanned(images).items) == 20
+    assert f"{images}/a/x.png is a pipe, socket or device and is passed over" in caplog.text
+
+
+@pytest.fixture
+def meddle(monkeypatch):
+    """A function that has something done to the tree when the listing comes to one folder."""
+
+    def meddle(folder: Path, act) -> None:
+        scandir = os.scandir
+
+        def meddled(path):
+            if Path(path) == folder:
+                act()
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", meddled)
+
+    return meddle
+
+
+def test_a_folder_that_vanishes_during_the_listing(images, meddle, caplog):
+    gone = images / "a" / "gone"
+    gone.mkdir()
+    meddle(gone, gone.rmdir)
+    with caplog.at_level(logging.WARNING):
+        assert len(scanned(images).items) == 20
+    assert f"{gone} vanished while the source was listed" in caplog.text
+
+
+def test_a_folder_that_may_not_be_listed_is_named(images, meddle):
+    def refuse() -> None:
+        raise PermissionError(13, "Permission denied", str(images / "b"))
+
+    meddle(images / "b", refuse)
+    with pytest.raises(WorldError, match=rf"{images}: cannot be listed: .*Permission denied: '{images}/b'; check perm"):
+        scanned(images)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_folder_without_permission(images):
+    (images / "b").chmod(0)
+    try:
+        with pytest.raises(WorldError, match=r"Permission denied: .*/b'"):
+            scanned(images)
+    finally:
+        (images / "b").chmod(0o755)
+
+
+@pytest.mark.parametrize("what", ["list", "table", "read"])
+def test_a_bucket_without_permission(new_bucket, monkeypatch, what):
+    bucket = new_bucket()
+    for name in ("a/1.png", "b/2.png", "t.csv"):
+        storage.write_bytes(storage.join(bucket, name), b"path,label\na/1.png,a\nb/2.png,b\n")
+    item = scanned(bucket).items[0]
+    attempts = {
+        "list": lambda: scanned(bucket),
+        "table": lambda: scanned(storage.join(bucket, "t.csv"), layout="table"),
+        "read": lambda: read_item(item),
+    }
+    # The server, which is in this process, asks for rights from now on, and knows no key.
+    monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
+    with pytest.raises(WorldError, match=r"(?s)(cannot be|cannot read).*permission"):
+        attempts[what]()
+
+
+def test_missing_buckets_and_folders(new_bucket):
+    bucket = new_bucket()
+    for uri in (storage.join(bucket, "no"), bucket.replace("bucket-", "no-bucket-")):
+        with pytest.raises(UserError, match=r"no such (folder|bucket); correct source\.uri"):
+            scanned(uri)
+        with pytest.raises(UserError, match=r"no such table; correct source\.uri"):
+            scanned(storage.join(uri, "t.csv"), layout="table")
+
+
+@pytest.mark.parametrize("more", [b"more", None], ids=["grown", "cut"])
+def test_an_image_of_another_size_than_was_listed(images, more):
+    item = scanned(images).items[0]
+    content = read_item(item)
+    Path(item.uri).write_bytes(content + more if more else content[:-4])
+    with pytest.raises(
+        ImageRejectedError, match=f"changed: {item.size_bytes} bytes when the source was listed, .*next"
+    ):
+        read_item(item)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "folder", "file above"])
+def test_an_image_that_is_no_file_any_more(tmp_path, instead):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_text("x")
+    item = scanned(tmp_path).items[0]
+    Path(item.uri).unlink()
+    if instead == "folder":
+        Path(item.uri).mkdir()
+    elif instead == "file above":
+        (tmp_path / "a").rmdir()
+        (tmp_path / "a").write_text("x")
+    with pytest.raises(FileNotFoundError):
+        read_item(item)
+
+
+def test_a_file_without_end_fills_no_memory(images):
+    item = scanned(images).items[0]
+    Path(item.uri).unlink()
+    Path(item.uri).symlink_to("/dev/zero")
+    with pytest.raises(
+        ImageRejectedError, match=f"more than {item.size_bytes} when it was read; the next run reads it"
+    ):
+        read_item(item)
+
+
+def test_changes_between_listing_and_reading_are_counted_and_mended_by_the_next_run(
+    spark, images, tmp_path, vectorize_job, monkeypatch
+):
+    """Another program writes into the source as soon as it was listed."""
+    from jobs import vectorize as module
+
+    def scan_and_change(config):
+        found = scan(config)
+        with (images / "a" / "000.png").open("ab") as file:
+            file.write(b"\0")
+        (images / "b" / "000.png").unlink()
+        return found
+
+    job = vectorize_job(images, tmp_path / "set", max_rejected_fraction=0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "scan", scan_and_change)
+        first = vectorize(job)
+    assert first.num_rejected_by_reason == {"changed": 1, "vanished": 1}
+    rejected = pq.read_table(rejected_uri(job.dataset_uri, first.digest)).to_pydict()
+    assert rejected["path"] == ["a/000.png", "b/000.png"]
+    second = vectorize(job)
+    assert (second.num_rejected, sum(second.num_examples.values())) == (0, 19)
+
+
+def test_two_names_that_show_alike(images):
+    for name in (os.fsdecode(b"\xff.png"), "\\xff.png"):
+        (images / "a" / name).write_text("x")
+    with pytest.raises(UserError, match=r"two files have the path .*rename one"):
+        scanned(images)
