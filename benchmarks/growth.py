@@ -1,6 +1,6 @@
 """What grows with workers, with the size of the network and with the size of the DataSet, and what must not.
 
-python -m benchmarks.growth [--repeats 5] [--work /tmp/shardmean-benchmarks]
+python -m benchmarks.growth [workers] [networks] [datasets] [--repeats 5] [--work /tmp/shardmean-benchmarks]
 
 Workers: an epoch of the LeNet recipe on Spark with 1, 2 and 4 workers beside as many bare processes; the overhead is
 the difference. Network: one averaging of plain networks of 0.07 to 25 million parameters with SGD between two
@@ -44,11 +44,12 @@ BUFFER_BYTES = 8 * 2**20
 
 
 def main() -> None:
-    """Measure and print the three tables."""
-    options = parsed(parser(__doc__))
-    _workers(options.work, options.repeats)
-    _networks(options.repeats)
-    _datasets()
+    """Measure and print the tables of the parts asked for, or of all."""
+    options = parser(__doc__)
+    options.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"of {', '.join(PARTS)}")
+    given = parsed(options)
+    for part in given.parts or PARTS:
+        PARTS[part](given.work, given.repeats)
 
 
 def _workers(work: Path, repeats: int) -> None:
@@ -69,7 +70,7 @@ def _workers(work: Path, repeats: int) -> None:
     print_table(["workers", "bare, s", "ours, s", "overhead, s", "x bare"], rows)
 
 
-def _networks(repeats: int) -> None:
+def _networks(_work: Path, repeats: int) -> None:
     meeting = Meeting()
     with Processes(averagings, 2, meeting.new_address()) as processes:
 
@@ -100,10 +101,10 @@ def averagings(rank: int, num: int, address: Address) -> Answer:
     return answer
 
 
-def _datasets() -> None:
+def _datasets(work: Path, _repeats: int) -> None:
     rows = []
     for copies in COPIES:
-        with tempfile.TemporaryDirectory(prefix="shardmean-growth-") as folder:
+        with tempfile.TemporaryDirectory(prefix="shardmean-growth-", dir=work) as folder:
             dataset = write_dataset(folder, {"train": read_idx(DEFAULT_SOURCE, "train")}, copies=copies)
             size_mib = sum(shard.num_bytes for shard in dataset.manifest.shards) / 2**20
             with LocalTransport(2) as transport:
@@ -124,6 +125,9 @@ def _is_worker(process: psutil.Process) -> bool:
 def _peak_mib(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+PARTS = {"workers": _workers, "networks": _networks, "datasets": _datasets}
 
 
 if __name__ == "__main__":
