@@ -78,7 +78,7 @@ def rounds(rank: int, num: int, address: Address, gloo: str) -> Answer:
 
     def answer(question: tuple[str, int, int, float]) -> list[tuple[float, float]]:
         kind, num_floats, num_rounds, computing_s = question
-        values = torch.ones(num_floats)
+        values = torch.zeros(num_floats)
         work = {
             GLOO: partial(distributed.all_reduce, values),
             SUM: partial(member.all_reduce, values),

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 DEFAULT_WORK = Path("/tmp/shardmean-benchmarks")
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark takes."""
+def parser(description: str | None, *, is_timed: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark takes; one that is not timed has no repeats."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--repeats", type=int, default=5, help="times that each side is measured, after one to warm up")
+    if is_timed:
+        made.add_argument("--repeats", type=int, default=5, help="times each side is measured, after one to warm up")
     made.add_argument("--work", type=Path, default=DEFAULT_WORK, help="folder for DataSets and results, made if absent")
     return made
 

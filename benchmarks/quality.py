@@ -70,7 +70,7 @@ SETTINGS = [PLAIN, Setting(2, "5")] + [
 
 def main() -> None:
     """Train what is missing and print the table; draw the plot."""
-    options = parser(__doc__)
+    options = parser(__doc__, is_timed=False)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--epochs", type=int, default=5)
     options.add_argument("--picture", type=Path, help="where to draw the plot (PNG)")
@@ -161,7 +161,8 @@ class Runs:
 def _print(results: dict[Setting, list[Result]]) -> None:
     plain = _mean(results.get(PLAIN, []))
     rows = []
-    for setting, found in results.items():
+    in_order = sorted(results.items(), key=lambda item: (item[0].num_workers, FREQUENCIES.index(item[0].frequency)))
+    for setting, found in in_order:
         name = "plain, no averaging" if setting == PLAIN else setting.frequency
         tests = [100 * result.test for result in found]
         spread = f"{min(tests):.2f} to {max(tests):.2f}"
@@ -182,20 +183,16 @@ def _draw(results: dict[Setting, list[Result]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    places = {frequency: place for place, frequency in enumerate(FREQUENCIES)}
-    for num_workers, marker in zip(WORKERS, "os", strict=True):
-        mine = [(places[s.frequency], found) for s, found in results.items() if s.num_workers == num_workers and found]
-        mine.sort(key=lambda item: item[0])
-        line = axes.plot(
-            [p for p, _ in mine], [_mean(f) for _, f in mine], marker=marker, label=f"{num_workers} workers"
-        )
-        for place, found in mine:
-            axes.scatter(
-                [place] * len(found), [100 * r.test for r in found], s=10, color=line[0].get_color(), alpha=0.5
-            )
+    for num_workers, marker, colour in zip(WORKERS, "os", ("C0", "C1"), strict=True):
+        mine = {s.frequency: found for s, found in results.items() if s.num_workers == num_workers and found}
+        means = [_mean(mine.get(frequency, [])) for frequency in FREQUENCIES]
+        # The outer optimizer is no further step on the way to rarer averaging, so no line leads there.
+        axes.plot(FREQUENCIES[:-1], means[:-1], marker=marker, color=colour, label=f"{num_workers} workers")
+        axes.plot(FREQUENCIES[-1:], means[-1:], marker=marker, color=colour)
+        for frequency, found in mine.items():
+            axes.scatter([frequency] * len(found), [100 * r.test for r in found], s=10, color=colour, alpha=0.5)
     if results.get(PLAIN):
         axes.axhline(_mean(results[PLAIN]), color="grey", linestyle="--", label="one worker, plain")
-    axes.set_xticks(range(len(FREQUENCIES)), FREQUENCIES)
     axes.set_xlabel("minibatches between two averagings")
     axes.set_ylabel("test accuracy, % (mean and each seed)")
     axes.legend()

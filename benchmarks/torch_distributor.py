@@ -15,6 +15,7 @@ import itertools
 import json
 import statistics
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ from model.training import Training
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pyspark.sql import SparkSession
 
@@ -107,8 +108,12 @@ def _search(given: argparse.Namespace) -> None:
     print_table(["", *OURS, "epochs", "s"], rows)
 
 
-def _warm_session() -> Any:
-    return open_session("torch distributor", {"spark.master": f"local[{WORKERS}]"})
+@contextmanager
+def _warm_session() -> Iterator[SparkSession]:
+    """A session that has run a barrier job, but nothing that imports torch."""
+    with open_session("torch distributor", {"spark.master": f"local[{WORKERS}]"}) as session:
+        session.sparkContext.parallelize(range(WORKERS), WORKERS).barrier().mapPartitions(list).collect()
+        yield session
 
 
 def in_memory(work: Path) -> dict[str, Path]:

@@ -12,7 +12,8 @@ import sys
 
 from benchmarks.measure import parser
 
-NAMES = ("epoch_time", "exchange", "first_step", "torch_distributor", "spark_round", "growth", "gpu", "quality")
+TIMED = ("epoch_time", "exchange", "first_step", "torch_distributor", "spark_round", "growth", "gpu")
+NAMES = (*TIMED, "quality")
 
 
 def main() -> int:
@@ -26,15 +27,8 @@ def main() -> int:
     failed = []
     for name in given.names or NAMES:
         print(f"\n## {name}\n", flush=True)
-        command = [
-            sys.executable,
-            "-m",
-            f"benchmarks.{name}",
-            "--repeats",
-            str(given.repeats),
-            "--work",
-            str(given.work),
-        ]
+        repeats = ["--repeats", str(given.repeats)] if name in TIMED else []
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--work", str(given.work), *repeats]
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
     if failed:
