@@ -13,8 +13,8 @@ from __future__ import annotations
 from functools import partial
 
 from benchmarks.fashion import fashion_dataset
-from benchmarks.measure import in_turn, parsed, parser, print_compared, seconds
-from benchmarks.ours import BATCH, Epochs, recipe
+from benchmarks.measure import in_turn, parsed, parser, print_compared, print_table, seconds
+from benchmarks.ours import ACCOUNT, BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
 from jobs.cluster import BarrierTransport, driver_host, open_session
 from model.meeting import Meeting
@@ -32,11 +32,17 @@ def main() -> None:
         Processes(bare, WORKERS, BATCH) as processes,
     ):
         transport = BarrierTransport(session, Meeting(driver_host(session)), WORKERS)
-        sides = {"bare": partial(seconds, partial(processes.ask, "epoch"))}
-        for frequency in (5, "epoch"):
-            training = Training(recipe(averaging={"frequency": frequency}), dataset, transport)
-            sides[f"averaging every {frequency}"] = partial(seconds, Epochs(training))
+        ours = {
+            f"averaging every {frequency}": Epochs(
+                Training(recipe(averaging={"frequency": frequency}), dataset, transport)
+            )
+            for frequency in (5, "epoch")
+        }
+        epochs = {"bare": partial(processes.ask, "epoch"), **ours}
+        sides = {name: partial(seconds, epoch) for name, epoch in epochs.items()}
         print_compared(in_turn(sides, options.repeats), "s", base="bare")
+        print("where the time of the last epoch went, s (workers' mean; average holds the wait for the slower one):")
+        print_table(["", *ACCOUNT], [[name, *epoch.account()] for name, epoch in ours.items()])
 
 
 if __name__ == "__main__":

@@ -102,6 +102,11 @@ class Events:
         """The last time at which a point was begun or ended between two times: the slower worker's."""
         return max(at for at in self._of(point, which) if after <= at <= before)
 
+    def started(self, point: str) -> float:
+        """When the process that noted a point began."""
+        process = next(line["process"] for line in self._lines if line["point"] == point)
+        return next(float(line["begin"]) for line in self._lines if line["process"] == process)
+
     def _of(self, point: str, which: str) -> list[float]:
         found = sorted(float(line[which]) for line in self._lines if line["point"] == point)
         assert found, f"no process noted {point!r}: was it renamed? See benchmarks/hooks"
@@ -113,12 +118,13 @@ def start_lines(run: Events) -> dict[str, float]:
     epoch = run.begin("Training.next_state"), run.end("Training.next_state")
     arrived = run.last("attempt", "begin", *epoch)
     marks = {
-        "spark-submit: JVM, then the driver's Python": run.begin("process"),
+        "spark-submit: JVM, then the driver's Python": run.started("train"),
         "the driver's imports, config, checks of the DataSet": run.begin("SparkSession.Builder.getOrCreate"),
         "Spark session": run.end("SparkSession.Builder.getOrCreate"),
         "MLflow run": run.end("Tracker.__init__"),
         "to the first segment": epoch[0],
-        "Spark job, worker processes' start and imports": arrived,
+        "Spark job, start of Python for the workers": run.last("process", "begin", *epoch),
+        "workers' imports": arrived,
         "DataSet and plan": run.last("Member.__init__", "begin", *epoch),
         "workers meet": run.last("Member.__init__", "end", *epoch),
         "network, reading and the first step": run.last(STEP, "end", *epoch),

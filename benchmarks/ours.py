@@ -1,10 +1,11 @@
-"""Our side of a comparison: a config of the LeNet recipe, and epochs one after the other from the state before."""
+"""Our side of a comparison: a config of the LeNet recipe, epochs one after the other, and where their time went."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import RATE, WEIGHT_DECAY
+from model.accounting import PHASES
 from model.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 BATCH = 32
 MANY_EPOCHS = 100_000
+ACCOUNT = (*PHASES, "spark")
 
 
 def recipe(**changes: Any) -> TrainingConfig:
@@ -23,6 +25,7 @@ def recipe(**changes: Any) -> TrainingConfig:
         "num_workers": 2,
         "batch_size_per_worker": BATCH,
         "device": "cpu",
+        "threads_per_worker": 1,
     }
     return TrainingConfig.model_validate(settings | changes)
 
@@ -37,3 +40,8 @@ class Epochs:
     def __call__(self) -> None:
         """From the driver's call to the new state in the driver's hands."""
         self.state = self._training.next_state(self.state)
+
+    def account(self) -> list[str]:
+        """Seconds of the last epoch by phase, the workers' mean, and of Spark beside them; cells for `ACCOUNT`."""
+        figures = self.state.history[-1]
+        return [f"{figures.get(f'{phase}_s', 0.0):.2f}" for phase in ACCOUNT]

@@ -147,6 +147,7 @@ class Runs:
                 "batch_size_per_worker": 32,
                 "seed": seed,
                 "device": "cpu",
+                "threads_per_worker": 1,
                 "timeout_s": 3600,
             }
         )
