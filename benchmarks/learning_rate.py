@@ -7,10 +7,10 @@ Fashion-MNIST's 70,000 images, a tenth each held out for validation and test; co
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from benchmarks.fashion import DEFAULT_SOURCE
+from benchmarks.measure import parsed, parser
 from jobs.config import TrainJob, VectorizeJob, load_job
 from jobs.vectorize import vectorize
 from model.manifest import load_manifest
@@ -23,16 +23,15 @@ CONFIG = Path(__file__).parent.parent / "configs" / "lenet_mnist.yaml"
 
 def main() -> None:
     """Measure and print a line per rate."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.002, 0.005, 0.01, 0.02, 0.05])
-    parser.add_argument("--work", type=Path, default=Path("/tmp/shardmean-benchmarks"))
-    options = parser.parse_args()
-    uri = str(options.work / "fashion-split")
+    options = parser(__doc__, is_timed=False)
+    options.add_argument("--rates", type=float, nargs="+", default=[0.002, 0.005, 0.01, 0.02, 0.05])
+    given = parsed(options)
+    uri = str(given.work / "fashion-split")
     source = {"uri": str(DEFAULT_SOURCE), "layout": "idx"}
     split = {"train": 0.8, "validation": 0.1, "test": 0.1}
     vectorize(VectorizeJob.model_validate({"source": source, "split": split, "dataset_uri": uri}))
     dataset = Dataset(uri, load_manifest(uri))
-    for rate in options.rates:
+    for rate in given.rates:
         job = load_job(TrainJob, CONFIG, [f"optimizer.learning_rate={rate}", "device=cpu"])
         with LocalTransport(job.num_workers) as transport:
             training = Training(job, dataset, transport)
