@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from pyspark.sql import SparkSession
 from jobs.java import java_environment
 from model.errors import UserError, WorldError
 from model.faults import LostWorkerError
+from model.progress import INTERVAL_S, every
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,10 +30,11 @@ if TYPE_CHECKING:
     from pyspark.resource import ResourceProfile
 
     from model.meeting import Meeting
-    from model.segment import Failure, Report, Task, Work
+    from model.tasks import Failure, Report, Task, Work
 
 T = TypeVar("T")
 R = TypeVar("R")
+POLL_S = 0.2
 log = logging.getLogger(__name__)
 
 # Settings that every job wants; those of the job's own `spark` win over them.
@@ -94,20 +97,41 @@ class BarrierTransport:
     On a cluster whose executors have GPUs each of these tasks asks for one (the ETL's tasks ask for none).
     """
 
-    def __init__(self, session: SparkSession, meeting: Meeting, num_workers: int, *, device: str = "auto") -> None:
-        """Raises UserError when Spark has no room for `num_workers` tasks at once."""
+    def __init__(
+        self, session: SparkSession, meeting: Meeting, num_workers: int, *, device: str = "auto", wait_s: float = 30
+    ) -> None:
+        """Wait up to `wait_s` seconds for a cluster's executors.
+
+        Raises UserError when Spark's local mode has no room for `num_workers` tasks at once, WorldError when a
+        cluster has none (others may be using it).
+        """
         self.meeting = meeting
         self._context = session.sparkContext
         self._profile = _training_profile(self._context, device)
         self._group = f"shardmean-{id(self)}"
         self._reason = ""
-        slots = self.num_slots()
-        if num_workers > slots:
-            master = self._context.master
-            raise UserError(
-                f"num_workers is {num_workers}, but Spark ({master}) offers {slots} slots at once: "
-                f"lower num_workers, add executors, or use local[{num_workers}] as the master"
-            )
+        self._wait_for_slots(num_workers, wait_s)
+
+    def _wait_for_slots(self, num_workers: int, wait_s: float) -> None:
+        master, is_local = self._context.master, is_local_mode(self._context)
+        deadline = time.monotonic() + (0 if is_local else wait_s)
+
+        def say() -> None:
+            log.info("waiting for executors of %s: %d of %d slots are there", master, self.num_slots(), num_workers)
+
+        # A cluster's executors come one by one, some seconds after the session.
+        with every(INTERVAL_S, say):
+            while (slots := self.num_slots()) < num_workers and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+        if slots >= num_workers:
+            return
+        found = f"num_workers is {num_workers}, but Spark ({master}) offers {slots} slots at once"
+        if is_local:
+            raise UserError(f"{found}: lower num_workers, or use local[{num_workers}] as the master")
+        raise WorldError(
+            f"{found} after {wait_s:g} s: lower num_workers, add executors (spark.executor.cores, spark.cores.max), "
+            "wait until others leave the cluster, or raise wait_for_workers_s"
+        )
 
     def num_slots(self) -> int:
         """Tasks of a training that Spark can run side by side now, by the count that barrier jobs are checked with."""
@@ -123,7 +147,7 @@ class BarrierTransport:
         """Run one worker per task. Raises LostWorkerError when Spark lost a worker's process or machine."""
 
         def in_task(mine: Iterable[Task]) -> Iterator[Report | Failure]:
-            from model.segment import attempt
+            from model.tasks import attempt
 
             for task in mine:
                 yield attempt(work, _with_own_threads(task), partial(task_device, task.config.device))
@@ -147,13 +171,18 @@ class BarrierTransport:
         self._context.cancelJobGroup(self._group)
 
 
+def is_local_mode(context: SparkContext) -> bool:
+    """Whether Spark runs in this machine's processes alone."""
+    return (context.master or "").startswith("local")
+
+
 def _training_profile(context: SparkContext, device: str) -> ResourceProfile | None:
     """A GPU for each task of the training alone, where executors have GPUs and tasks do not have one by default."""
     conf = context.getConf()
     has_gpus = conf.contains("spark.executor.resource.gpu.amount")
     if device == "cpu" or not has_gpus or conf.contains("spark.task.resource.gpu.amount"):
         return None
-    if (context.master or "").startswith("local"):
+    if is_local_mode(context):
         return None  # local mode hands out no resources
     requests = TaskResourceRequests().cpus(int(conf.get("spark.task.cpus", "1") or 1)).resource("gpu", 1)
     return ResourceProfileBuilder().require(requests).build

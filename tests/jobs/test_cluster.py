@@ -16,8 +16,10 @@ import psutil
 import pytest
 import torch
 
-from jobs.train import train
+from jobs.train import _Run, train
 from model import checkpoint
+from model.lease import Lease
+from model.manifest import load_manifest
 
 from .cluster import running_cluster
 
@@ -34,10 +36,11 @@ def cluster_job(train_job, standalone_cluster, new_store, tmp_path):
 
     def make(name: str = "job", **changes) -> tuple[Path, TrainJob]:
         spark = standalone_cluster.settings | changes.pop("spark", {})
-        job = train_job(
-            checkpoint_uri=str(tmp_path / name), tracking=new_store(tmp_path / f"{name}-mlflow"), num_epochs=NUM_EPOCHS,
-            network="small_cnn", spark=spark, **changes,
-        )  # fmt: skip
+        settings = {
+            "checkpoint_uri": str(tmp_path / name), "tracking": new_store(tmp_path / f"{name}-mlflow"),
+            "num_epochs": NUM_EPOCHS, "network": "small_cnn", "spark": spark,
+        }  # fmt: skip
+        job = train_job(**settings | changes)
         file = tmp_path / f"{name}.json"
         file.write_text(job.model_dump_json())
         return file, job
@@ -100,33 +103,23 @@ echo '{"name": "gpu", "addresses": ["ADDRESS"]}'
 """
 LOOK = """
 import json, sys
-from functools import partial
-from dataclasses import dataclass
 from pyspark import BarrierTaskContext, TaskContext
 from jobs.cluster import BarrierTransport, driver_host, open_session, run_tasks
 from model.meeting import Meeting
-from model.segment import Report
-from tests.jobs.test_cluster import gpu_of_training, gpu_of_etl
-settings = json.loads(sys.argv[1])
-with open_session("gpus", settings) as session:
-    print("etl", run_tasks(session, gpu_of_etl, [0, 1, 2, 3]))
+
+def of_etl(_number):
+    return sorted(TaskContext.get().resources())
+
+def of_training(_numbers):
+    yield BarrierTaskContext.get().resources()["gpu"].addresses
+
+with open_session("gpus", json.loads(sys.argv[1])) as session:
+    print("etl", run_tasks(session, of_etl, [0, 1, 2, 3]))
     transport = BarrierTransport(session, Meeting(driver_host(session)), 2)
     print("slots", transport.num_slots())
     tasks = session.sparkContext.parallelize([0, 1], 2).withResources(transport._profile)
-    print("training", sorted(tasks.barrier().mapPartitions(gpu_of_training).collect()))
+    print("training", sorted(tasks.barrier().mapPartitions(of_training).collect()))
 """
-
-
-def gpu_of_etl(_number: int) -> list[str]:
-    from pyspark import TaskContext
-
-    return sorted(TaskContext.get().resources())
-
-
-def gpu_of_training(_numbers):
-    from pyspark import BarrierTaskContext
-
-    yield BarrierTaskContext.get().resources()["gpu"].addresses
 
 
 def test_the_training_alone_asks_for_gpus_and_each_task_gets_its_own(tmp_path):
@@ -137,7 +130,7 @@ def test_the_training_alone_asks_for_gpus_and_each_task_gets_its_own(tmp_path):
     properties = {"spark.worker.resource.gpu.amount": "2", "spark.worker.resource.gpu.discoveryScript": str(script)}
     with running_cluster(tmp_path, num_workers=1, num_cores=2, properties=properties) as cluster:
         settings = cluster.settings | {
-            "spark.executor.cores": "1", "spark.executor.memory": "460m", "spark.executor.resource.gpu.amount": "1",
+            "spark.executor.cores": "1", "spark.executor.resource.gpu.amount": "1",
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", LOOK, json.dumps(settings)],
@@ -149,24 +142,20 @@ def test_the_training_alone_asks_for_gpus_and_each_task_gets_its_own(tmp_path):
     assert "training [['0'], ['1']]" in done.stdout
 
 
-def test_a_second_driver_is_refused_while_the_first_trains_and_changes_nothing(
-    cluster_job, start_cli, run_cli, wait_for
-):
-    file, job = cluster_job(num_epochs=40, spark={"spark.master": "local[2]"})
-    first = start_cli("train", "--config", str(file))
-    wait_for(lambda: list(Path(job.checkpoint_uri).glob("*/epoch-*.pt")), what="the first epoch", timeout_s=120)
-    second = run_cli("train", "--config", str(file))
+def test_a_second_driver_is_refused_and_changes_nothing(cluster_job, run_cli):
+    file, job = cluster_job(spark={"spark.master": "local[2]"})
+    folder = Path(_Run.folder_of(job, load_manifest(job.dataset_uri)))
+    with Lease(str(folder), what="this training"):
+        second = run_cli("train", "--config", str(file))
     assert second.code == 1, second.text
-    assert f"this training is at work already: process {first.pid} on {os.uname().nodename}" in second.text
+    assert f"this training is at work already: process {os.getpid()} on {os.uname().nodename}" in second.text
     assert "Traceback" not in second.text
-    out, err = first.communicate(timeout=200)
-    assert first.returncode == 0, out + err
-    assert last_checkpoint(job).epoch == 40
+    assert [path.name for path in folder.iterdir()] == ["lease"]
 
 
 def test_a_driver_that_slept_while_another_took_over_stops_and_writes_nothing_more(cluster_job, start_cli, wait_for):
     """Stopped as a machine that hangs; its lease is silent, so the same command elsewhere goes on."""
-    file, job = cluster_job(num_epochs=40, spark={"spark.master": "local[2]"})
+    file, job = cluster_job(num_epochs=12, spark={"spark.master": "local[2]"})
     first = start_cli("train", "--config", str(file))
     wait_for(lambda: list(Path(job.checkpoint_uri).glob("*/epoch-*.pt")), what="the first epoch", timeout_s=120)
     os.kill(first.pid, signal.SIGSTOP)
@@ -174,7 +163,7 @@ def test_a_driver_that_slept_while_another_took_over_stops_and_writes_nothing_mo
     holder = json.loads(lease.read_text())
     lease.write_text(json.dumps(holder | {"released": True}))
     second = start_cli("train", "--config", str(file))
-    wait_for(lambda: len(list(Path(job.checkpoint_uri).glob("*/lease/00000002.json"))), what="the second's lease")
+    wait_for(lambda: list(Path(job.checkpoint_uri).glob("*/lease/00000002.json")), what="the second's lease")
     os.kill(first.pid, signal.SIGCONT)
     out, err = first.communicate(timeout=100)
     assert first.returncode == 1, out + err
@@ -182,4 +171,4 @@ def test_a_driver_that_slept_while_another_took_over_stops_and_writes_nothing_mo
     out, err = second.communicate(timeout=200)
     assert second.returncode == 0, out + err
     assert "going on after epoch" in out
-    assert last_checkpoint(job).epoch == 40
+    assert last_checkpoint(job).epoch == 12

@@ -151,7 +151,8 @@ def test_a_killed_worker_gives_a_clear_message(story):
     killed = story.tries["worker killed"]
     assert killed.code == 1, killed.text
     (message,) = [line for line in killed.text.splitlines() if line.startswith("shardmean: error: ")]
-    assert re.search("a worker was lost: .+; the same command goes on", message), message
+    expected = r"worker [01] on .+, last heard of in round \d+, was lost: .+; the same command goes on"
+    assert re.search(expected, message), message
     assert "org.apache.spark" not in message
     assert '"kind": "world"' in (story.home / "worker killed.json").read_text()
     assert killed.was_clean
