@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _PLACES = {
     "dataset_uri", "dataset_digest", "checkpoint_uri", "keep_checkpoints", "keep_every_epochs", "run_key", "timeout_s",
     "spark", "max_segment_retries", "min_workers", "wait_for_workers_s", "prefetch_batches", "allow_shared_gpu",
+    "shard_cache_bytes",
 }  # fmt: skip
 
 
@@ -59,8 +60,15 @@ def train(job: TrainJob) -> TrainResult:
             return run.result
         connect(job.tracking)
         with open_session("shardmean train", job.spark) as session:
-            transport = BarrierTransport(session, Meeting(driver_host(session)), job.num_workers, device=job.device)
             start = checkpoint.load_latest(folder)
+            transport = BarrierTransport(
+                session,
+                Meeting(driver_host(session)),
+                # A training that was cut off goes on with fewer, as one does that loses machines on the way.
+                job.num_workers if start is None else job.min_workers,
+                device=job.device,
+                wait_s=job.wait_for_workers_s,
+            )
             tracker = Tracker(job, manifest, run.run_id)
             try:
                 run.begin(tracker.run_id)

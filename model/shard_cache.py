@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """SHARDMEAN_CACHE_DIR, else a folder of the system's place for temporary files."""
-    return Path(os.environ.get("SHARDMEAN_CACHE_DIR") or Path(tempfile.gettempdir()) / "shardmean-shards")
+    """SHARDMEAN_CACHE_DIR, else a folder of the user's own in the system's place for temporary files."""
+    own = Path(tempfile.gettempdir()) / f"shardmean-shards-{os.getuid()}"
+    return Path(os.environ.get("SHARDMEAN_CACHE_DIR") or own)
 
 
 class ShardCache:
@@ -35,9 +36,11 @@ class ShardCache:
     def read(self, name: str, fetch: Callable[[], pa.Buffer], is_whole: Callable[[pa.Buffer], bool]) -> pa.Buffer:
         """A shard's content, mapped into memory from the cache or fetched and kept.
 
-        What `is_whole` does not accept is fetched anew: anybody may write to a folder of temporary files. A cache that
-        can't be written is done without.
+        What `is_whole` does not accept is fetched anew. A cache that can't be written, or is another user's, is done
+        without: what is mapped from it could be changed at any time.
         """
+        if not self._is_ours():
+            return fetch()
         file = self._folder / name
         with contextlib.suppress(FileNotFoundError, WorldError):
             content = storage.read_buffer(str(file))
@@ -52,11 +55,21 @@ class ShardCache:
             log.warning("the shard cache can't be used: %s", error)
         return content
 
+    def _is_ours(self) -> bool:
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            owner = self._folder.stat().st_uid
+        except OSError as error:
+            log.warning("the shard cache can't be used: %s", error)
+            return False
+        if owner != os.getuid():
+            log.warning("the shard cache can't be used: %s belongs to user %d", self._folder, owner)
+        return owner == os.getuid()
+
     def _make_room(self, num_bytes: int) -> bool:
         """Delete the shards whose use lies furthest back until there is room; False when there can be none."""
         if num_bytes > self._max_bytes:
             return False
-        self._folder.mkdir(parents=True, exist_ok=True)
         files = sorted(((file.stat(), file) for file in self._folder.iterdir()), key=lambda pair: pair[0].st_mtime_ns)
         excess = sum(stat.st_size for stat, _ in files) + num_bytes - self._max_bytes
         for stat, file in files:

@@ -158,6 +158,8 @@ class TrainingConfig(Settings):
     """CPU threads of one worker; null: the cores that Spark gives a task (spark.task.cpus)."""
     shuffle_buffer_bytes: Annotated[int, Field(ge=1, le=2**40)] = 64 * 2**20
     """Bytes of images that each worker mixes at a time; with prefetch_batches it holds up to three times as many."""
+    shard_cache_bytes: Annotated[int, Field(ge=1, le=2**50)] | None = None
+    """Bytes of shards from a remote store that each machine keeps on its own disk; null: none."""
     prefetch_batches: Annotated[int, Field(ge=0, le=1024)] | None = None
     """Minibatches that each worker prepares ahead in threads; null: 4 for a GPU or a remote store, else 0."""
     timeout_s: Annotated[int, Field(ge=1, le=86_400)] = 300
@@ -169,7 +171,7 @@ class TrainingConfig(Settings):
     min_workers: Annotated[int, Field(ge=1, le=4096)] = 1
     """Workers with which a training goes on when machines were lost; fewer end it."""
     wait_for_workers_s: Annotated[int, Field(ge=0, le=86_400)] = 30
-    """Seconds to wait for lost workers' places to come back before going on with fewer."""
+    """Seconds to wait at the start for all workers' places, later for lost ones before going on with fewer."""
 
     @model_validator(mode="after")
     def _fewest_are_not_most(self) -> Self:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from model import storage
+from model.errors import WorldError
+from model.manifest import shard_uri
 from model.shard_cache import ShardCache
+from model.tasks import open_dataset
 
 
 class Store:
@@ -76,3 +81,48 @@ def test_one_that_cannot_be_written_is_done_without(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert store.read(cache, "a") == store.content("a")
     assert "the shard cache can't be used" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_not_trusted(tmp_path, caplog):
+    os.chown(tmp_path, 12345, -1)
+    store, cache = Store(), ShardCache(tmp_path, 1000)
+    with caplog.at_level(logging.WARNING):
+        assert store.read(cache, "a") == store.content("a")
+    assert "belongs to user 12345" in caplog.text
+    assert not names(tmp_path)
+
+
+@pytest.fixture
+def remote(tiny_data, new_bucket):
+    """The small DataSet in a bucket."""
+    uri = storage.join(new_bucket(), "tiny")
+    for file in Path(tiny_data.uri).rglob("*.*"):
+        storage.write_bytes(storage.join(uri, *file.relative_to(tiny_data.uri).parts), file.read_bytes())
+    return uri
+
+
+def rows(dataset) -> list[tuple[str, bytes]]:
+    pieces = [p for s in dataset.manifest.shards for p in dataset.read(s, 0, s.num_examples)]
+    return [(name, pixels.tobytes()) for p in pieces for name, pixels in zip(p.ids, p.features_NCHW, strict=True)]
+
+
+def test_a_remote_dataset_is_read_once_and_then_from_the_cache(remote, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARDMEAN_CACHE_DIR", str(tmp_path))
+    digest = tiny_data.manifest.digest
+    first = open_dataset(remote, digest, cache_bytes=2**20)
+    assert rows(first) == rows(tiny_data)
+    assert names(tmp_path) == sorted(shard.name for shard in tiny_data.manifest.shards)
+    lost = tiny_data.manifest.shards[0]
+    storage.delete(shard_uri(remote, lost.name))
+    again = open_dataset(remote, digest, cache_bytes=2**20 + 1)
+    assert rows(again) == rows(tiny_data)
+    (tmp_path / lost.name).write_bytes(b"x" * lost.num_bytes)
+    with pytest.raises(WorldError, match=r"-[0-9a-f]{20}\.parquet.*: missing"):
+        rows(open_dataset(remote, digest, cache_bytes=2**20 + 2))
+
+
+def test_local_shards_are_not_cached(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARDMEAN_CACHE_DIR", str(tmp_path / "cache"))
+    assert rows(open_dataset(tiny_data.uri, tiny_data.manifest.digest, cache_bytes=2**20)) == rows(tiny_data)
+    assert not (tmp_path / "cache").exists()
