@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .meeting import Progress
-    from .segment import Failure
+    from .tasks import Failure
 
 # The user's mistake is shown before the world's fault, that before our bug, and that before lost peers.
 ORDER = ("user", "diverged", "world", "bug", "peer")

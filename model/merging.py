@@ -10,7 +10,7 @@ from .checkpoint import Checkpoint
 if TYPE_CHECKING:
     from .evaluation import Evaluation
     from .plan import EpochPlan, Leg
-    from .segment import Report
+    from .tasks import Report
 
 
 MAX_MOMENTS = 500

@@ -8,28 +8,21 @@ from __future__ import annotations
 import copy
 import itertools
 import socket
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from . import storage
 from .accounting import Clock
-from .averaging import Averager, DivergedError
-from .environment import Environment, this_environment
-from .errors import UserError, WorldError
+from .averaging import Averager
 from .evaluation import evaluate
 from .feed import minibatches
-from .manifest import load_manifest
-from .meeting import Address, Member, Progress
-from .plan import EpochPlan, Leg, plan_epoch, plan_evaluation
+from .plan import plan_epoch, plan_evaluation
 from .replica import Replica, rate_factor
-from .shards import Dataset
+from .tasks import Report, member_of, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -37,133 +30,32 @@ if TYPE_CHECKING:
     from .augmentation import Augmenter
     from .evaluation import Evaluation
     from .manifest import Manifest, Split
-    from .shards import Examples
+    from .meeting import Member, Progress
+    from .plan import EpochPlan, Leg
+    from .shards import Dataset, Examples
+    from .tasks import ReplicaState, Task
     from .training_config import TrainingConfig
 
-ReplicaState = dict[str, Any]
 EVALUATION_BATCH = 256
 NUM_MISTAKES = 24
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """Where a segment of training lies in its epoch: rounds `first` to `stop` of the leg after `earlier` ones.
-
-    `first_step` counts the optimizer steps that each worker has taken in the whole training before.
-    """
-
-    epoch: int
-    first: int
-    stop: int
-    earlier: tuple[Leg, ...] = ()
-    first_step: int = 0
-    ends_epoch: bool = True
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a worker needs to know. `state` holds the model and, for training, the optimizer and outer momentum."""
-
-    config: TrainingConfig
-    dataset_uri: str
-    digest: str
-    rank: int
-    num_workers: int
-    state: ReplicaState
-    address: Address
-    environment: Environment
-    rounds: Rounds | None = None
-    """What to train on; None where there is nothing to train."""
-    split: Split = "train"
-    trace_ids: bool = False
-    """Also report the ids of the examples in the order they were trained on (for audits and tests)."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a worker gives back. `state` comes from rank 0, and from every rank where optimizers keep their own."""
-
-    rank: int
-    host: str
-    num_examples: int = 0
-    loss_sum: float = 0.0
-    state: ReplicaState | None = None
-    evaluation: Evaluation | None = None
-    ids: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds by phase of the worker's time: see model.accounting."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """How a worker failed: the user's mistake, numbers that blew up, the world, a peer that left first, or our bug."""
-
-    rank: int
-    host: str
-    kind: str
-    message: str
-    trace: str
-
-
-Work = Callable[[Task, str], Report]
-
-
-def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
-    """Run a task and give its error back as a value: the driver then knows who failed and why."""
-    try:
-        this_environment().check_same(task.environment)
-        return work(task, device if isinstance(device, str) else device())
-    except UserError as error:
-        return _failure(task, "user", error)
-    except DivergedError as error:
-        return _failure(task, "diverged", error)
-    except (WorldError, OSError) as error:
-        return _failure(task, "world", error)
-    except RuntimeError as error:
-        # A lost peer shows as a RuntimeError of the exchange or the store; the peer's own report names the cause.
-        return _failure(task, "peer", error)
-    except Exception as error:
-        return _failure(task, "bug", error)
-
-
-def _failure(task: Task, kind: str, error: Exception) -> Failure:
-    return Failure(task.rank, socket.gethostname(), kind, f"{error}", traceback.format_exc())
 
 
 def train_rounds(task: Task, device: str) -> Report:
     """One worker's part of a segment: local steps, an averaging every round, and at the epoch's end its validation."""
     clock = Clock()
-    dataset = open_dataset(task.dataset_uri, task.digest)
-    with _seeded(task, device), _member(task, device, sums=True) as member:
+    dataset = task.open_dataset()
+    with seeded(task, device), member_of(task, device, sums=True) as member:
         return _train(task, dataset, member, device, clock)
 
 
 def evaluate_split(task: Task, device: str) -> Report:
     """One worker's part of evaluating `task.split` with the model in `task.state`."""
-    dataset = open_dataset(task.dataset_uri, task.digest)
-    with _seeded(task, device), _member(task, device, sums=False) as member:
+    dataset = task.open_dataset()
+    with seeded(task, device), member_of(task, device, sums=False) as member:
         replica = Replica(task.config, dataset.manifest, device)
         replica.model.load_state_dict(task.state["model"])
         part = _evaluate(task, replica, dataset, task.split, member)
     return Report(task.rank, socket.gethostname(), evaluation=part)
-
-
-def _member(task: Task, device: str, *, sums: bool) -> Member:
-    return Member(
-        task.address,
-        rank=task.rank,
-        num_workers=task.num_workers,
-        timeout_s=task.config.timeout_s,
-        sums=sums,
-        device=device,
-        allow_shared_gpu=task.config.allow_shared_gpu,
-    )
-
-
-@lru_cache(maxsize=4)
-def open_dataset(uri: str, digest: str) -> Dataset:
-    """The version `digest` of a DataSet; opened once a process, since a version never changes."""
-    return Dataset(uri, load_manifest(uri, digest))
 
 
 def plan_training(
@@ -352,18 +244,3 @@ def _evaluate(task: Task, replica: Replica, dataset: Dataset, split: Split, memb
         member.report(lambda last: replace(last, round_index=next(beats)))
 
     return evaluate(replica.model, dataset, plan, task.rank, split, num_mistakes=NUM_MISTAKES, beat=beat)
-
-
-@contextmanager
-def _seeded(task: Task, device: str) -> Iterator[None]:
-    # Python workers serve many jobs: what a task sets in its process, it puts back.
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(task.config.threads_per_worker or 1)
-    try:
-        with torch.random.fork_rng(devices=[] if device == "cpu" else None):
-            place = (task.rounds.epoch, task.rounds.first, len(task.rounds.earlier)) if task.rounds else (0, 0, 0)
-            seeds = np.random.SeedSequence([task.config.seed, *place, task.rank])
-            torch.manual_seed(int(seeds.generate_state(1)[0]))
-            yield
-    finally:
-        torch.set_num_threads(num_threads)

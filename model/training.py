@@ -19,18 +19,8 @@ from .merging import merged
 from .plan import EpochPlan, Leg
 from .progress import Ask, OnProgress, Silence, Watch, every, watched
 from .replica import build_model
-from .segment import (
-    NUM_MISTAKES,
-    Failure,
-    ReplicaState,
-    Report,
-    Rounds,
-    Task,
-    Work,
-    evaluate_split,
-    plan_training,
-    train_rounds,
-)
+from .segment import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
+from .tasks import Failure, ReplicaState, Report, Rounds, Task, Work
 from .training_config import LOWEST_IS_BEST
 
 if TYPE_CHECKING:

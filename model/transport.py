@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from .errors import WorldError
 from .faults import LostWorkerError
 from .meeting import Meeting
-from .segment import Failure, Report, Task, Work, attempt
+from .tasks import Failure, Report, Task, Work, attempt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

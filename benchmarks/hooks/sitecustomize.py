@@ -26,7 +26,7 @@ POINTS = {
     "jobs.tracking": ["Tracker.__init__"],
     "pyspark.sql.session": ["SparkSession.Builder.getOrCreate"],
     "model.training": ["Training.next_state"],
-    "model.segment": ["attempt"],
+    "model.tasks": ["attempt"],
     "model.meeting": ["Member.__init__"],
     "torch.optim.optimizer": [],
 }

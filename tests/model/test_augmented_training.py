@@ -20,7 +20,8 @@ from model.draws import example_keys
 from model.errors import UserError
 from model.feed import minibatches
 from model.preview import preview
-from model.segment import Rounds, train_rounds
+from model.segment import train_rounds
+from model.tasks import Rounds
 from model.training import Training
 from model.training_config import TrainingConfig
 from model.transport import LocalTransport
@@ -28,8 +29,8 @@ from model.transport import LocalTransport
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model.segment import Report, Task
     from model.shards import Dataset, Examples
+    from model.tasks import Report, Task
 
 CHANGES = {"flip_horizontal": 0.5, "rotate_degrees": 20, "translate_px": 1, "hue": 0.2, "contrast": 0.4, "erase": 0.3}
 Seen = dict[str, tuple[int, str]]

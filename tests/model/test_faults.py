@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model.checkpoint import Checkpoint
-    from model.segment import Report, Task, Work
+    from model.tasks import Report, Task, Work
 
 RANK = 1
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.meeting import Address
-from model.segment import Failure, Rounds, Task, attempt, evaluate_split, train_rounds
+from model.segment import evaluate_split, train_rounds
+from model.tasks import Failure, Rounds, Task, attempt
 from model.training_config import TrainingConfig
 from model.transport import LocalTransport
 

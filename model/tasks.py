@@ -1,0 +1,156 @@
+"""What driver and workers tell each other: tasks and reports, what failed, and what each task needs around it."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from . import storage
+from .averaging import DivergedError
+from .environment import Environment, this_environment
+from .errors import UserError, WorldError
+from .manifest import load_manifest
+from .meeting import Address, Member
+from .shard_cache import ShardCache, cache_folder
+from .shards import Dataset
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation
+    from .manifest import Split
+    from .plan import Leg
+    from .training_config import TrainingConfig
+
+ReplicaState = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Where a segment of training lies in its epoch: rounds `first` to `stop` of the leg after `earlier` ones.
+
+    `first_step` counts the optimizer steps that each worker has taken in the whole training before.
+    """
+
+    epoch: int
+    first: int
+    stop: int
+    earlier: tuple[Leg, ...] = ()
+    first_step: int = 0
+    ends_epoch: bool = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to know. `state` holds the model and, for training, the optimizer and outer momentum."""
+
+    config: TrainingConfig
+    dataset_uri: str
+    digest: str
+    rank: int
+    num_workers: int
+    state: ReplicaState
+    address: Address
+    environment: Environment
+    rounds: Rounds | None = None
+    """What to train on; None where there is nothing to train."""
+    split: Split = "train"
+    trace_ids: bool = False
+    """Also report the ids of the examples in the order they were trained on (for audits and tests)."""
+
+    def open_dataset(self) -> Dataset:
+        """The DataSet, with the machine's cache of its shards where the config has one."""
+        return open_dataset(self.dataset_uri, self.digest, cache_bytes=self.config.shard_cache_bytes or 0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker gives back. `state` comes from rank 0, and from every rank where optimizers keep their own."""
+
+    rank: int
+    host: str
+    num_examples: int = 0
+    loss_sum: float = 0.0
+    state: ReplicaState | None = None
+    evaluation: Evaluation | None = None
+    ids: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase of the worker's time: see model.accounting."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a worker failed: the user's mistake, numbers that blew up, the world, a peer that left first, or our bug."""
+
+    rank: int
+    host: str
+    kind: str
+    message: str
+    trace: str
+
+
+Work = Callable[[Task, str], Report]
+
+
+def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
+    """Run a task and give its error back as a value: the driver then knows who failed and why."""
+    try:
+        this_environment().check_same(task.environment)
+        return work(task, device if isinstance(device, str) else device())
+    except UserError as error:
+        return _failure(task, "user", error)
+    except DivergedError as error:
+        return _failure(task, "diverged", error)
+    except (WorldError, OSError) as error:
+        return _failure(task, "world", error)
+    except RuntimeError as error:
+        # A lost peer shows as a RuntimeError of the exchange or the store; the peer's own report names the cause.
+        return _failure(task, "peer", error)
+    except Exception as error:
+        return _failure(task, "bug", error)
+
+
+def _failure(task: Task, kind: str, error: Exception) -> Failure:
+    return Failure(task.rank, socket.gethostname(), kind, f"{error}", traceback.format_exc())
+
+
+@lru_cache(maxsize=4)
+def open_dataset(uri: str, digest: str, *, cache_bytes: int = 0) -> Dataset:
+    """The version `digest` of a DataSet; opened once a process, since a version never changes."""
+    cache = ShardCache(cache_folder(), cache_bytes) if cache_bytes and storage.local_path(uri) is None else None
+    return Dataset(uri, load_manifest(uri, digest), cache)
+
+
+def member_of(task: Task, device: str, *, sums: bool) -> Member:
+    """The task's place among the workers of its segment; those that train sum, those that evaluate only report."""
+    return Member(
+        task.address,
+        rank=task.rank,
+        num_workers=task.num_workers,
+        timeout_s=task.config.timeout_s,
+        sums=sums,
+        device=device,
+        allow_shared_gpu=task.config.allow_shared_gpu,
+    )
+
+
+@contextmanager
+def seeded(task: Task, device: str) -> Iterator[None]:
+    """Torch's threads and random numbers as the task wants them, for as long as it runs."""
+    # Python workers serve many jobs: what a task sets in its process, it puts back.
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(task.config.threads_per_worker or 1)
+    try:
+        with torch.random.fork_rng(devices=[] if device == "cpu" else None):
+            place = (task.rounds.epoch, task.rounds.first, len(task.rounds.earlier)) if task.rounds else (0, 0, 0)
+            seeds = np.random.SeedSequence([task.config.seed, *place, task.rank])
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
+            yield
+    finally:
+        torch.set_num_threads(num_threads)
