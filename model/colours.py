@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # The modes of Pillow with 8 bits a channel, or one bit, or a palette.
 EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
 def to_pixels(image: Image.Image, config: ImageConfig) -> NDArray[np.uint8]:
@@ -38,13 +39,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         raise ImageRejectedError(
             "wrong_mode", f"a {image.format} of mode {image.mode}; 8 or 16 unsigned bits a channel are wanted"
         )
+    tags = getattr(image, "tag_v2", {})
+    bits = int(tags.get(BITS_PER_SAMPLE, (16,))[0])  # TIFF has 12 bits too
     values = np.asarray(image)
-    grey = Image.fromarray((values >> (_bits(image) - 8)).clip(0, 255).astype(np.uint8))
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts 8 bits, and these not
+        values = 2**bits - 1 - values
+    grey = Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:
         grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
     return grey
-
-
-def _bits(image: Image.Image) -> int:
-    tags = getattr(image, "tag_v2", {})
-    return int(tags.get(258, (16,))[0])  # BitsPerSample: TIFF has 12 bits too

@@ -30,11 +30,13 @@ def time_limit(limit_s: float, too_slow: Callable[[], Exception]) -> Iterator[No
     started = time.monotonic()
     theirs_s, interval_s = signal.setitimer(signal.ITIMER_REAL, 0)
     handler = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
-        yield
+        try:
+            signal.setitimer(signal.ITIMER_REAL, limit_s)
+            yield
+        finally:  # where it may ring too, so that what was there before is put back outside
+            signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         # None: a handler that was not set from Python, which Python cannot set again.
         signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
         if theirs_s:
