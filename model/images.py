@@ -85,6 +85,8 @@ def _decode(data: bytes, config: ImageConfig) -> Decoded:
             times = reduction(right - left, bottom - top, where.width_px, where.height_px)
             pixels_HWC = jpeg_pixels(data, image, channels=config.channels, times=times)
         if pixels_HWC is None:
+            if is_jpeg and config.channels == 1 and image.mode == "RGB":
+                image.draft("L", image.size)  # the file's own brightness, as above
             image.load()
             pixels_HWC, times = to_pixels(image, config), 1
         box = tuple(edge / times for edge in where.box)

@@ -32,7 +32,8 @@ def time_limit(limit_s: float, too_slow: Callable[[], Exception]) -> Iterator[No
     handler = signal.signal(signal.SIGALRM, ring)
     try:
         try:
-            signal.setitimer(signal.ITIMER_REAL, limit_s)
+            # Each second again, in case a library swallows the first.
+            signal.setitimer(signal.ITIMER_REAL, limit_s, 1)
             yield
         finally:  # where it may ring too, so that what was there before is put back outside
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps
 
 from model.images import decode, decode_image, encode_png
@@ -54,7 +55,9 @@ FILES = {
     "JPEG, restarts": saved(random_image(), "JPEG", restart_marker_blocks=1),
     "JPEG, RGB inside": saved(random_image(), "JPEG", keep_rgb=True),
     "JPEG, YCCK": ycck_jpeg(),
-    "JPEG, bytes before the end": saved(random_image(), "JPEG")[:-2] + b"abc\xff\xd9",
+    "JPEG, bytes before a marker": saved(random_image(height=64, width=64), "JPEG", restart_marker_blocks=1).replace(
+        b"\xff\xd0", b"abc\xff\xd0", 1
+    ),
     "JPEG, bytes after the end": saved(random_image(), "JPEG") + b"abc",
     **{f"WEBP {mode}": saved(random_image(mode), "WEBP") for mode in ("RGB", "RGBA")},
     **{f"WEBP {mode}, lossless": saved(random_image(mode), "WEBP", lossless=True) for mode in ("RGB", "RGBA")},
@@ -94,6 +97,12 @@ def test_each_format_and_mode_is_as_pillow_makes_it(name, channels, background, 
     wanted = by_pillow(FILES[name], channels, rgb)
     options = config(channels, *wanted.shape[1:], background=background)
     np.testing.assert_array_equal(decode(FILES[name], options), wanted)
+
+
+def test_harmless_bytes_before_a_marker_are_for_pillow_to_read():
+    """Cameras write such files. What is above compares their pixels."""
+    with pytest.raises(ValueError, match="3 extraneous bytes before marker"):
+        simplejpeg.decode_jpeg(FILES["JPEG, bytes before a marker"])
 
 
 def test_the_files_above_are_of_many_modes():
