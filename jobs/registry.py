@@ -121,6 +121,7 @@ def _requirements() -> list[str]:
     import numpy
     import PIL
     import pydantic
+    import simplejpeg
 
     versions = {
         "mlflow": mlflow.__version__,
@@ -129,6 +130,7 @@ def _requirements() -> list[str]:
         "pandas": pd.__version__,
         "pillow": PIL.__version__,
         "pydantic": pydantic.VERSION,
+        "simplejpeg": simplejpeg.__version__,
     }
     return [f"{name}=={version}" for name, version in versions.items()]
 

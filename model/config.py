@@ -5,14 +5,34 @@ Each field's docstring gives its meaning and unit; Airflow's trigger form and th
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 MAX_EXAMPLE_BYTES = 64 * 2**20
+NAMED_COLOURS = {"black": "#000000", "grey": "#808080", "white": "#ffffff"}
+
+
+def _colour(value: object) -> str:
+    """One text for each colour, so that a form can hold it and equal settings are equal."""
+    if isinstance(value, str) and (value in NAMED_COLOURS or re.fullmatch(r"#[0-9a-fA-F]{6}", value)):
+        return value.lower()
+    if isinstance(value, list | tuple) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
+        return "#{:02x}{:02x}{:02x}".format(*value)
+    raise ValueError(f"a colour is {', '.join(NAMED_COLOURS)}, #rrggbb, or three whole numbers from 0 to 255")
+
+
+Colour = Annotated[str, BeforeValidator(_colour)]
+
+
+def rgb_of(colour: Colour) -> tuple[int, int, int]:
+    """Red, green and blue of a setting, each 0 to 255."""
+    red, green, blue = bytes.fromhex(NAMED_COLOURS.get(colour, colour)[1:])
+    return red, green, blue
 
 
 class Settings(BaseModel):
@@ -31,9 +51,17 @@ class ImageConfig(Settings):
     channels: Literal[1, 3] = 1
     """Channels of every example: 1 (grey) or 3 (RGB)."""
     resize: Literal["stretch", "fit", "centre_crop", "none"] = "stretch"
-    """How an image of another size fits: stretch, fit (pad with black), centre_crop, or none (reject it)."""
+    """How an image of another size fits: stretch, fit (pad), centre_crop, or none (reject it)."""
+    background: Colour = "white"
+    """What shows through transparent parts: black, grey, white, #rrggbb, or three numbers from 0 to 255."""
+    padding: Colour = "black"
+    """Colour beside an image that resize=fit made narrower or lower than the example; written as background is."""
     max_pixels: Annotated[int, Field(ge=1, le=2**31)] = 64_000_000
     """Larger images (width x height, pixels, from the file's header) are rejected before they are decoded."""
+    min_side_px: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Images whose width or height is smaller, in pixels, are rejected."""
+    decode_timeout_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 30
+    """An image that takes longer to decode, in seconds, is rejected."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

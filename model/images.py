@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from . import quiet
+from .colours import to_pixels
 from .errors import ImageRejectedError
+from .jpeg import check_scans, jpeg_pixels, reduction
+from .resizing import Placement, place, placement
+from .time_limit import time_limit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,80 +26,124 @@ if TYPE_CHECKING:
 # Pillow can open more, but some of those run other programs (EPS starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"})
-BACKGROUND = (255, 255, 255)
-_PILLOWS_LIMIT = threading.Lock()
+MAX_DETAIL = 200
+ORIENTATION = 0x0112
+TILE_WIDTH, TILE_HEIGHT = 322, 323
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An example's pixels, uint8 of shape (channels, height, width), and what the file was.
+
+    `width_px` and `height_px` are the picture's own, upright. With `has_more_frames` it was the first page or frame.
+    """
+
+    pixels_CHW: NDArray[np.uint8]
+    width_px: int
+    height_px: int
+    has_more_frames: bool
+    format: str
 
 
 def decode(data: bytes, config: ImageConfig) -> NDArray[np.uint8]:
-    """Decode, orient, convert and resize one image.
+    """The pixels of an image file: uint8 of shape (channels, height_px, width_px). Raises as `decode_image` does."""
+    return decode_image(data, config).pixels_CHW
 
-    `data` is a whole image file; the result is uint8 of shape (channels, height_px, width_px). The first frame
-    of an animation is taken, EXIF orientation is obeyed, transparent parts become white, 16-bit grey keeps its
-    upper 8 bits, and resizing is bilinear with antialiasing.
 
-    Raises ImageRejectedError with one of the reasons empty, unreadable, too_large, wrong_size.
+def decode_image(data: bytes, config: ImageConfig) -> Decoded:
+    """Decode, orient, convert and resize one image; docs/decoding.md says how.
+
+    `data` is a whole image file. Raises ImageRejectedError with one of the reasons empty, unreadable, too_large,
+    too_small, wrong_mode, wrong_size, too_slow, and nothing else.
     """
     if not data:
         raise ImageRejectedError("empty", "the file has 0 bytes")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet.pillow():
             warnings.simplefilter("ignore")
-            return _pixels(data, config)
-    except ImageRejectedError:
-        raise
+            with time_limit(config.decode_timeout_s, lambda: _too_slow(config)):
+                return _decode(data, config)
+    except ImageRejectedError as error:
+        raise ImageRejectedError(error.reason, _printable(error.detail)) from error.__cause__
     except Exception as error:  # a hostile file can make a decoder raise anything
-        detail = re.sub(r" ?<_io\.BytesIO object at \w+>", "", f"{type(error).__name__}: {error}")
-        raise ImageRejectedError("unreadable", detail[:200]) from error
+        raise ImageRejectedError("unreadable", _printable(f"{type(error).__name__}: {error}")) from error
 
 
-def _pixels(data: bytes, config: ImageConfig) -> NDArray[np.uint8]:
-    with _open(data) as image:
-        if image.width * image.height > config.max_pixels:
-            raise ImageRejectedError(
-                "too_large", f"{image.width} x {image.height} pixels, the limit image.max_pixels is {config.max_pixels}"
-            )
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-    resized = _resize(_convert(upright, config.channels), config)
-    pixels_HWC = np.asarray(resized, dtype=np.uint8).reshape(config.height_px, config.width_px, config.channels)
-    return np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))
+def _decode(data: bytes, config: ImageConfig) -> Decoded:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(image, config)
+        is_jpeg = image.format in ("JPEG", "MPO")  # MPO: a JPEG with more behind it, as many cameras write it
+        if not is_jpeg:
+            image.load()  # before its orientation, which may stand at the file's end; TIFF turns itself upright
+        turn = _turn(image)
+        width, height = image.size if turn < 5 else image.size[::-1]
+        where, times = placement(width, height, config), 1
+        pixels_HWC = None
+        if is_jpeg:
+            check_scans(data, image)
+            left, top, right, bottom = where.box
+            times = reduction(right - left, bottom - top, where.width_px, where.height_px)
+            pixels_HWC = jpeg_pixels(data, image, channels=config.channels, times=times)
+        if pixels_HWC is None:
+            if is_jpeg and config.channels == 1 and image.mode == "RGB":
+                image.draft("L", image.size)  # the file's own brightness, as above
+            image.load()
+            pixels_HWC, times = to_pixels(image, config), 1
+        box = tuple(edge / times for edge in where.box)
+        where = Placement(box, where.width_px, where.height_px, where.left_px, where.top_px)  # type: ignore[arg-type]
+        example_CHW = place(_upright(pixels_HWC, turn), where, config)
+        return Decoded(example_CHW, width, height, _has_more_frames(image), image.format or "")
 
 
-def _open(data: bytes) -> Image.Image:
-    # Pillow's own limit on pixels is a global; ours comes from the config and is checked by the caller.
-    with _PILLOWS_LIMIT:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+def _check_size(image: Image.Image, config: ImageConfig) -> None:
+    width, height = image.size
+    tags = getattr(image, "tag_v2", {})
+    tile_width, tile_height = tags.get(TILE_WIDTH, 1), tags.get(TILE_HEIGHT, 1)
+    for what, w, h in (("", width, height), ("tiles of ", tile_width, tile_height)):
+        if w * h > config.max_pixels:
+            detail = f"{what}{w} x {h} pixels, the limit image.max_pixels is {config.max_pixels}"
+            raise ImageRejectedError("too_large", detail)
+    if min(width, height) < config.min_side_px:
+        detail = f"{width} x {height} pixels, image.min_side_px is {config.min_side_px}"
+        raise ImageRejectedError("too_small", detail)
 
 
-def _convert(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
-        image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
-        image = Image.alpha_composite(canvas, rgba)
-    return image.convert("L" if channels == 1 else "RGB")
+def _turn(image: Image.Image) -> int:
+    try:
+        turn = image.getexif().get(ORIENTATION, 1)
+    except ImageRejectedError:  # the time limit
+        raise
+    except Exception:  # a broken EXIF block says nothing about the picture
+        return 1
+    return turn if turn in range(1, 9) else 1
 
 
-def _resize(image: Image.Image, config: ImageConfig) -> Image.Image:
-    size = (config.width_px, config.height_px)
-    if image.size == size:
-        return image
-    match config.resize:
-        case "stretch":
-            return image.resize(size, Image.Resampling.BILINEAR)
-        case "fit":
-            return ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=0)
-        case "centre_crop":
-            return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-        case "none":
-            found, wanted = f"{image.width} x {image.height}", f"{size[0]} x {size[1]}"
-            raise ImageRejectedError("wrong_size", f"{found} pixels, resize is none and {wanted} are wanted")
+def _upright(pixels_HWC: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """Undo an EXIF orientation: 5 to 8 exchange rows and columns first; then left and right, top and bottom."""
+    if turn >= 5:
+        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
+    rows = slice(None, None, -1 if turn in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if turn in (2, 3, 6, 7) else 1)
+    return pixels_HWC[rows, columns]
+
+
+def _has_more_frames(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except ImageRejectedError:  # the time limit
+        raise
+    except Exception:  # the first frame is whole, and what follows it is not
+        return True
+
+
+def _too_slow(config: ImageConfig) -> ImageRejectedError:
+    return ImageRejectedError("too_slow", f"not decoded within image.decode_timeout_s = {config.decode_timeout_s:g} s")
+
+
+def _printable(detail: str) -> str:
+    """Fit for a line of a log and the same in each run: a file can put anything into an error's text."""
+    detail = re.sub(r" ?<_io\.BytesIO object at \w+>", "", detail)
+    return "".join(c if c.isprintable() else " " for c in detail[: 2 * MAX_DETAIL])[:MAX_DETAIL]
 
 
 def encode_png(pixels_CHW: NDArray[np.uint8]) -> bytes:

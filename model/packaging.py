@@ -30,7 +30,18 @@ if TYPE_CHECKING:
     from .manifest import Manifest
 
 SHIPPED_PACKAGE = "shardmean_model"
-SHIPPED_MODULES = ("errors", "config", "images", "networks", "packaging")
+SHIPPED_MODULES = (
+    "errors",
+    "config",
+    "time_limit",
+    "quiet",
+    "colours",
+    "jpeg",
+    "resizing",
+    "images",
+    "networks",
+    "packaging",
+)
 BATCH = 256
 
 

@@ -68,6 +68,12 @@ def truncated_jpeg() -> bytes:
     return stream.getvalue()[:700]
 
 
+def float_tiff() -> bytes:
+    stream = io.BytesIO()
+    Image.new("F", (9, 9)).save(stream, "TIFF")
+    return stream.getvalue()
+
+
 BAD = {
     "zero.png": (b"", "empty"),
     "text.png": (b"this is no picture", "unreadable"),
@@ -75,6 +81,8 @@ BAD = {
     "bomb.png": (png_of_size(60_000, 60_000), "too_large"),
     "large.png": (png_of_size(9_000, 9_000), "too_large"),
     "cut.png": (png_of_size(100, 100)[:-30], "unreadable"),
+    "floats.tif": (float_tiff(), "wrong_mode"),
+    "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "unreadable"),
 }
 
 
@@ -96,6 +104,19 @@ def test_details_of_rejections_are_for_people(images, run):
     assert "9000 x 9000 pixels, the limit image.max_pixels is 64000000" in details["low/large.png"]
     # The same file must give the same words in every run, and none of a Python object.
     assert not details.str.contains("0x|BytesIO").any()
+
+
+def test_small_images(images, run):
+    Image.new("L", (3, 12)).save(images / "low" / "thin.png")
+    assert run(image={"min_side_px": 4})[0].reason.to_dict() == {"low/thin.png": "too_small"}
+
+
+def test_a_wrong_suffix_does_no_harm(images, run):
+    for suffix, kind in {"png": "JPEG", "jpg": "GIF", "gif": "TIFF", "bmp": "PNG"}.items():
+        Image.effect_noise((12, 12), 50).save(images / "low" / f"wrong.{suffix}", kind)
+    rejected, accepted = run()
+    assert rejected.empty
+    assert len(accepted) == 64
 
 
 def test_sizes_other_than_wanted_with_resize_none(images, run):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
@@ -12,9 +15,11 @@ import pytest
 from PIL import Image
 
 import jobs.train
+from jobs import registry
 from jobs.tracking import Tracker
 from jobs.train import train
 from jobs.vectorize import vectorize
+from model import packaging
 from model.errors import WorldError
 from model.manifest import load_manifest
 from model.progress import Moment
@@ -250,3 +255,18 @@ def test_progress_within_an_epoch_is_shown_live(job, client, dataset):
     }.items():  # fmt: skip
         history = client.get_metric_history(tracker.run_id, f"progress/{name}")
         assert [(metric.step, metric.value) for metric in history] == [(1500, value), (1900, value)]
+
+
+def test_a_stored_model_asks_for_all_that_its_code_imports():
+    """Pinned to the versions here, so that a served model decodes as the ETL did."""
+    folder, imported = Path(packaging.__file__).parent, set()
+    for name in packaging.SHIPPED_MODULES:
+        for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(str(node.module).split(".")[0])
+            elif isinstance(node, ast.Import):
+                imported.update(alias.name.split(".")[0] for alias in node.names)
+    wanted = {{"PIL": "pillow"}.get(name, name) for name in imported - sys.stdlib_module_names}
+    pinned = dict(requirement.split("==") for requirement in registry._requirements())
+    assert wanted <= pinned.keys()
+    assert pinned["simplejpeg"] == version("simplejpeg")

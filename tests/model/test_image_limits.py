@@ -1,0 +1,149 @@
+"""Limits of the decoder: pixels, sides, time, and the memory that a hostile file can take."""
+
+from __future__ import annotations
+
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+
+import pytest
+from PIL import Image
+
+from model.images import decode
+
+from .picture_files import HEIGHT, WIDTH, config, hand_made_tiff, png_chunk, png_header, random_image, rejection, saved
+
+
+def test_a_decompression_bomb_is_too_large():
+    data = png_header(60_000, 60_000)
+    assert len(data) < 100
+    assert rejection(data).reason == "too_large"
+
+
+def test_too_large_says_size_and_limit():
+    refusal = rejection(png_header(2000, 1000), max_pixels=1_999_999)
+    assert refusal.reason == "too_large"
+    assert refusal.detail == "2000 x 1000 pixels, the limit image.max_pixels is 1999999"
+
+
+def test_the_limit_is_the_configs_and_not_pillows():
+    # 400 million pixels: over Pillow's own limit, under ours; the file is then cut short, and that is its fault.
+    before = Image.MAX_IMAGE_PIXELS
+    assert rejection(png_header(20_000, 20_000), max_pixels=2**31).reason == "unreadable"
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize(("width", "height"), [(7, 9), (9, 7)])
+def test_too_small_says_size_and_limit(width, height):
+    data = saved(random_image(height=height, width=width), "PNG")
+    refusal = rejection(data, min_side_px=8, resize="stretch")
+    assert refusal.reason == "too_small"
+    assert refusal.detail == f"{width} x {height} pixels, image.min_side_px is 8"
+    assert decode(data, config(min_side_px=7, resize="stretch")).shape == (3, HEIGHT, WIDTH)
+
+
+def test_another_size_is_rejected_when_nothing_is_resized():
+    refusal = rejection(saved(random_image(height=7), "PNG"))
+    assert (refusal.reason, refusal.detail) == ("wrong_size", "10 x 7 pixels, resize is none and 10 x 6 are wanted")
+
+
+def test_an_image_that_takes_too_long_is_too_slow():
+    handler = signal.getsignal(signal.SIGALRM)
+    data = saved(random_image("RGB", 400, 400), "PNG")
+    refusal = rejection(data, decode_timeout_s=1e-6, resize="stretch")
+    assert (refusal.reason, refusal.detail) == ("too_slow", "not decoded within image.decode_timeout_s = 1e-06 s")
+    assert signal.getsignal(signal.SIGALRM) is handler
+
+
+def test_an_alarm_that_others_set_goes_on():
+    before, _ = signal.setitimer(signal.ITIMER_REAL, 200, 7)
+    try:
+        decode(saved(random_image(), "PNG"), config(resize="stretch"))
+        left_s, interval_s = signal.getitimer(signal.ITIMER_REAL)
+        assert 100 < left_s <= 200
+        assert interval_s == 7
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, before)
+
+
+def test_threads_decode_without_a_time_limit():
+    found, data = [], saved(random_image(), "JPEG")
+    threads = [
+        threading.Thread(target=lambda: found.append(decode(data, config(resize="stretch", decode_timeout_s=1e-6))))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert Image.MAX_IMAGE_PIXELS
+
+
+def scan_bomb() -> bytes:
+    """A progressive JPEG whose last scan is repeated: each repetition costs the decoder a walk over the picture."""
+    data = saved(random_image("RGB", 64, 64), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + 200 * data[last:-2] + data[-2:]
+
+
+TEXT = b"key\0\0" + zlib.compress(bytes(200 * 2**20), 9)
+BOMBS = {
+    "text": (png_header(1000, 1000, png_chunk(b"zTXt", TEXT)), "unreadable"),
+    "many texts": (
+        png_header(100, 100, *[png_chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(2**20 - 9), 9))] * 200),
+        "unreadable",
+    ),
+    "colour profile": (png_header(1000, 1000, png_chunk(b"iCCP", TEXT)), "unreadable"),
+    "screen": (
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + saved(random_image("L"), "GIF")[13:],
+        "too_large",
+    ),
+    "frame": (
+        b"GIF89a"
+        + struct.pack("<HHBBB", 4, 4, 0, 0, 0)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0)
+        + b"\2\2L\1\0;",
+        "too_large",
+    ),
+    "tile": (hand_made_tiff(8, 8, b"", t322=60_000, t323=60_000, t324=8, t325=9), "too_large"),
+    "strip": (hand_made_tiff(60_000, 60_000, b"x"), "too_large"),
+    "samples": (hand_made_tiff(8, 8, b"x", t277=65_535), "unreadable"),
+    "scans": (scan_bomb(), "unreadable"),
+    "pgm": (b"P5 60000 60000 255\n", "too_large"),
+    "ppm": (b"P6 " + 10_000_000 * b"9", "unreadable"),
+    "bmp": (
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
+        "too_large",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_rejected_without_its_memory(name, tmp_path):
+    data, reason = BOMBS[name]
+    (tmp_path / "bomb").write_bytes(data)
+    program = """
+import resource, sys
+from model.config import ImageConfig
+from model.images import ImageRejectedError, decode
+data = open(sys.argv[1], "rb").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    decode(data, ImageConfig())
+    print("decoded")
+except ImageRejectedError as refusal:
+    print(refusal.reason)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "bomb")], capture_output=True, text=True, check=True, timeout=60
+    )
+    found, grown_mib = ran.stdout.split()
+    assert (found, ran.stderr) == (reason, "")
+    assert int(grown_mib) < 150
+    assert [file.name for file in tmp_path.iterdir()] == ["bomb"]
