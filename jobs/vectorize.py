@@ -68,7 +68,7 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
         return _nothing_new(job, present, started)
     storage.check_writable(storage.join(job.dataset_uri, "shards"))
     with ExitStack() as ends:
-        lease = ends.enter_context(Lease(job.dataset_uri, what=f"another run that writes {job.dataset_uri}"))
+        lease = ends.enter_context(Lease(job.dataset_uri, what=f"the ETL of {job.dataset_uri}"))
         present = _present(job)  # another run may have published in the meantime
         tasks = runner or ends.enter_context(SparkRunner("shardmean vectorize", job.spark))
         update = Update(job, found, None if job.replace else present, tasks)
