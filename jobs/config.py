@@ -66,6 +66,8 @@ class SourceConfig(Settings):
     """RE2 expression, looked for anywhere in the path; paths of equal (?P<group>...) go to one split."""
     extra_columns: Annotated[list[Column], Field(max_length=100)] = []
     """Columns of the table to keep in the DataSet, as text."""
+    max_per_class: Annotated[int, Field(ge=1, le=10**9)] | Literal["smallest"] | None = None
+    """Balance classes: take at most so many images of each, or as many as the smallest has; null: all."""
 
     @model_validator(mode="after")
     def _fits_the_layout(self) -> Self:
@@ -111,7 +113,11 @@ class VectorizeJob(Settings):
     max_rejected_fraction: Fraction = 0.05
     """Largest share of rejected images; above it nothing is published."""
     replace: bool = False
-    """Publish over a DataSet that was made with other settings."""
+    """Publish over a DataSet that was made with other settings, and read every image anew."""
+    keep_versions: Annotated[int, Field(ge=1, le=10_000)] = 3
+    """Newest versions whose files are never cleaned away."""
+    clean_after_hours: Annotated[float, Field(ge=0, le=10**6, allow_inf_nan=False)] = 24
+    """Files that no kept version names are deleted when they are older, in hours; so are versions out of use."""
     schedule: str | None = "0 3 * * *"
     """Cron expression by which the DAG vectorize_images runs; null: by hand only."""
     spark: SparkSettings = {}

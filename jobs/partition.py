@@ -1,119 +1,152 @@
-"""What one ETL task does: read its images, decode them, write its shards. A pure function of its items."""
+"""What one ETL task does: read its images, decode them, write its shards. A pure function of its items.
+
+Shapes: M decoded images of B bytes each.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from jobs.sources import Item, read_item
-from model.errors import ImageRejectedError, UserError, WorldError
-from model.images import decode
-from model.shards import ShardWriter
+from jobs.splits import HASH_BYTES, fixed_code, split_code
+from model import storage
+from model.errors import ImageRejectedError, WorldError
+from model.images import decode_image
+from model.manifest import SPLITS
+from model.shard_file import rows_table, write_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from jobs.config import VectorizeJob
-    from model.config import SplitConfig
-    from model.manifest import Shard, Split
+    from model.manifest import Shard
 
-HASH_BYTES = 16
+NUM_READ_AHEAD = 16
+REPORT = pa.schema(
+    [
+        ("place", pa.int64()),
+        ("content_hash", pa.binary(HASH_BYTES)),
+        ("shard_number", pa.int32()),
+        ("is_same", pa.bool_()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """One image that became no example, and why."""
+class PartitionTask:
+    """Items with their places in the source, and for each the hash of the bytes that its example was made of, or None.
 
-    path: str
-    reason: str
-    detail: str
-    size_bytes: int
+    An item whose bytes are still those is not decoded.
+    """
 
-
-@dataclass
-class Moments:
-    """Exact sums over the training split's pixels, per channel; they merge by addition."""
-
-    num_values: int = 0
-    sums: list[int] = field(default_factory=list)
-    squares: list[int] = field(default_factory=list)
-
-    def add(self, other: Moments) -> None:
-        """Add another's sums to this one's."""
-        if not other.sums:
-            return
-        self.num_values += other.num_values
-        self.sums = [a + b for a, b in zip(self.sums or [0] * len(other.sums), other.sums, strict=True)]
-        self.squares = [a + b for a, b in zip(self.squares or [0] * len(other.squares), other.squares, strict=True)]
-
-    def add_pixels(self, pixels_CHW: NDArray[np.uint8]) -> None:
-        """Add one image's values."""
-        wide_CN = pixels_CHW.reshape(pixels_CHW.shape[0], -1).astype(np.uint32)
-        sums, squares = wide_CN.sum(axis=1).tolist(), (wide_CN * wide_CN).sum(axis=1).tolist()
-        self.add(Moments(wide_CN.shape[1], sums, squares))
-
-    def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Mean and (population) standard deviation per channel, of values divided by 255."""
-        means = [s / self.num_values for s in self.sums]
-        variances = [
-            (self.num_values * q - s * s) / self.num_values**2 for s, q in zip(self.sums, self.squares, strict=True)
-        ]
-        return [mean / 255 for mean in means], [float(variance**0.5) / 255 for variance in variances]
+    items: list[Item]
+    places: list[int]
+    known: list[bytes | None]
 
 
 @dataclass(frozen=True)
 class PartitionReport:
-    """What became of a partition's items. `hashes` has a row of 16 bytes per accepted item, `rows` its place."""
+    """The shards of a task, and a row for each of its items: see REPORT. `shard_number` counts among `shards`."""
 
-    index: int
     shards: list[Shard]
-    rejected: list[Rejected]
-    moments: Moments
-    hashes: NDArray[np.uint8]
-    rows: NDArray[np.int64]
-    error: str | None = None
+    rows: pa.Table
+
+    @property
+    def num_rejected(self) -> int:
+        """Items that became no example."""
+        num_accepted = int(self.rows["reason"].null_count)
+        return int(self.rows.num_rows) - num_accepted
 
 
-def vectorize_partition(
-    index: int, items: Sequence[Item], job: VectorizeJob, class_names: Sequence[str], conflicting: frozenset[str]
-) -> PartitionReport:
-    """Make one partition's shards. `conflicting` names paths whose bytes stand in another class too: rejected."""
-    labels = {name: number for number, name in enumerate(class_names)}
-    writer = ShardWriter(job.dataset_uri, num_classes=len(class_names), shard_bytes=job.shard_bytes)
-    rejected, hashes, rows, moments = [], [], [], Moments()
-    try:
-        for row, item in enumerate(items):
-            try:
-                content = _read(item, conflicting)
-                pixels_CHW = decode(content, job.image)
-            except ImageRejectedError as error:
-                rejected.append(Rejected(item.path, error.reason, error.detail, item.size_bytes))
-                continue
-            content_hash = hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
-            split = split_of(content_hash, job.split)
-            writer.add(split, pixels_CHW, labels[item.class_name], example_id(content_hash, item.path), item.path)
-            hashes.append(content_hash)
-            rows.append(row)
-            if split == "train":
-                moments.add_pixels(pixels_CHW)
-        shards = writer.close()
-    except (WorldError, UserError) as error:
-        return PartitionReport(index, [], [], Moments(), _hash_rows([]), np.zeros(0, np.int64), str(error))
-    return PartitionReport(index, shards, rejected, moments, _hash_rows(hashes), np.array(rows, np.int64))
+def vectorize_partition(task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> PartitionReport:
+    """Make one partition's shards. Raises UserError and WorldError when what it needs can't be read or written."""
+    made = _Made(task, job)
+    for number, content in enumerate(_contents(task.items)):
+        try:
+            if isinstance(content, Exception):
+                raise content
+            made.take(number, content)
+        except ImageRejectedError as error:
+            made.facts[number] |= {"reason": error.reason, "detail": error.detail}
+    shards = made.write(class_names)
+    return PartitionReport(shards, pa.Table.from_pylist(made.facts, schema=REPORT))
 
 
-def split_of(content_hash: bytes, config: SplitConfig) -> Split:
-    """The split of an image: by its bytes and the seed alone, so copies share it and it stays when others come."""
-    salted = hashlib.blake2b(content_hash, digest_size=8, salt=config.seed.to_bytes(8, "big")).digest()
-    place = int.from_bytes(salted, "big") / 2**64
-    if place < config.train:
-        return "train"
-    return "validation" if place < config.train + config.validation else "test"
+class _Made:
+    """What a task has made so far: pixels in one piece of memory, and what there is to say of each item."""
+
+    def __init__(self, task: PartitionTask, job: VectorizeJob) -> None:
+        self._task = task
+        self._job = job
+        self._pixels_MB = np.empty((len(task.items), job.image.example_bytes), np.uint8)
+        self._numbers: list[int] = []
+        self._codes: list[int] = []
+        self.facts: list[dict[str, Any]] = [
+            {"place": place, "shard_number": -1, "is_same": False} for place in task.places
+        ]
+
+    def take(self, number: int, content: bytes) -> None:
+        """Make an example of an item's bytes, unless they are known. Raises ImageRejectedError."""
+        fact = self.facts[number]
+        fact["content_hash"] = content_hash = hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
+        fact["is_same"] = content_hash == self._task.known[number]
+        if fact["is_same"]:
+            return
+        decoded = decode_image(content, self._job.image)
+        fact |= {"width": decoded.width_px, "height": decoded.height_px}
+        self._pixels_MB[len(self._numbers)] = decoded.pixels_CHW.reshape(-1)
+        self._numbers.append(number)
+        self._codes.append(_first_split(self._task.items[number], content_hash, self._job))
+
+    def write(self, class_names: Sequence[str]) -> list[Shard]:
+        """Write a shard for each split that has examples. Raises WorldError."""
+        labels = {name: label for label, name in enumerate(class_names)}
+        shards: list[Shard] = []
+        for code, split in enumerate(SPLITS):
+            rows_M = np.flatnonzero(np.array(self._codes, np.int8) == code)
+            if len(rows_M):
+                table = self._table(rows_M, labels, len(shards))
+                shape = self._job.image.shape
+                shards.append(write_shard(self._job.dataset_uri, split, table, shape=shape, num_classes=len(labels)))
+        return shards
+
+    def _table(self, rows_M: NDArray[np.int64], labels: dict[str, int], shard_number: int) -> pa.Table:
+        numbers = [self._numbers[row] for row in rows_M.tolist()]
+        for number in numbers:
+            self.facts[number]["shard_number"] = shard_number
+        items = [self._task.items[number] for number in numbers]
+        ids = [
+            example_id(self.facts[number]["content_hash"], item.path)
+            for number, item in zip(numbers, items, strict=True)
+        ]
+        extras = {
+            name: [item.extra[column] for item in items] for column, name in enumerate(self._job.source.extra_columns)
+        }
+        labels_M = np.array([labels[item.class_name] for item in items])
+        pixels_MB = self._pixels_MB[: len(rows_M)] if len(rows_M) == len(self._numbers) else self._pixels_MB[rows_M]
+        return rows_table(pixels_MB, labels_M, ids, [item.path for item in items], extras)
+
+
+def _first_split(item: Item, content_hash: bytes, job: VectorizeJob) -> int:
+    """Where an example lies until all are known: for most that is where it stays."""
+    fixed = fixed_code(item.split, item.group, job.split)
+    if fixed >= 0:
+        return fixed
+    return split_code(content_hash, job.split) if job.split.method == "random" else 0
 
 
 def example_id(content_hash: bytes, path: str) -> str:
@@ -121,18 +154,30 @@ def example_id(content_hash: bytes, path: str) -> str:
     return f"{content_hash.hex()}-{hashlib.blake2b(path.encode(errors='surrogateescape'), digest_size=4).hexdigest()}"
 
 
-def _read(item: Item, conflicting: frozenset[str]) -> bytes:
-    if item.path in conflicting:
-        raise ImageRejectedError("conflicting_labels", "the same bytes stand in another class too")
+def _contents(items: Sequence[Item]) -> Iterator[bytes | Exception]:
+    """The items' bytes in order, or for each the reason why there are none. Remote files are fetched ahead."""
+    remote = any(storage.local_path(item.uri) is None for item in (*items[:1], *items[-1:]))
+    return _ahead(items) if remote else map(_content, items)
+
+
+def _ahead(items: Iterable[Item]) -> Iterator[bytes | Exception]:
+    waiting: deque[Future[bytes | Exception]] = deque()
+    rest = iter(items)
+    with ThreadPoolExecutor(NUM_READ_AHEAD) as pool:
+        waiting.extend(pool.submit(_content, item) for item in islice(rest, 2 * NUM_READ_AHEAD))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(_content, item) for item in islice(rest, 1))
+
+
+def _content(item: Item) -> bytes | Exception:
     try:
         return read_item(item)
+    except ImageRejectedError as error:
+        return error
     except FileNotFoundError:
-        raise ImageRejectedError("vanished", "the file was there when the source was listed") from None
+        return ImageRejectedError("vanished", "the file was there when the source was listed")
     except WorldError as error:
         if isinstance(error.__cause__, PermissionError):
-            raise ImageRejectedError("no_permission", "the file may not be read") from error
-        raise
-
-
-def _hash_rows(hashes: list[bytes]) -> NDArray[np.uint8]:
-    return np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, HASH_BYTES)
+            return ImageRejectedError("no_permission", "the file may not be read")
+        return error

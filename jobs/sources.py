@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from itertools import compress, pairwise, repeat
 from operator import attrgetter
-from typing import TYPE_CHECKING
-
-from PIL import Image
+from typing import TYPE_CHECKING, Literal
 
 from jobs import folders, idx, table
 from jobs.listing import find_files, list_files
@@ -51,12 +49,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Scan:
-    """All items of a source in the order of their paths, the class names in order, and files that were passed over."""
+    """All items of a source in the order of their paths, the class names in order, and files that were passed over.
+
+    `num_left_out` images are not among the items because their classes have enough others.
+    """
 
     items: list[Item]
     class_names: list[str]
     num_other_files: int
     extra_columns: tuple[str, ...] = ()
+    num_left_out: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -77,9 +79,29 @@ def scan(config: SourceConfig) -> Scan:
         items.sort(key=attrgetter("path"))
         class_names = sorted({item.class_name for item in items})
         _check(items, class_names)
+        chosen = _balanced(items, config.max_per_class)
     except UserError as error:
         raise UserError(f"source {config.uri}: {error}") from error.__cause__
-    return Scan(items, class_names, num_other_files, tuple(config.extra_columns))
+    return Scan(chosen, class_names, num_other_files, tuple(config.extra_columns), len(items) - len(chosen))
+
+
+def path_hash(path: str) -> bytes:
+    """What orders images by chance, yet always alike: the hash of the path."""
+    return hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=16).digest()
+
+
+def _balanced(items: list[Item], max_per_class: int | Literal["smallest"] | None) -> list[Item]:
+    """At most so many items of each class: those whose paths have the lowest hashes (as DataVec does)."""
+    if max_per_class is None:
+        return items
+    num_per_class = Counter(item.class_name for item in items)
+    most = min(num_per_class.values()) if max_per_class == "smallest" else max_per_class
+    by_class: dict[str, list[tuple[bytes, int]]] = {name: [] for name, num in num_per_class.items() if num > most}
+    for place, item in enumerate(items):
+        if item.class_name in by_class:
+            by_class[item.class_name].append((path_hash(item.path), place))
+    left_out = {place for hashes in by_class.values() for _, place in sorted(hashes)[most:]}
+    return [item for place, item in enumerate(items) if place not in left_out]
 
 
 def read_item(item: Item) -> bytes:
@@ -89,9 +111,9 @@ def read_item(item: Item) -> bytes:
     WorldError when it can't be read.
     """
     if item.row is not None:
-        stream = io.BytesIO()
-        Image.fromarray(idx.read_images(item.uri, item.modified_ns)[item.row]).save(stream, "PPM")
-        return stream.getvalue()
+        pixels_HW = idx.read_images(item.uri, item.modified_ns)[item.row]
+        height, width = pixels_HW.shape
+        return b"".join((b"P5\n%d %d\n255\n" % (width, height), pixels_HW.tobytes()))
     try:
         # One byte more shows that a file has grown, and a file that never ends does no harm.
         content = storage.read_bytes(item.uri, max_bytes=item.size_bytes + 1)

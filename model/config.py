@@ -81,8 +81,10 @@ class ImageConfig(Settings):
 
 
 class SplitConfig(Settings):
-    """Shares of the three splits. An image's split depends on its bytes and the seed alone, so it never changes."""
+    """Shares of the three splits. An image keeps its split for ever, and its copies share it."""
 
+    method: Literal["random", "stratified"] = "random"
+    """random: by the hash of an image's bytes (or of its group); stratified: the shares hold within each class."""
     train: Fraction = 0.8
     """Share of the images to train on."""
     validation: Fraction = 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -12,13 +12,20 @@ from . import storage
 from .config import ImageConfig, Settings, SplitConfig
 from .errors import UserError, WorldError
 
-SCHEMA_VERSION = 1
-SPLITS = ("train", "validation", "test")
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+SCHEMA_VERSION = 2
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+FileName = Annotated[str, Field(pattern=r"^[0-9a-f]{20}\.parquet$")]
 
 
 class Shard(Settings):
-    """One Parquet file of examples of one split. Its name holds the hash of its content."""
+    """One Parquet file of examples of one split. Its name holds the hash of its content.
+
+    `sums` and `squares` are those of all values and of their squares, per channel: exact, so that they merge.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z]+-[0-9a-f]{20}\.parquet$")]
     split: Split
@@ -26,21 +33,32 @@ class Shard(Settings):
     num_bytes: Annotated[int, Field(ge=1)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     num_per_class: list[int]
+    sums: list[int] = []
+    squares: list[int] = []
 
 
 class Source(Settings):
-    """Where the examples came from. `fingerprint` covers every file's path, size and modification time."""
+    """Where the examples came from.
+
+    `fingerprint` covers every file's path, size and modification time; `settings` are those of the job's source that
+    decide what an example is; `num_left_out` images were left out to balance the classes.
+    """
 
     uri: str
     layout: str
     fingerprint: str
     num_files: int
+    num_left_out: int = 0
+    settings: dict[str, Any] = {}
 
 
 class Manifest(Settings):
-    """A whole DataSet. `mean` and `std` are per channel, of the training split's values divided by 255."""
+    """A whole DataSet. `mean` and `std` are per channel, of the training split's values divided by 255.
 
-    schema_version: Literal[1] = 1
+    `index` and `rejected` name two tables: all images of the source, and those that became no example.
+    """
+
+    schema_version: Literal[2] = 2
     digest: str = ""
     image: ImageConfig
     split: SplitConfig
@@ -51,6 +69,9 @@ class Manifest(Settings):
     source: Source
     num_rejected: int = 0
     num_rejected_by_reason: dict[str, int] = {}
+    extra_columns: list[str] = []
+    index: FileName | None = None
+    rejected: FileName | None = None
 
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of one split, in the manifest's order."""
@@ -75,7 +96,7 @@ class Manifest(Settings):
         return self.model_copy(update={"digest": self._digest()})
 
     def _digest(self) -> str:
-        content = self.model_dump(mode="json", exclude={"digest", "source"})
+        content = self.model_dump(mode="json", exclude={"digest", "source", "index", "rejected"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def check_digest(self, uri: str) -> None:
@@ -85,6 +106,16 @@ class Manifest(Settings):
                 f"{uri}: the manifest's digest is {self.digest} but its content gives {self._digest()}: "
                 "it was changed after it was published; restore it, or run `shardmean vectorize` with replace=true"
             )
+
+
+def mean_and_std(shards: Sequence[Shard], image: ImageConfig) -> tuple[list[float], list[float]]:
+    """Mean and (population) standard deviation per channel, of all values in some shards divided by 255."""
+    num_values = max(1, sum(shard.num_examples for shard in shards) * image.height_px * image.width_px)
+    sums = [sum(shard.sums[channel] for shard in shards) for channel in range(image.channels)]
+    squares = [sum(shard.squares[channel] for shard in shards) for channel in range(image.channels)]
+    # Whole numbers up to the last division: the variance is exact where floats would cancel.
+    variances = [(num_values * q - s * s) / num_values**2 for s, q in zip(sums, squares, strict=True)]
+    return [s / num_values / 255 for s in sums], [float(variance**0.5) / 255 for variance in variances]
 
 
 def manifest_uri(dataset_uri: str, digest: str | None = None) -> str:
@@ -97,17 +128,26 @@ def shard_uri(dataset_uri: str, name: str) -> str:
     return storage.join(dataset_uri, "shards", name)
 
 
-def rejected_uri(dataset_uri: str, digest: str) -> str:
-    """Where the table of a version's rejected images stands (path, reason, detail, size_bytes)."""
-    return storage.join(dataset_uri, "rejected", f"{digest}.parquet")
+def index_uri(dataset_uri: str, name: str) -> str:
+    """Where a table of all images of the source stands; a manifest's `index` is its name."""
+    return storage.join(dataset_uri, "index", name)
 
 
-def publish(manifest: Manifest, dataset_uri: str) -> None:
-    """Commit a sealed manifest: its version first, then the current one, which readers follow."""
+def rejected_uri(dataset_uri: str, name: str) -> str:
+    """Where a table of rejected images stands (path, reason, detail, size_bytes); `rejected` is its name."""
+    return storage.join(dataset_uri, "rejected", name)
+
+
+def publish(manifest: Manifest, dataset_uri: str, *, before_write: Callable[[], None] = lambda: None) -> None:
+    """Commit a sealed manifest: its version first, then the current one, which readers follow.
+
+    `before_write` is called before each of the two writes and may raise.
+    """
     assert manifest.digest, "only a sealed manifest is published"
     text = manifest.model_dump_json(indent=1).encode()
-    storage.write_bytes(manifest_uri(dataset_uri, manifest.digest), text)
-    storage.write_bytes(manifest_uri(dataset_uri), text)
+    for uri in (manifest_uri(dataset_uri, manifest.digest), manifest_uri(dataset_uri)):
+        before_write()
+        storage.write_bytes(uri, text)
 
 
 def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:

@@ -5,35 +5,23 @@ Shapes: N examples, C channels, H and W pixels.
 
 from __future__ import annotations
 
-import hashlib
-import io
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import storage
 from .draws import example_keys
 from .errors import WorldError
-from .manifest import Manifest, Shard, shard_uri
+from .manifest import shard_uri
+from .shard_file import MEND, damaged, features_of, has_hash, one_chunk, open_shard, rows_table, write_shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .manifest import Split
+    from .manifest import Manifest, Shard, Split
     from .shard_cache import ShardCache
-
-SCHEMA = pa.schema(
-    [
-        pa.field("features", pa.binary(), nullable=False, metadata={"layout": "uint8 CHW"}),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-    ]
-)
-ROW_GROUP_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -60,66 +48,35 @@ class Examples:
         )
 
 
-@dataclass
-class _Buffer:
-    rows: list[tuple[bytes, int, str, str]] = field(default_factory=list)
-    num_bytes: int = 0
-
-
 class ShardWriter:
-    """Collects examples and writes a shard whenever a split has `shard_bytes` of them.
-
-    A shard's name is the hash of its content and each is written whole or not at all, so a task that Spark runs
-    twice writes the same files again and harms nothing. Memory: up to three shards.
-    """
+    """Collects examples one by one and writes a shard whenever a split has `shard_bytes` of them."""
 
     def __init__(self, dataset_uri: str, *, num_classes: int, shard_bytes: int) -> None:
         self._dataset_uri = dataset_uri
         self._num_classes = num_classes
         self._shard_bytes = shard_bytes
-        self._buffers: dict[Split, _Buffer] = {}
+        self._rows: dict[Split, list[tuple[NDArray[np.uint8], int, str, str]]] = {}
         self.shards: list[Shard] = []
 
     def add(self, split: Split, pixels_CHW: NDArray[np.uint8], label: int, example_id: str, path: str) -> None:
         """Take one example into its split's next shard."""
-        buffer = self._buffers.setdefault(split, _Buffer())
-        buffer.rows.append((pixels_CHW.tobytes(), label, example_id, path))
-        buffer.num_bytes += pixels_CHW.nbytes
-        if buffer.num_bytes >= self._shard_bytes:
+        rows = self._rows.setdefault(split, [])
+        rows.append((pixels_CHW, label, example_id, path))
+        if len(rows) * pixels_CHW.nbytes >= self._shard_bytes:
             self._flush(split)
 
     def close(self) -> list[Shard]:
         """Write what is left and return all shards written."""
-        for split in list(self._buffers):
+        for split in list(self._rows):
             self._flush(split)
         return self.shards
 
     def _flush(self, split: Split) -> None:
-        buffer = self._buffers.pop(split)
-        columns = [list(column) for column in zip(*buffer.rows, strict=True)]
-        data = _parquet(columns, rows_per_group=max(1, ROW_GROUP_BYTES * len(buffer.rows) // buffer.num_bytes))
-        sha256 = hashlib.sha256(data).hexdigest()
-        shard = Shard(
-            name=f"{split}-{sha256[:20]}.parquet",
-            split=split,
-            num_examples=len(buffer.rows),
-            num_bytes=len(data),
-            sha256=sha256,
-            num_per_class=np.bincount(columns[1], minlength=self._num_classes).tolist(),
-        )
-        storage.write_bytes(shard_uri(self._dataset_uri, shard.name), data)
-        self.shards.append(shard)
-
-
-def _parquet(columns: list[list[object]], *, rows_per_group: int) -> bytes:
-    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-    stream = io.BytesIO()
-    # Pixels hardly shrink and a reader must not wait for a decompressor; the text columns do and cost little.
-    compression = dict.fromkeys(SCHEMA.names, "zstd") | {"features": "none"}
-    pq.write_table(
-        table, stream, row_group_size=rows_per_group, compression=compression, use_dictionary=["label", "path"]
-    )
-    return stream.getvalue()
+        pixels, labels, ids, paths = zip(*self._rows.pop(split), strict=True)
+        features_NB = np.stack(pixels).reshape(len(pixels), -1)
+        table = rows_table(features_NB, np.array(labels), ids, paths)
+        shape = pixels[0].shape
+        self.shards.append(write_shard(self._dataset_uri, split, table, shape=shape, num_classes=self._num_classes))
 
 
 class Dataset:
@@ -161,31 +118,21 @@ class Dataset:
 
     def _checked(self, shard: Shard) -> pq.ParquetFile:
         def fetch() -> pa.Buffer:
-            content = self._fetched(shard)
+            content = open_shard(self.uri, shard)
             if not self._is_as_published(shard, content):
-                uri = shard_uri(self.uri, shard.name)
-                raise WorldError(f"{uri}: damaged (its SHA-256 is not the manifest's); {_MEND}")
+                raise damaged(self.uri, shard)
             return content
 
         if self._cache is None:
-            return pq.ParquetFile(pa.BufferReader(fetch()))
-        content = self._cache.read(shard.name, fetch, lambda found: self._is_as_published(shard, found))
+            content = fetch()
+        else:
+            content = self._cache.read(shard.name, fetch, lambda found: self._is_as_published(shard, found))
         return pq.ParquetFile(pa.BufferReader(content))
-
-    def _fetched(self, shard: Shard) -> pa.Buffer:
-        uri = shard_uri(self.uri, shard.name)
-        try:
-            content = storage.read_buffer(uri)
-        except FileNotFoundError:
-            raise WorldError(f"{uri}: missing; {_MEND}") from None
-        if content.size != shard.num_bytes:
-            raise WorldError(f"{uri}: {content.size} bytes, the manifest says {shard.num_bytes}; {_MEND}")
-        return content
 
     def _is_as_published(self, shard: Shard, content: pa.Buffer) -> bool:
         # Once a process: a shard that is as published now stays so, and hashing costs as much as reading.
         if shard.name not in self._verified:
-            if hashlib.sha256(content).hexdigest() != shard.sha256:
+            if not has_hash(shard, content):
                 return False
             self._verified.add(shard.name)
         return int(content.size) == shard.num_bytes
@@ -199,26 +146,19 @@ class Dataset:
             table = file.read_row_group(index, columns).combine_chunks()
             examples = self._examples(table, shard, with_names=with_names)
             if with_keys:
-                examples = replace(examples, keys_N=example_keys(_one_chunk(table["id"])))
+                examples = replace(examples, keys_N=example_keys(one_chunk(table["id"])))
             self._group = (key, examples)
         return self._group[1]
 
     def _examples(self, table: pa.Table, shard: Shard, *, with_names: bool) -> Examples:
-        shape = self.manifest.image.shape
-        pixels = np.frombuffer(_one_chunk(table["features"]).buffers()[2], dtype=np.uint8)
-        if pixels.size != table.num_rows * self.manifest.image.example_bytes:
-            raise WorldError(f"{shard_uri(self.uri, shard.name)}: examples are not of shape {shape}; {_MEND}")
+        image = self.manifest.image
+        try:
+            features_NB = features_of(table, image.example_bytes)
+        except ValueError as error:
+            raise WorldError(f"{shard_uri(self.uri, shard.name)}: {error}; {MEND}") from error
         return Examples(
-            pixels.reshape(table.num_rows, *shape),
+            features_NB.reshape(-1, *image.shape),
             table["label"].to_numpy(),
             table["id"].to_pylist() if with_names else [],
             table["path"].to_pylist() if with_names else [],
         )
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    whole = column.combine_chunks()
-    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
-
-
-_MEND = "the shard is damaged: restore the DataSet, or run vectorize with replace=true"

@@ -37,7 +37,9 @@ def run(images, tmp_path, vectorize_job):
     def run(**changes):
         changes = {"max_rejected_fraction": 0.5} | changes
         result = vectorize(vectorize_job(images, tmp_path / "set", **changes))
-        table = pq.read_table(rejected_uri(str(tmp_path / "set"), result.digest)).to_pandas()
+        table = pq.read_table(
+            rejected_uri(str(tmp_path / "set"), load_manifest(str(tmp_path / "set")).rejected)
+        ).to_pandas()
         manifest = load_manifest(str(tmp_path / "set"))
         assert manifest.num_rejected == result.num_rejected == len(table)
         assert manifest.num_rejected_by_reason == table.reason.value_counts().to_dict()

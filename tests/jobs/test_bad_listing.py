@@ -15,7 +15,7 @@ from jobs.sources import read_item, scan
 from jobs.vectorize import vectorize
 from model import storage
 from model.errors import ImageRejectedError, UserError, WorldError
-from model.manifest import rejected_uri
+from model.manifest import load_manifest, rejected_uri
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_changes_between_listing_and_reading_are_counted_and_mended_by_the_next_
         patch.setattr(module, "scan", scan_and_change)
         first = vectorize(job)
     assert first.num_rejected_by_reason == {"changed": 1, "vanished": 1}
-    rejected = pq.read_table(rejected_uri(job.dataset_uri, first.digest)).to_pydict()
+    rejected = pq.read_table(rejected_uri(job.dataset_uri, load_manifest(job.dataset_uri).rejected)).to_pydict()
     assert rejected["path"] == ["a/000.png", "b/000.png"]
     second = vectorize(job)
     assert (second.num_rejected, sum(second.num_examples.values())) == (0, 19)

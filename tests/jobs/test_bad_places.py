@@ -52,7 +52,7 @@ def test_another_source_is_refused(images, tmp_path, vectorize_job, make_images)
 def test_a_half_written_dataset_is_never_read_and_the_next_run_publishes(images, tmp_path, vectorize_job, monkeypatch):
     job = vectorize_job(images, tmp_path / "set")
 
-    def killed(*_arguments):
+    def killed(*_arguments, **_more):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -105,11 +105,11 @@ def test_a_place_that_cannot_be_written(images, tmp_path, vectorize_job, place):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 64 KiB."""
+    """A file system of 256 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
@@ -118,7 +118,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk(images, small_disk, vectorize_job):
-    job = vectorize_job(images, small_disk / "set", size=64)
+    job = vectorize_job(images, small_disk / "set", size=100)
     with pytest.raises(WorldError) as caught:
         vectorize(job)
     assert "No space left on device; check permission and free space there" in str(caught.value)
@@ -130,7 +130,7 @@ def test_a_full_disk(images, small_disk, vectorize_job):
 def test_a_full_disk_leaves_the_published_version(images, small_disk, vectorize_job, make_images):
     job = vectorize_job(images, small_disk / "set")
     first = vectorize(job)
-    make_images(images, num_per_class=120, seed=2)
+    make_images(images, num_per_class=600, seed=2)
     with pytest.raises(WorldError, match="No space left"):
         vectorize(job)
     assert load_manifest(job.dataset_uri).digest == first.digest

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.runner import LocalRunner
 from jobs.vectorize import vectorize
 from model.manifest import SPLITS, load_manifest
 
@@ -96,6 +97,22 @@ def test_the_number_of_slots_does_not_matter(images, tmp_path, vectorize_job, ru
     assert load_manifest(str(tmp_path / "one")).digest == vectorize(job).digest
 
 
+@pytest.mark.timeout(400)
+def test_a_cluster_gives_the_same_digest(images, tmp_path, vectorize_job, run_cli, standalone_cluster):
+    """Two workers of one core each, which read what is new and rewrite what has changed."""
+    there = vectorize_job(images, tmp_path / "there", spark=standalone_cluster.settings)
+    here = vectorize_job(images, tmp_path / "here")
+    (tmp_path / "job.json").write_text(there.model_dump_json())
+    for job in (there, here):
+        vectorize(job, runner=LocalRunner())
+    (images / "low" / "003.png").unlink()
+    for number in range(20):
+        shutil.copy(images / "low" / "019.png", images / "low" / f"new {number}.png")
+    ended = run_cli("vectorize", "--config", str(tmp_path / "job.json"))
+    assert ended.code == 0, ended.text
+    assert load_manifest(there.dataset_uri).digest == vectorize(here, runner=LocalRunner()).digest
+
+
 def test_another_seed_deals_other_splits(images, tmp_path, vectorize_job):
     job = vectorize_job(images, tmp_path / "set")
     vectorize(job)
@@ -151,14 +168,29 @@ def test_touched_files_of_the_same_content_are_no_change(images, tmp_path, vecto
     assert not second.changed
 
 
-def test_all_common_readers_read_the_shards(images, tmp_path, vectorize_job, spark):
+def test_all_common_readers_read_the_shards(images, tmp_path, vectorize_job, spark, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from datasets import load_dataset
+
     vectorize(vectorize_job(images, tmp_path / "set"))
-    folder = str(tmp_path / "set" / "shards")
-    names = {"features", "label", "id", "path"}
-    for table in (pq.read_table(folder).to_pandas(), pd.read_parquet(folder), spark.read.parquet(folder).toPandas()):
-        assert set(table.columns) == names
-        assert len(table) == 60
-        assert {len(value) for value in table.features} == {144}
+    folder = tmp_path / "set" / "shards"
+    files = [str(folder / shard.name) for shard in load_manifest(str(tmp_path / "set")).shards]
+    tables = {
+        "pyarrow": pq.read_table(folder).to_pandas(),
+        "pandas": pd.concat(map(pd.read_parquet, files)),
+        "spark": spark.read.parquet(*files).toPandas(),
+        "datasets": load_dataset(
+            "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "hf")
+        ).to_pandas(),
+    }
+    first = rows(tmp_path / "set").sort_values("id", ignore_index=True)
+    assert len(first) == 60
+    for name, table in tables.items():
+        names = ["features", "label", "id", "path"]
+        assert table.columns.tolist() == names, name
+        found = table.sort_values("id", ignore_index=True)
+        assert [bytes(value) for value in found.features] == first.features.tolist(), name
+        assert (found[names[1:]] == first[names[1:]]).all(axis=None), name
 
 
 def test_colour_images_of_other_sizes_get_the_shape_asked_for(tmp_path, vectorize_job):

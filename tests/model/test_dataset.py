@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import shards, storage
+from model import shard_file, shards, storage
 from model.config import ImageConfig, SplitConfig
 from model.errors import UserError, WorldError
 from model.manifest import Manifest, Shard, Source, load_manifest, manifest_uri, publish
@@ -116,7 +116,7 @@ def test_half_written_json_is_told(make_dataset, tmp_path, share):
         load_manifest(str(tmp_path))
 
 
-@pytest.mark.parametrize("text", [b"[1, 2]", b"null", b'{"schema_version": 1}', b"\xff\xfe\x00"])
+@pytest.mark.parametrize("text", [b"[1, 2]", b"null", b'{"schema_version": 2}', b"\xff\xfe\x00"])
 def test_other_json_is_no_manifest(tmp_path, text):
     (tmp_path / "manifest.json").write_bytes(text)
     with pytest.raises(WorldError, match="not a manifest"):
@@ -125,8 +125,8 @@ def test_other_json_is_no_manifest(tmp_path, text):
 
 def test_a_newer_schema_is_told(make_dataset, tmp_path):
     make_dataset(tmp_path, rows={"train": 5})
-    edit(tmp_path, lambda content: content.update(schema_version=2, some_new_field=3))
-    with pytest.raises(UserError, match="schema version 2, but this Shardmean reads 1; use a matching version"):
+    edit(tmp_path, lambda content: content.update(schema_version=3, some_new_field=3))
+    with pytest.raises(UserError, match="schema version 3, but this Shardmean reads 2; use a matching version"):
         load_manifest(str(tmp_path))
 
 
@@ -164,7 +164,7 @@ def test_shards_are_named_by_content_and_writing_twice_gives_the_same(make_datas
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
 def test_pyarrow_pandas_and_read_give_the_same_rows(make_dataset, tmp_path, monkeypatch, shape):
-    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 500)
+    monkeypatch.setattr(shard_file, "ROW_GROUP_BYTES", 500)
     dataset = make_dataset(tmp_path, rows={"train": 50}, shape=shape, shard_bytes=2000)
     for shard in dataset.manifest.shards:
         path = shard_path(dataset, shard)
@@ -180,7 +180,7 @@ def test_pyarrow_pandas_and_read_give_the_same_rows(make_dataset, tmp_path, monk
 
 
 def test_any_range_is_a_slice_of_the_whole(make_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 300)
+    monkeypatch.setattr(shard_file, "ROW_GROUP_BYTES", 300)
     dataset = make_dataset(tmp_path, rows={"train": 16})
     (shard,) = dataset.manifest.shards
     whole = read_all(dataset, shard)

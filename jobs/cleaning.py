@@ -1,0 +1,80 @@
+"""Deleting what no version names any more: files of killed runs, and of versions that are long out of use."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from model import storage
+from model.errors import WorldError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+FOLDERS = ("shards", "index", "rejected", "reports", "versions")
+log = logging.getLogger(__name__)
+
+
+def clean(
+    dataset_uri: str,
+    *,
+    keep_versions: int,
+    clean_after_hours: float,
+    passing: Collection[str],
+    before_delete: Callable[[], None],
+) -> int:
+    """Delete files that no kept version names and that are older than `clean_after_hours`; give their number.
+
+    `passing` are files that this run wrote on its way, which are deleted whatever their age. Kept are the newest
+    `keep_versions`, and any that was replaced less than `clean_after_hours` ago. A store that refuses is told and left
+    as it is: the version that was published is good all the same.
+    """
+    try:
+        oldest_ns = time.time_ns() - int(clean_after_hours * 3600e9)
+        kept = _kept_names(dataset_uri, keep_versions, oldest_ns)
+        if kept is None:
+            return 0
+        num_deleted = 0
+        for folder in FOLDERS:
+            uri = storage.join(dataset_uri, folder)
+            for name, written_ns in sorted(storage.list_ages(uri).items()):
+                if name not in kept and (written_ns < oldest_ns or name in passing):
+                    before_delete()
+                    storage.delete(storage.join(uri, name))
+                    num_deleted += 1
+    except WorldError as error:
+        log.warning("not all old files could be cleaned away: %s", error)
+        return 0
+    num_old = num_deleted - len(set(passing) - kept)
+    if num_old > 0:
+        log.info("deleted %d files that no version in use names", num_old)
+    return num_deleted
+
+
+def _kept_names(dataset_uri: str, keep_versions: int, oldest_ns: int) -> set[str] | None:
+    """The names of all files of the versions that are kept; None when a version can't be read."""
+    ages = storage.list_ages(storage.join(dataset_uri, "versions"))
+    newest_first = sorted((name for name in ages if name.endswith(".json")), key=lambda name: -ages[name])
+    kept: set[str] = set()
+    replaced_ns = time.time_ns()
+    manifests = [storage.join(dataset_uri, "manifest.json")]
+    for place, name in enumerate(newest_first):
+        if place < keep_versions or replaced_ns >= oldest_ns:
+            manifests.append(storage.join(dataset_uri, "versions", name))
+            kept |= {name, f"{name.removesuffix('.json')}.html"}
+        replaced_ns = ages[name]
+    for uri in manifests:
+        try:
+            # Not as a Manifest: one of another schema version names files too.
+            content = json.loads(storage.read_bytes(uri))
+            digest = str(content.get("digest"))
+            names = [content.get("index"), content.get("rejected"), f"{digest}.json", f"{digest}.html"]
+            kept |= {str(name) for name in names} | {str(shard["name"]) for shard in content["shards"]}
+        except FileNotFoundError:
+            continue
+        except (ValueError, AttributeError, KeyError, TypeError):
+            log.warning("%s can't be read, so nothing is cleaned away", uri)
+            return None
+    return kept

@@ -1,0 +1,138 @@
+"""The index of a DataSet: a table of all images of the source, by which the next run knows what it need not read.
+
+Shapes: N images of the source, in the order of their paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from model import storage
+from model.errors import WorldError
+from model.manifest import index_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from jobs.sources import Item
+
+INDEX = pa.schema(
+    [
+        ("path", pa.string()),
+        ("uri", pa.string()),
+        ("row", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("modified_ns", pa.int64()),
+        ("class_name", pa.string()),
+        ("group", pa.string()),
+        ("split", pa.string()),
+        ("content_hash", pa.binary(16)),
+        ("shard", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("extra_hash", pa.int64()),
+    ]
+)
+REJECTED = ("path", "reason", "detail", "size_bytes")
+_LISTED = ("path", "uri", "row", "size_bytes", "modified_ns", "class_name", "group", "extra_hash")
+
+
+def listed_table(items: Sequence[Item]) -> pa.Table:
+    """What the listing of the source says of its images: the columns of the index that need no reading."""
+    columns = {
+        "path": [item.path for item in items],
+        # A local name need not be UTF-8; the table is for readers, the run itself goes by the item.
+        "uri": [item.uri.encode(errors="surrogateescape").decode(errors="backslashreplace") for item in items],
+        "row": [item.row for item in items],
+        "size_bytes": [item.size_bytes for item in items],
+        "modified_ns": [item.modified_ns for item in items],
+        "class_name": [item.class_name for item in items],
+        "group": [item.group for item in items],
+        "extra_hash": [_hash(item.extra) if item.extra else None for item in items],
+    }
+    return pa.table({name: pa.array(columns[name], INDEX.field(name).type) for name in _LISTED})
+
+
+def _hash(extra: tuple[str | None, ...]) -> int:
+    digest = hashlib.blake2b(repr(extra).encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The images of now beside those of the last version.
+
+    `at_N` is the place in the last index, -1 for a new path. `is_known_N`: nothing changed. `is_touched_N`: only size
+    or modification time did, so the same bytes may stand there.
+    """
+
+    at_N: NDArray[np.int64]
+    is_known_N: NDArray[np.bool_]
+    is_touched_N: NDArray[np.bool_]
+    num_deleted: int
+
+
+def compare(listed: pa.Table, index: pa.Table) -> Comparison:
+    """Find each listed image in an index."""
+    found = pc.index_in(listed["path"], value_set=index["path"].combine_chunks())
+    before = index.take(found)
+    is_there = pc.is_valid(found)
+    is_alike, is_as_old = (
+        _all_equal(listed, before, names)
+        for names in (("class_name", "group", "row", "extra_hash"), ("size_bytes", "modified_ns"))
+    )
+    at_N = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    alike_N = pc.and_(is_there, is_alike).to_numpy(zero_copy_only=False)
+    as_old_N = is_as_old.to_numpy(zero_copy_only=False)
+    num_there = int((at_N >= 0).sum())
+    return Comparison(at_N, alike_N & as_old_N, alike_N & ~as_old_N, index.num_rows - num_there)
+
+
+def _all_equal(one: pa.Table, other: pa.Table, names: Sequence[str]) -> pa.Array:
+    equal = pa.array(np.ones(one.num_rows, np.bool_))
+    for name in names:
+        a, b = one[name].combine_chunks(), other[name].combine_chunks()
+        same = pc.fill_null(pc.equal(a, b), fill_value=False)
+        equal = pc.and_(equal, pc.or_(same, pc.and_(pc.is_null(a), pc.is_null(b))))
+    return equal
+
+
+def to_parquet(table: pa.Table) -> tuple[str, pa.Buffer]:
+    """A table as the bytes of a file, and the name that their hash gives it."""
+    stream = pa.BufferOutputStream()
+    pq.write_table(table, stream, compression="zstd")
+    data = stream.getvalue()
+    return f"{hashlib.sha256(data).hexdigest()[:20]}.parquet", data
+
+
+def rejected_table(index: pa.Table) -> pa.Table:
+    """The images that became no example, for people."""
+    return index.filter(pc.is_valid(index["reason"])).select(REJECTED)
+
+
+def read_index(dataset_uri: str, name: str | None) -> pa.Table:
+    """A published index; an empty one where the DataSet was made without. Raises WorldError for a damaged one."""
+    if name is None:
+        return INDEX.empty_table()
+    uri = index_uri(dataset_uri, name)
+    try:
+        data = storage.read_buffer(uri)
+    except FileNotFoundError:
+        raise WorldError(f"{uri}: missing; {_MEND}") from None
+    if not name.startswith(hashlib.sha256(data).hexdigest()[:20]):
+        raise WorldError(f"{uri}: damaged (its SHA-256 is not its name); {_MEND}")
+    return pq.read_table(pa.BufferReader(data)).cast(INDEX)
+
+
+_MEND = "the index is damaged: restore the DataSet, or run vectorize with replace=true"

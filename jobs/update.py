@@ -1,0 +1,309 @@
+"""The next version of a DataSet, out of the last one and what the source holds now. Writes shards, publishes nothing.
+
+Shapes: N images of the source, in the order of their paths.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.index import INDEX, Comparison, compare, listed_table, read_index
+from jobs.partition import REPORT, PartitionTask, vectorize_partition
+from jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, rewrite
+from jobs.runner import Work, run_all
+from jobs.sources import path_hash
+from jobs.splits import CONFLICT, HASH_BYTES, IN_OTHER_SPLIT, Candidates, decide, fixed_code
+from model.manifest import SPLITS, Manifest, Source, mean_and_std
+from model.shard_file import one_chunk
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from jobs.config import VectorizeJob
+    from jobs.partition import PartitionReport
+    from jobs.runner import Runner
+    from jobs.sources import Scan
+    from model.manifest import Shard, Split
+
+MAX_PARTITION_ITEMS = 4096
+DECIDED = (CONFLICT, IN_OTHER_SPLIT)
+OF_THE_WORLD = ("vanished", "changed", "no_permission", "too_slow")
+# What changes which images there are is not among them: a source may grow by it.
+SOURCE_SETTINGS = (
+    "label_from", "label_pattern", "path_column", "label_column", "split_folders", "split_column", "split_files",
+    "group_column", "group_pattern", "extra_columns",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a run found and did: images of the source, and shards."""
+
+    num_new: int = 0
+    num_changed: int = 0
+    num_deleted: int = 0
+    num_unchanged: int = 0
+    num_read: int = 0
+    num_kept: int = 0
+    num_rewritten: int = 0
+    num_written: int = 0
+
+
+class Update:
+    """One run's work, step by step: compare, read, decide, rewrite, compose."""
+
+    def __init__(self, job: VectorizeJob, found: Scan, present: Manifest | None, runner: Runner) -> None:
+        """`present` is the version to go on from; None: all is made anew."""
+        self.job = job
+        self.found = found
+        self.runner = runner
+        self.listed = listed_table(found.items)
+        before = read_index(job.dataset_uri, present.index if present else None)
+        self.comparison = compare(self.listed, before)
+        # Shards by number; those of the last version come first.
+        self.shards: dict[int, Shard] = dict(enumerate(present.shards)) if present and present.index else {}
+        self._num_before = self._num_shards = len(self.shards)
+        # Shards that this run wrote and then wrote anew.
+        self.passing: set[str] = set()
+        self._names_before = {shard.name for shard in present.shards} if present else set()
+        self._classes_before = present.class_names if present else []
+        self.classes_N = _codes(self.listed["class_name"], found.class_names)
+        config = job.split
+        fixed: dict[tuple[Split | None, str | None], int] = {}
+        for item in found.items:
+            if (item.split, item.group) not in fixed:
+                fixed[item.split, item.group] = fixed_code(item.split, item.group, config)
+        self.fixed_N = np.array([fixed[item.split, item.group] for item in found.items], np.int8)
+        self._recall(before)
+
+    def _recall(self, before: pa.Table) -> None:
+        """Bring the state of the last version into the order of now; of new and changed images it is empty."""
+        recalled = before.take(_places(self.comparison.at_N))
+        self.shard_N = _codes(recalled["shard"], [shard.name for shard in self.shards.values()]).astype(np.int32)
+        self.published_N = _codes(recalled["split"], SPLITS).astype(np.int8)
+        self.state = recalled.select(["content_hash", "reason", "detail", "width", "height"]).combine_chunks()
+        is_known_N = self.comparison.is_known_N
+        reason = self.state["reason"]
+        is_lost_N = (self.shard_N < 0) & reason.is_null().to_numpy()
+        is_worlds_N = pc.is_in(reason, pa.array(OF_THE_WORLD)).to_numpy()
+        self.is_read_N = ~is_known_N | is_lost_N | is_worlds_N
+        self.is_decided_N = pc.is_in(reason, pa.array(DECIDED)).to_numpy() & ~self.is_read_N
+        if self.is_decided_N.any():
+            # One that was rejected for another's sake is read again when that other is gone.
+            codes_N, _ = self._decided(~self.is_read_N)
+            self.is_read_N |= self.is_decided_N & (codes_N >= 0)
+            self.is_decided_N &= ~self.is_read_N
+
+    def read(self) -> None:
+        """Read the images that are new, changed, or to be tried again, into shards of their own."""
+        places = np.flatnonzero(self.is_read_N).tolist()
+        # In the order of a hash, classes are mixed in every shard; the partitions depend on the source alone.
+        places.sort(key=lambda place: path_hash(self.found.items[place].path))
+        is_touched_N = self.comparison.is_touched_N & (self.shard_N >= 0)
+        hashes = self.state["content_hash"]
+        known = [hashes[place].as_py() if is_touched_N[place] else None for place in places]
+        size = max(1, min(self.job.shard_bytes // self.job.image.example_bytes, MAX_PARTITION_ITEMS))
+        tasks = [
+            PartitionTask(
+                [self.found.items[p] for p in places[i : i + size]], places[i : i + size], known[i : i + size]
+            )
+            for i in range(0, len(places), size)
+        ]
+        job, class_names = self.job, self.found.class_names
+        work: Work[PartitionTask, PartitionReport] = Work(
+            do=lambda task: vectorize_partition(task, job, class_names),
+            size=lambda task: len(task.items),
+            num_rejected=lambda report: report.num_rejected,
+        )
+        self._take_in(run_all(self.runner, work, tasks))
+
+    def _take_in(self, reports: list[PartitionReport]) -> None:
+        shard_numbers, tables = [], [REPORT.empty_table()]
+        for report in reports:
+            first = self._num_shards
+            self.shards |= dict(enumerate(report.shards, first))
+            self._num_shards += len(report.shards)
+            numbers_M = report.rows["shard_number"].to_numpy()
+            shard_numbers.append(np.where(numbers_M >= 0, numbers_M + first, -1))
+            tables.append(report.rows)
+        rows = pa.concat_tables(tables)
+        places_M = rows["place"].to_numpy()
+        is_same_M = rows["is_same"].to_numpy()
+        self.num_same = int(is_same_M.sum())
+        changed = np.flatnonzero(~is_same_M)
+        from_M, to_M = pa.array(changed), places_M[changed]
+        self.shard_N[to_M] = np.concatenate([np.zeros(0, np.int32), *shard_numbers])[changed]
+        is_new_content = ~pc.fill_null(
+            pc.equal(rows["content_hash"], self.state["content_hash"].take(rows["place"])), fill_value=False
+        ).to_numpy()
+        # With another label or group it is still the same image; with other bytes it is not.
+        self.published_N[places_M[is_new_content]] = -1
+        # Rows of the reports take the place of those recalled.
+        source_N = np.arange(self.state.num_rows)
+        source_N[to_M] = self.state.num_rows + np.arange(len(changed))
+        read = rows.take(from_M).select(self.state.column_names)
+        self.state = pa.concat_tables([self.state, read]).take(pa.array(source_N)).combine_chunks()
+
+    def decide(self) -> None:
+        """Give each example its split, and reject those whose bytes stand elsewhere already."""
+        self.codes_N, rejected = self._decided((self.shard_N >= 0) | self.is_decided_N)
+        self.shard_N[self.codes_N < 0] = -1
+        reasons, details = self.state["reason"].to_pylist(), self.state["detail"].to_pylist()
+        for place in np.flatnonzero(self.is_decided_N | (self.codes_N >= 0)).tolist():
+            reasons[place] = details[place] = None
+        for place, (reason, detail) in rejected.items():
+            reasons[place], details[place] = reason, detail
+        assert all(reasons[place] for place in np.flatnonzero(self.shard_N < 0)), "an image is an example or rejected"
+        for name, values in (("reason", reasons), ("detail", details)):
+            place = self.state.column_names.index(name)
+            self.state = self.state.set_column(place, name, pa.array(values, pa.string()))
+
+    def _decided(self, is_candidate_N: NDArray[np.bool_]) -> tuple[NDArray[np.int8], dict[int, tuple[str, str]]]:
+        places = np.flatnonzero(is_candidate_N)
+        candidates = Candidates(
+            [self.found.items[place].path for place in places.tolist()],
+            self.classes_N[places],
+            _bytes_of(self.state["content_hash"].take(pa.array(places))),
+            self.fixed_N[places],
+            self.published_N[places],
+        )
+        codes, rejected = decide(candidates, self.job.split)
+        codes_N = np.full(len(is_candidate_N), -1, np.int8)
+        codes_N[places] = codes
+        return codes_N, {int(places[place]): why for place, why in rejected.items()}
+
+    def rewrite(self) -> None:
+        """Rewrite the shards that hold what is no longer theirs, and merge small ones."""
+        class_names, job = self.found.class_names, self.job
+        wanted = pa.table(
+            {
+                "path": self.listed["path"],
+                "split": pa.array(self.codes_N),
+                "label": pa.array(self.classes_N),
+                "place": pa.array(np.arange(len(self.codes_N))),
+            }
+        )
+        work: Work[RewriteTask, RewriteReport] = Work(
+            do=lambda task: rewrite(task, job, len(class_names)),
+            size=lambda task: sum(table.num_rows for table in task.wanted),
+            num_rejected=lambda _: 0,
+        )
+        stale = self._renumber()
+        while True:
+            self.shards = {number: self.shards[number] for number in np.unique(self.shard_N).tolist() if number >= 0}
+            tasks = plan_rewrites(
+                self.shards,
+                self.shard_N,
+                wanted,
+                stale,
+                rows_per_shard=max(1, job.shard_bytes // job.image.example_bytes),
+            )
+            if not tasks:
+                return
+            reports = run_all(self.runner, work, tasks)
+            gone = {shard.name for task in tasks for shard in task.shards}
+            self.passing |= gone - self._names_before
+            self.shards = {number: shard for number, shard in self.shards.items() if shard.name not in gone}
+            for report in reports:
+                for shard, places in zip(report.shards, report.places, strict=True):
+                    self.shards[self._num_shards] = shard
+                    self.shard_N[places] = self._num_shards
+                    self._num_shards += 1
+            stale = [number for number in stale if number in self.shards]
+
+    def _renumber(self) -> list[int]:
+        """Numbers of old shards whose labels are other numbers now; the others get the new list of classes."""
+        if self._classes_before == self.found.class_names or not self._num_before:
+            return []
+        places = {name: place for place, name in enumerate(self.found.class_names)}
+        to = [places.get(name, -1) for name in self._classes_before]
+        stale = []
+        for number in range(self._num_before):
+            counts = self.shards[number].num_per_class
+            if any(count and to[label] != label for label, count in enumerate(counts)):
+                stale.append(number)
+                continue
+            padded = [
+                counts[label] if label < len(counts) and to[label] == label else 0 for label in range(len(places))
+            ]
+            self.shards[number] = self.shards[number].model_copy(update={"num_per_class": padded})
+        return stale
+
+    def index(self) -> pa.Table:
+        """The index of the new version."""
+        shards = {number: shard.name for number, shard in self.shards.items()}
+        columns = {name: self.listed[name] for name in self.listed.column_names}
+        columns |= {name: self.state[name] for name in self.state.column_names}
+        columns["split"] = pa.array(SPLITS).take(_places(self.codes_N))
+        columns["shard"] = pa.array([shards.get(number) for number in self.shard_N.tolist()], pa.string())
+        return pa.table([columns[name] for name in INDEX.names], schema=INDEX)
+
+    def manifest(self) -> Manifest:
+        """The new version's manifest, sealed, without the names of its tables."""
+        source, image = self.job.source, self.job.image
+        shards = sorted(self.shards.values(), key=lambda shard: (SPLITS.index(shard.split), shard.name))
+        mean, std = mean_and_std([shard for shard in shards if shard.split == "train"], image)
+        reasons = Counter(filter(None, self.state["reason"].to_pylist()))
+        manifest = Manifest(
+            image=image,
+            split=self.job.split,
+            class_names=self.found.class_names,
+            mean=mean,
+            std=std,
+            shards=shards,
+            source=Source(
+                uri=source.uri,
+                layout=source.layout,
+                fingerprint=self.found.fingerprint,
+                num_files=len(self.found.items),
+                num_left_out=self.found.num_left_out,
+                settings=source.model_dump(mode="json", include=set(SOURCE_SETTINGS)),
+            ),
+            num_rejected=reasons.total(),
+            num_rejected_by_reason=dict(sorted(reasons.items())),
+            extra_columns=list(self.found.extra_columns),
+        ).sealed()
+        accepted = sum(manifest.num_examples(split) for split in SPLITS)
+        assert accepted + manifest.num_rejected == len(self.found.items), "every image is an example or rejected"
+        return manifest
+
+    def counts(self) -> Counts:
+        """What was found and done; call it at the end."""
+        compared: Comparison = self.comparison
+        num_new = int((compared.at_N < 0).sum())
+        num_changed = int((~compared.is_known_N).sum()) - num_new - self.num_same
+        num_kept = sum(number < self._num_before for number in self.shards)
+        return Counts(
+            num_new=num_new,
+            num_changed=num_changed,
+            num_deleted=compared.num_deleted,
+            num_unchanged=len(compared.at_N) - num_new - num_changed,
+            num_read=int(self.is_read_N.sum()),
+            num_kept=num_kept,
+            num_rewritten=self._num_before - num_kept,
+            num_written=len(self.shards) - num_kept,
+        )
+
+
+def _bytes_of(hashes: pa.ChunkedArray) -> NDArray[np.uint8]:
+    column = one_chunk(hashes)
+    first = column.offset * HASH_BYTES
+    return np.frombuffer(column.buffers()[1], np.uint8)[first : first + len(column) * HASH_BYTES].reshape(
+        -1, HASH_BYTES
+    )
+
+
+def _places(places_N: NDArray[np.signedinteger]) -> pa.Array:
+    return pa.array(places_N.astype(np.int64), mask=places_N < 0)
+
+
+def _codes(texts: pa.ChunkedArray, names: object) -> NDArray[np.int64]:
+    found = pc.index_in(texts.combine_chunks(), value_set=pa.array(names, pa.string()))
+    codes = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    return np.where(texts.is_null().to_numpy(), -1, codes)

@@ -1,0 +1,156 @@
+"""One shard: rows as an Arrow table, and as the bytes of a Parquet file.
+
+Shapes: N examples of B bytes each (channels x height x width), C channels, P pixels of one channel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import storage
+from .errors import WorldError
+from .manifest import Shard, shard_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from .manifest import Split
+
+SCHEMA = pa.schema(
+    [
+        pa.field("features", pa.binary(), nullable=False, metadata={"layout": "uint8 CHW"}),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+    ]
+)
+ROW_GROUP_BYTES = 4 * 2**20
+MEND = "the shard is damaged: restore the DataSet, or run vectorize with replace=true"
+_SUM_BYTES = 2**18
+
+
+def rows_table(
+    features_NB: NDArray[np.uint8],
+    labels_N: NDArray[np.int64],
+    ids: Sequence[str],
+    paths: Sequence[str],
+    extras: Mapping[str, Sequence[str | None]] | None = None,
+) -> pa.Table:
+    """A table of examples. Contiguous features are not copied. `extras` are further columns of text by their names."""
+    num_rows, num_bytes = features_NB.shape
+    offsets = np.arange(num_rows + 1, dtype=np.int64) * num_bytes
+    assert offsets[-1] < 2**31, "a column of binary values holds less than 2 GiB"
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(np.ascontiguousarray(features_NB))]
+    features = pa.Array.from_buffers(pa.binary(), num_rows, buffers)
+    columns = [features, pa.array(labels_N, pa.int64()), pa.array(ids, pa.string()), pa.array(paths, pa.string())]
+    schema = SCHEMA
+    for name, values in (extras or {}).items():
+        schema = schema.append(pa.field(name, pa.string()))
+        columns.append(pa.array(values, pa.string()))
+    return pa.table(columns, schema=schema)
+
+
+def features_of(table: pa.Table, num_bytes: int) -> NDArray[np.uint8]:
+    """The features (N, B) without a copy where they lie in one piece. Raises ValueError when not all are of B bytes."""
+    column = one_chunk(table["features"])
+    if not len(column):
+        return np.zeros((0, num_bytes), np.uint8)
+    starts = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
+    if (np.diff(starts) != num_bytes).any():
+        raise ValueError(f"features of other than {num_bytes} bytes")
+    return np.frombuffer(column.buffers()[2], np.uint8)[starts[0] : starts[-1]].reshape(-1, num_bytes)
+
+
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    whole = column.combine_chunks()
+    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+def write_shard(
+    dataset_uri: str, split: Split, table: pa.Table, *, shape: tuple[int, int, int], num_classes: int
+) -> Shard:
+    """Write a table of examples of one shape (channels, height, width) as a shard, whole or not at all.
+
+    Its name is the hash of its content, so that a task which runs twice writes the same file again. Raises WorldError.
+    """
+    features_NB = features_of(table, int(np.prod(shape)))
+    sums, squares = _moments(features_NB, shape[0])
+    data = _parquet(table, rows_per_group=max(1, ROW_GROUP_BYTES // features_NB.shape[1]))
+    sha256 = hashlib.sha256(data).hexdigest()
+    shard = Shard(
+        name=f"{split}-{sha256[:20]}.parquet",
+        split=split,
+        num_examples=table.num_rows,
+        num_bytes=data.size,
+        sha256=sha256,
+        num_per_class=np.bincount(table["label"].to_numpy(), minlength=num_classes).tolist(),
+        sums=sums,
+        squares=squares,
+    )
+    storage.write_bytes(shard_uri(dataset_uri, shard.name), data)
+    return shard
+
+
+def read_shard(dataset_uri: str, shard: Shard) -> pa.Table:
+    """All rows of a shard. Raises WorldError when it is missing or not as it was published."""
+    content = open_shard(dataset_uri, shard)
+    if not has_hash(shard, content):
+        raise damaged(dataset_uri, shard)
+    return pq.read_table(pa.BufferReader(content))
+
+
+def open_shard(dataset_uri: str, shard: Shard) -> pa.Buffer:
+    """The bytes of a shard, mapped into memory where it is local. Raises WorldError where their number is another."""
+    uri = shard_uri(dataset_uri, shard.name)
+    try:
+        content = storage.read_buffer(uri)
+    except FileNotFoundError:
+        raise WorldError(f"{uri}: missing; {MEND}") from None
+    if content.size != shard.num_bytes:
+        raise WorldError(f"{uri}: {content.size} bytes, the manifest says {shard.num_bytes}; {MEND}")
+    return content
+
+
+def has_hash(shard: Shard, content: pa.Buffer) -> bool:
+    """Whether the bytes are those that were published."""
+    return hashlib.sha256(content).hexdigest() == shard.sha256
+
+
+def damaged(dataset_uri: str, shard: Shard) -> WorldError:
+    """What to raise when they are not."""
+    return WorldError(f"{shard_uri(dataset_uri, shard.name)}: damaged (its SHA-256 is not the manifest's); {MEND}")
+
+
+def _parquet(table: pa.Table, *, rows_per_group: int) -> pa.Buffer:
+    # Pixels hardly shrink and a reader must not wait for a decompressor; the text columns do and cost little.
+    compression = dict.fromkeys(table.column_names, "zstd") | {"features": "none"}
+    stream = pa.BufferOutputStream()
+    pq.write_table(
+        table, stream, row_group_size=rows_per_group, compression=compression,
+        use_dictionary=["label", *table.column_names[len(SCHEMA) :]], write_statistics=["label"],
+    )  # fmt: skip
+    return stream.getvalue()
+
+
+def _moments(features_NB: NDArray[np.uint8], channels: int) -> tuple[list[int], list[int]]:
+    """Exact sums of the values, and of their squares, per channel."""
+    sums, squares = [0] * channels, [0] * channels
+    rows = max(1, _SUM_BYTES // features_NB.shape[1])
+    for first in range(0, len(features_NB), rows):
+        # Sums of whole numbers below 2**53 are exact in float64, whatever their order; a piece stays in the cache.
+        block_NCP = (
+            features_NB[first : first + rows].astype(np.float64).reshape(-1, channels, features_NB.shape[1] // channels)
+        )
+        for channel in range(channels):
+            values = block_NCP[:, channel].reshape(-1)
+            sums[channel] += int(values.sum())
+            squares[channel] += int(values @ values)
+    return sums, squares

@@ -1,0 +1,249 @@
+"""A pile that grows, changes and shrinks: what many runs publish is what one run over the last state would."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import jobs.update
+from jobs.config import SourceConfig
+from jobs.runner import LocalRunner
+from jobs.vectorize import vectorize
+from model import storage
+from model.errors import UserError
+from model.manifest import load_manifest
+
+from .pile import EMPTY, GONE, SIZE, SPLIT, Pile
+from .whole import check_whole, index_of, rows_of
+
+
+@pytest.fixture
+def pile(tmp_path):
+    return Pile(tmp_path)
+
+
+@pytest.fixture
+def read_paths(monkeypatch):
+    """The paths that runs decode, as they come."""
+    read: list[str] = []
+
+    def spy(task, job, class_names):
+        read.extend(item.path for item in task.items)
+        return original(task, job, class_names)
+
+    original = jobs.update.vectorize_partition
+    monkeypatch.setattr(jobs.update, "vectorize_partition", spy)
+    return read
+
+
+PATHS = st.tuples(st.sampled_from("abc"), st.integers(0, 9)).map(lambda pair: f"{pair[0]}/{pair[1]}")
+# Few numbers, so that copies and conflicts happen.
+CONTENTS = st.one_of(st.integers(0, 25), st.sampled_from([GONE, EMPTY]))
+STEPS = st.lists(st.dictionaries(PATHS, CONTENTS, max_size=12), min_size=1, max_size=4)
+
+
+@settings(max_examples=25)
+@given(STEPS)
+@example([{"a/0": 1, "b/0": 1}, {"b/0": GONE}])
+@example([{"a/0": 1}, {"b/0": 1}, {"a/0": 2}])
+@example([{"c/0": 1}, {"c/0": GONE}])
+@example([{}, {"0/0": 1}])
+def test_many_runs_give_what_one_run_gives(steps):
+    with tempfile.TemporaryDirectory() as folder:
+        pile = Pile(Path(folder))
+        for step in steps:
+            pile.write(step)
+            pile.run()
+            check_whole(pile.uri)
+        pile.run("fresh")
+        fresh = str(pile.home / "fresh")
+        columns = ["path", "id", "label", "features", "split"]
+        pd.testing.assert_frame_equal(rows_of(pile.uri)[columns], rows_of(fresh)[columns])
+        known = ["path", "size_bytes", "modified_ns", "class_name", "split", "content_hash", "reason", "detail"]
+        pd.testing.assert_frame_equal(index_of(pile.uri)[known], index_of(fresh)[known])
+        one, other = load_manifest(pile.uri), load_manifest(fresh)
+        assert (one.mean, one.std, one.source) == (other.mean, other.std, other.source)
+
+
+@settings(max_examples=15)
+@given(STEPS)
+def test_stratified_images_keep_their_split(steps):
+    with tempfile.TemporaryDirectory() as folder:
+        pile = Pile(Path(folder), {"split": SPLIT.model_copy(update={"method": "stratified"})})
+        before = pd.Series(dtype=object)
+        for step in steps:
+            pile.write(step)
+            pile.run()
+            check_whole(pile.uri)
+            now = rows_of(pile.uri).set_index("id").split
+            both = now.index.intersection(before.index)
+            assert (now[both] == before[both]).all()
+            before = now
+
+
+def test_only_what_is_new_or_changed_is_read(pile, read_paths):
+    pile.write({f"a/{number}": number for number in range(20)})
+    pile.run()
+    assert len(read_paths) == 32
+    read_paths.clear()
+    pile.write({"a/3": 100, "b/new": 101, "a/4": GONE})
+    pile.run()
+    assert sorted(read_paths) == ["a/3.ppm", "b/new.ppm"]
+    read_paths.clear()
+    pile.run()
+    assert not read_paths
+
+
+def test_what_a_run_did_is_said_in_numbers(pile, caplog):
+    pile.write({f"a/{number}": number for number in range(4)})
+    pile.run(shard_bytes=1024)
+    pile.write({"a/0": 100, "b/new": 101, "b/empty": EMPTY, "a/3": GONE})
+    pile.touch("a/1")
+    with caplog.at_level("INFO"):
+        pile.run()
+    assert "images: 2 new, 1 changed, 1 deleted, 14 unchanged, 1 rejected; shards: " in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        pile.run()
+    assert "is up to date" in caplog.text
+    assert "nothing new in 17 images, nothing was published, in " in caplog.text
+
+
+def test_shards_without_changed_examples_stay(pile):
+    pile.write({f"a/{number}": number for number in range(200)})
+    pile.run()
+    before = {shard.name: shard for shard in check_whole(pile.uri).shards}
+    index = index_of(pile.uri).set_index("path")
+    pile.write({"a/7": GONE})
+    pile.run()
+    after = {shard.name for shard in check_whole(pile.uri).shards}
+    gone = set(before) - after
+    # Its own shard, and perhaps a small one of the same split that it was merged with.
+    assert index.shard["a/7.ppm"] in gone
+    assert {before[name].split for name in gone} == {index.split["a/7.ppm"]}
+    assert len(after & set(before)) >= len(before) - 2
+
+
+def test_many_small_runs_do_not_make_many_small_shards(pile):
+    for number in range(15):
+        pile.write({f"a/{number}": number})
+        pile.run()
+        shards = check_whole(pile.uri).shards_of("train")
+        assert sum(2 * shard.num_examples < 1024 // SIZE**2 for shard in shards) <= 4
+
+
+def test_a_changed_label_needs_no_new_run_from_scratch(pile, read_paths):
+    """By a table: the file stays, its class changes."""
+    pile.run()
+    images = sorted((pile.home / "images").rglob("*.ppm"))
+    frame = pd.DataFrame({"path": [str(path) for path in images], "label": ["x", "y"] * 6, "age": "7"})
+    table = pile.home / "table.csv"
+    job = pile.job("by table").model_copy(
+        update={"source": SourceConfig(uri=str(table), layout="table", extra_columns=["age"])}
+    )
+    frame.to_csv(table, index=False)
+    vectorize(job, runner=LocalRunner())
+    splits = rows_of(job.dataset_uri).set_index("path").split
+    frame.loc[0, "label"], frame.loc[1, "age"] = "y", "8"
+    frame.to_csv(table, index=False)
+    read_paths.clear()
+    vectorize(job, runner=LocalRunner())
+    check_whole(job.dataset_uri)
+    rows = rows_of(job.dataset_uri).set_index("path")
+    assert sorted(read_paths) == [str(images[0]), str(images[1])]
+    assert rows.class_name[str(images[0])] == "y"
+    assert rows.age.to_dict() == frame.set_index("path").age.to_dict()
+    assert (rows.split == splits).all()
+
+
+def test_a_rejected_image_is_read_again_only_when_it_changed_or_the_world_may_have(pile, read_paths, monkeypatch):
+    pile.write({"a/bad": EMPTY, "b/locked": 5})
+    locked = str(pile.home / "images/b/locked.ppm")
+
+    def refuse(uri, **more):
+        if uri == locked:
+            raise storage._refused("read", uri, PermissionError(13, "Permission denied")) from PermissionError(13, "no")
+        return original(uri, **more)
+
+    original = storage.read_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "read_bytes", refuse)
+        pile.run()
+        assert load_manifest(pile.uri).num_rejected_by_reason == {"empty": 1, "no_permission": 1}
+        read_paths.clear()
+        assert not pile.run().changed
+        assert read_paths == ["b/locked.ppm"]
+    read_paths.clear()
+    pile.run()
+    assert read_paths == ["b/locked.ppm"]
+    assert check_whole(pile.uri).num_rejected_by_reason == {"empty": 1}
+
+
+def test_another_label_setting_is_refused(pile):
+    pile.run()
+    with pytest.raises(UserError, match=r"source\.label_from is layout there and parent_folder here"):
+        pile.run(source={"label_from": "parent_folder"})
+
+
+def test_copies_given_to_two_splits_stay_in_the_published_one(pile):
+    """In folders of splits: the first by path is kept, later a published one before a new one."""
+    for place, folder in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        pile.write({f"{folder}/{number}": 200 + 10 * place + number for number in range(3)})
+    for name in "ab":
+        for number in range(6):
+            pile.write({f"{name}/always {number}": GONE})
+    source = {"split_folders": True}
+    pile.write({"train/a/copy": 1, "test/a/copy": 1})
+    pile.run(source=source)
+    index = index_of(pile.uri).set_index("path")
+    assert index.split["test/a/copy.ppm"] == "test"
+    assert index.reason["train/a/copy.ppm"] == "duplicate_in_other_split"
+    assert index.detail["train/a/copy.ppm"].endswith(
+        "the same bytes stand in test, and this is of train: test/a/copy.ppm"
+    )
+    pile.write({"validation/a/another": 1, "test/a/copy": GONE, "test/b/last": 77, "train/b/last": 78})
+    pile.run(source=source)
+    assert check_whole(pile.uri).num_rejected_by_reason == {"duplicate_in_other_split": 1}
+    pile.write({"test/b/last": 78})
+    pile.run(source=source)
+    index = index_of(pile.uri).set_index("path")
+    assert index.split["train/b/last.ppm"] == "train", "published before"
+    assert index.reason["test/b/last.ppm"] == "duplicate_in_other_split"
+
+
+def test_a_group_stands_in_one_split_for_ever(pile):
+    def of_patient(numbers):
+        return {f"{'ab'[n % 2]}/p{n // 4} {n}": n for n in numbers}
+
+    source = {"group_pattern": r"/(?P<group>p\d+|always)"}
+    pile.write(of_patient(range(60)))
+    pile.run(source=source)
+    first = index_of(pile.uri)
+    assert (first.groupby("group").split.nunique() == 1).all()
+    assert first.split.nunique() == 3
+    pile.write(of_patient(range(60, 80)) | {f"a/p{n} more": 500 + n for n in range(15)})
+    pile.run(source=source)
+    check_whole(pile.uri)
+    second = index_of(pile.uri)
+    assert (second.groupby("group").split.nunique() == 1).all()
+    assert (first.groupby("group").split.first() == second.groupby("group").split.first()[first.group.unique()]).all()
+
+
+@pytest.mark.parametrize(("most", "expected"), [(3, {"a": 3, "b": 3, "c": 2}), ("smallest", {"a": 2, "b": 2, "c": 2})])
+def test_classes_are_balanced_by_leaving_images_out(pile, caplog, most, expected):
+    pile.write({f"c/{number}": number for number in range(2)})
+    with caplog.at_level("INFO"):
+        pile.run(source={"max_per_class": most})
+    index = index_of(pile.uri)
+    assert index.class_name.value_counts().to_dict() == expected
+    assert load_manifest(pile.uri).source.num_left_out == 14 - sum(expected.values())
+    assert f"{14 - sum(expected.values())} images were left out by source.max_per_class={most}" in caplog.text
+    pile.write({"a/another": 50})
+    pile.run(source={"max_per_class": most})
+    again = index_of(pile.uri)
+    assert len(set(again.path) - set(index.path)) <= 1, "one more image displaces one at most"

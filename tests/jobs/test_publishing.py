@@ -1,0 +1,301 @@
+"""Publishing: whatever kills a run and wherever, the last version stays whole, and the next run completes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jobs.update
+from jobs.config import SourceConfig
+from jobs.runner import LocalRunner
+from jobs.vectorize import vectorize
+from model import storage
+from model.errors import UserError, WorldError
+from model.lease import LeaseLostError
+from model.manifest import load_manifest
+
+from .pile import GONE, Pile, picture
+from .whole import check_whole, rows_of
+
+KILLED_RUN = """
+import os, signal, sys
+from jobs.config import VectorizeJob
+from jobs.runner import LocalRunner
+from jobs.vectorize import vectorize
+from model import storage
+
+original = storage.write_bytes
+
+def write(uri, data):
+    if sys.argv[2] in uri:
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(uri, data)
+
+storage.write_bytes = write
+vectorize(VectorizeJob.model_validate_json(sys.argv[1]), runner=LocalRunner())
+"""
+
+
+@pytest.fixture
+def pile(tmp_path):
+    return Pile(tmp_path)
+
+
+def killed_at(pile: Pile, number: int, *, after: bool) -> bool:
+    """Run in a process that dies by SIGKILL before or after its write of this number; False when it ended before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            original, writes = storage.write_bytes, []
+
+            def write(uri, data):
+                writes.append(uri)
+                if len(writes) == number and not after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                original(uri, data)
+                if len(writes) == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            storage.write_bytes = write
+            pile.run()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_run_killed_at_any_write_leaves_the_last_version_whole(pile, is_first, after):
+    pile.write({f"a/{number}": number for number in range(40)})
+    if not is_first:
+        pile.run()
+        pile.write({"a/3": 100, "a/5": GONE} | {f"b/{number}": 200 + number for number in range(8)})
+    digests = {None} if is_first else {load_manifest(pile.uri).digest}
+    expected = pile.run("undisturbed").digest
+    rows = rows_of(str(pile.home / "undisturbed"))[["id", "features", "split"]]
+    number = 1
+    state = pile.home / "before"
+    if not is_first:
+        shutil.copytree(pile.uri, state)
+    ended = set()
+    while True:
+        shutil.rmtree(pile.uri, ignore_errors=True)
+        if not is_first:
+            shutil.copytree(state, pile.uri)
+        if not killed_at(pile, number, after=after):
+            break
+        try:
+            found = check_whole(pile.uri).digest
+        except UserError:
+            found = None
+        ended.add(found)
+        result = pile.run()
+        assert found in digests | {result.digest}
+        check_whole(pile.uri)
+        assert rows_of(pile.uri)[["id", "features", "split"]].equals(rows)
+        if is_first:
+            assert result.digest == expected
+        number += 1
+    assert number > 8
+    assert len(ended) == 2, "the version before and the one after, and nothing between"
+
+
+@pytest.fixture
+def in_bucket(new_bucket):
+    """A bucket with images, and a function that writes more of them."""
+    bucket = new_bucket()
+
+    def write(files):
+        for path, content in files.items():
+            storage.write_bytes(storage.join(bucket, "images", *f"{path}.ppm".split("/")), picture(content))
+
+    write({f"{name}/{number}": 100 * place + number for place, name in enumerate("ab") for number in range(20)})
+    return bucket, write
+
+
+def bucket_job(pile: Pile, bucket: str):
+    return pile.job().model_copy(
+        update={
+            "source": SourceConfig(uri=storage.join(bucket, "images")),
+            "dataset_uri": storage.join(bucket, "set"),
+        }
+    )
+
+
+def test_a_store_without_rename(pile, in_bucket):
+    """Growth, versions, the lease and cleaning on S3, and a run killed before its first and its last step."""
+    bucket, write = in_bucket
+    job = bucket_job(pile, bucket)
+    first = vectorize(job, runner=LocalRunner())
+    assert check_whole(job.dataset_uri).digest == first.digest
+    assert not vectorize(job, runner=LocalRunner()).changed
+    write({"a/new": 500, "b/new": 501})
+    storage.delete(storage.join(bucket, "images", "a", "3.ppm"))
+    for step in ("/shards/t", "/manifest.json"):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, "-c", KILLED_RUN, job.model_dump_json(), step]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        assert check_whole(job.dataset_uri).digest == first.digest
+    second = vectorize(job.model_copy(update={"keep_versions": 1, "clean_after_hours": 0}), runner=LocalRunner())
+    check_whole(job.dataset_uri)
+    paths = rows_of(job.dataset_uri).path.tolist()
+    assert len(paths) == 41
+    assert "a/3.ppm" not in paths
+    assert storage.list_names(storage.join(job.dataset_uri, "versions")) == [f"{second.digest}.json"]
+    named = {shard.name for shard in load_manifest(job.dataset_uri).shards}
+    assert set(storage.list_names(storage.join(job.dataset_uri, "shards"))) == named
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """A function that has something done while a run reads its images."""
+
+    def meanwhile(act):
+        original = jobs.update.vectorize_partition
+
+        def meddled(*arguments):
+            monkeypatch.setattr(jobs.update, "vectorize_partition", original)
+            act()
+            return original(*arguments)
+
+        monkeypatch.setattr(jobs.update, "vectorize_partition", meddled)
+
+    return meanwhile
+
+
+def test_of_two_runs_at_once_one_wins_and_the_other_says_so(pile, meanwhile):
+    refused = []
+
+    def second():
+        with pytest.raises(WorldError) as caught:
+            pile.run()
+        refused.append(str(caught.value))
+
+    meanwhile(second)
+    pile.run()
+    check_whole(pile.uri)
+    assert f"the ETL of {pile.uri} is at work already: process {os.getpid()} on " in refused[0]
+    assert "wait for its end, or stop it, then repeat the command" in refused[0]
+
+
+def test_a_run_that_was_taken_over_publishes_nothing(pile, meanwhile):
+    first = pile.run()
+    pile.write({"a/new": 7})
+    holder = {"pid": 1, "host": "elsewhere"}
+    meanwhile(lambda: storage.write_bytes(f"{pile.uri}/lease/00000099.json", json.dumps(holder).encode()))
+    before = {file.name for file in Path(pile.uri).rglob("*") if file.parent.name != "lease"}
+    with pytest.raises(LeaseLostError, match=r"was taken over by process 1 on elsewhere .* writes nothing more"):
+        pile.run()
+    assert check_whole(pile.uri).digest == first.digest
+    after = {file.name for file in Path(pile.uri).rglob("*") if file.parent.name not in ("lease", "shards")}
+    assert after <= before
+
+
+def test_kept_versions_stay_whole_and_others_are_cleaned_away(pile):
+    digests = []
+    for number in range(4):
+        pile.write({f"a/{number}": number})
+        digests.append(pile.run(keep_versions=2, clean_after_hours=0).digest)
+    for digest in digests[2:]:
+        check_whole(pile.uri, digest)
+    for digest in digests[:2]:
+        with pytest.raises(UserError, match="not found"):
+            load_manifest(pile.uri, digest)
+    named = {shard.name for digest in digests[2:] for shard in load_manifest(pile.uri, digest).shards}
+    assert {file.name for file in (Path(pile.uri) / "shards").iterdir()} == named
+    assert len(list((Path(pile.uri) / "index").iterdir())) == 2
+
+
+def test_what_is_young_stays_whether_named_or_not(pile):
+    """Versions replaced a moment ago may be in use, and a file without a name may be of a run on another machine."""
+    pile.run()
+    stray, old = Path(pile.uri) / "shards" / "train-stray.parquet", Path(pile.uri) / "shards" / ".x.tmp"
+    for file in (stray, old):
+        file.write_bytes(b"x")
+    os.utime(old, (10**9, 10**9))
+    report = Path(pile.uri) / "reports" / f"{load_manifest(pile.uri).digest}.html"
+    report.parent.mkdir()
+    report.write_text("page")
+    os.utime(report, (10**9, 10**9))
+    digests = [load_manifest(pile.uri).digest]
+    for number in range(3):
+        pile.write({f"a/{number}": number})
+        digests.append(pile.run(keep_versions=1).digest)
+    for digest in digests:
+        check_whole(pile.uri, digest)
+    assert stray.exists()
+    assert report.exists()
+    assert not old.exists()
+
+
+def test_a_version_that_cannot_be_read_stops_the_cleaning(pile, caplog):
+    pile.run()
+    (Path(pile.uri) / "versions" / "strange.json").write_text("{")
+    pile.write({"a/new": 1})
+    pile.run(keep_versions=5, clean_after_hours=0)
+    assert "strange.json can't be read, so nothing is cleaned away" in caplog.text
+    check_whole(pile.uri)
+
+
+@pytest.mark.parametrize(("change", "said"), [("cut", "damaged"), ("gone", "missing")])
+def test_a_damaged_index_is_told_and_replace_mends_it(pile, change, said):
+    first = pile.run()
+    (file,) = (Path(pile.uri) / "index").iterdir()
+    file.write_bytes(file.read_bytes()[:-1]) if change == "cut" else file.unlink()
+    pile.write({"a/new": 1})
+    with pytest.raises(WorldError, match=rf"{file.name}: {said}.*; the index is damaged: restore .* replace=true"):
+        pile.run()
+    assert load_manifest(pile.uri).digest == first.digest
+    pile.run(replace=True)
+    check_whole(pile.uri)
+
+
+@pytest.mark.parametrize("change", ["cut", "swapped", "gone"])
+def test_a_damaged_shard_is_told_when_it_must_be_rewritten(pile, change):
+    pile.write({f"a/{number}": number for number in range(80)})
+    first = pile.run()
+    rows = rows_of(pile.uri).set_index("path")
+    name, other = rows.shard["a/7.ppm"], next(shard for shard in set(rows.shard) if shard != rows.shard["a/7.ppm"])
+    file = Path(pile.uri) / "shards" / name
+    if change == "gone":
+        file.unlink()
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[:-9] if change == "cut" else file.with_name(other).read_bytes())
+    pile.write({"a/7": GONE})
+    with pytest.raises(
+        WorldError, match=rf"{name}: .*; the shard is damaged: restore the DataSet, or run vectorize with"
+    ):
+        pile.run()
+    assert load_manifest(pile.uri).digest == first.digest
+    pile.run(replace=True)
+    check_whole(pile.uri)
+
+
+def test_a_task_that_fails_once_costs_that_task_alone(pile, monkeypatch, caplog):
+    """A store that is away for a moment: only the failed partition is done again."""
+    pile.write({f"a/{number}": number for number in range(150)})
+    original, calls = storage.write_bytes, []
+
+    def write(uri, data):
+        if "/shards/train" in uri:
+            calls.append(uri)
+            if len(calls) == 2:
+                raise WorldError(f"cannot write {uri}: away")
+        original(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", write)
+    pile.run()
+    check_whole(pile.uri)
+    assert "1 of 3 tasks failed and are tried again: cannot write" in caplog.text
