@@ -102,6 +102,11 @@ def rejected_uri(dataset_uri: str, digest: str) -> str:
     return storage.join(dataset_uri, "rejected", f"{digest}.parquet")
 
 
+def report_uri(dataset_uri: str, digest: str) -> str:
+    """Where a version's report for people stands, an HTML page."""
+    return storage.join(dataset_uri, "reports", f"{digest}.html")
+
+
 def publish(manifest: Manifest, dataset_uri: str) -> None:
     """Commit a sealed manifest: its version first, then the current one, which readers follow."""
     assert manifest.digest, "only a sealed manifest is published"
