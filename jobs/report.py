@@ -52,7 +52,7 @@ def facts(manifest: Manifest, found: Figures | None) -> dict[str, str]:
     source = manifest.source
     told = {
         "version": manifest.digest,
-        "source": f"{source.uri} ({source.layout}, {_plural(source.num_files, 'image')})",
+        "source": f"{source.uri} ({source.layout}, {plural(source.num_files, 'image')})",
         "examples": f"{channels} x {height} x {width} (channels, height, width), uint8, resize {manifest.image.resize}",
         "shards": f"{len(manifest.shards):,}, {say_bytes(sum(shard.num_bytes for shard in manifest.shards))}",
         "mean": ", ".join(f"{value:.4f}" for value in manifest.mean),
@@ -72,6 +72,12 @@ def shown(text: str, limit: int) -> str:
     return f"{plain[:head]}…{plain[head + 1 - limit :]}"
 
 
+def plural(number: int, noun: str) -> str:
+    """A number with its noun: 1 class, 2,000 classes."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def _class_groups(found: Figures) -> list[tuple[str, list[ClassCount]]]:
     """The classes to list, in one group or, where they are many, the largest and the smallest."""
     if len(found.classes) <= MAX_CLASSES:
@@ -88,7 +94,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "number": say_number,
         "bytes": say_bytes,
-        "plural": _plural,
+        "plural": plural,
         "name": lambda text: shown(text, MAX_NAME),
         "path": lambda text: shown(text, MAX_PATH),
         "detail": lambda text: shown(text, MAX_DETAIL),
@@ -96,11 +102,6 @@ def _environment() -> Environment:
         "percent": lambda part, whole: f"{100 * part / whole if whole else 0:.3g}",
     }
     return environment
-
-
-def _plural(number: int, noun: str) -> str:
-    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
-    return f"{number:,} {noun}{ending}"
 
 
 def _data_uri(picture: Picture) -> str:

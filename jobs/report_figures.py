@@ -98,8 +98,7 @@ class Figures:
 
 def figures(manifest: Manifest, index: pa.Table) -> Figures:
     """Count. `index` has a row for each image of the source, sorted by path: see `model.manifest`."""
-    is_accepted = pc.is_null(index["reason"])
-    accepted, rejected = index.filter(is_accepted), index.filter(pc.invert(is_accepted))
+    accepted, rejected = index.filter(pc.is_valid(index["split"])), index.filter(pc.is_valid(index["reason"]))
     classes = _classes(manifest, rejected)
     num_copies, num_copied, copies = _copies(accepted)
     num_conflicts, conflicts = _conflicts(rejected)

@@ -139,7 +139,7 @@ def draw(dataset: Dataset) -> Pictures:
         # What one shard is short of, the next ones make up for.
         left = max(0, len(spread) - number)
         wanted = -(-(MAX_MEAN_EXAMPLES - collector.mean.num) // left) if left else 0
-        for examples in _pieces(dataset, shard, rows_a_shard):
+        for examples in pieces(dataset, shard, rows_a_shard):
             num_mean = min(wanted, len(examples.labels_N))
             collector.take(examples, num_mean)
             wanted -= num_mean
@@ -153,7 +153,7 @@ def draw(dataset: Dataset) -> Pictures:
     )
 
 
-def _pieces(dataset: Dataset, shard: Shard, num_rows: int) -> Iterator[Examples]:
+def pieces(dataset: Dataset, shard: Shard, num_rows: int) -> Iterator[Examples]:
     """The first rows of a shard, about a row group at a time."""
     step = max(1, WINDOW_BYTES // dataset.manifest.image.example_bytes)
     end = min(num_rows, shard.num_examples)

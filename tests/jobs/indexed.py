@@ -1,13 +1,16 @@
-"""A DataSet of made images together with its index table, as the ETL hands it to the report."""
+"""A DataSet of made images with its index and its table of rejected images, as the ETL makes them."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from model.config import ImageConfig, SplitConfig
 from model.manifest import Manifest, Source, publish
@@ -51,7 +54,7 @@ class Made:
 
 
 def publish_indexed(
-    folder: Path, items: list[Made], *, shard_bytes: int = 20_000, split: SplitConfig | None = None, publishing=publish
+    folder: Path, items: list[Made], *, shard_bytes: int = 20_000, split: SplitConfig | None = None
 ) -> tuple[Dataset, pa.Table]:
     """Write the accepted images to shards, publish them, and give the DataSet with its index table."""
     class_names = sorted({item.class_name for item in items})
@@ -86,9 +89,22 @@ def publish_indexed(
         num_rejected=sum(reasons.values()),
         num_rejected_by_reason=dict(sorted(reasons.items())),
     ).sealed()
-    if publishing is not None:
-        publishing(manifest, str(folder))
-    return Dataset(str(folder), manifest), _index(items, shard_of)
+    index = _index(items, shard_of)
+    rejected = index.filter(pc.is_valid(index["reason"])).select(["path", "reason", "detail", "size_bytes"])
+    tables = {name: write_table(folder / name, table) for name, table in {"index": index, "rejected": rejected}.items()}
+    manifest = manifest.model_copy(update=tables)
+    publish(manifest, str(folder))
+    return Dataset(str(folder), manifest), index
+
+
+def write_table(folder: Path, table: pa.Table) -> str:
+    """Write a table into a folder under the hash of its content, and give its name."""
+    stream = io.BytesIO()
+    pq.write_table(table, stream)
+    name = f"{hashlib.sha256(stream.getvalue()).hexdigest()[:20]}.parquet"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(stream.getvalue())
+    return name
 
 
 def _index(items: list[Made], shard_of: dict[str, str]) -> pa.Table:

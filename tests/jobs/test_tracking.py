@@ -12,13 +12,17 @@ import pytest
 from PIL import Image
 
 import jobs.train
+from jobs.report import make_report
 from jobs.tracking import Tracker
 from jobs.train import train
 from jobs.vectorize import vectorize
+from model import storage
 from model.errors import WorldError
-from model.manifest import load_manifest
+from model.manifest import load_manifest, report_uri
 from model.progress import Moment
 from model.training_config import OptimizerConfig
+
+from .indexed import Made, publish_indexed
 
 pytestmark = pytest.mark.usefixtures("spark")
 HOPELESS = {"num_epochs": 1, "optimizer": OptimizerConfig(learning_rate=1e-6)}
@@ -250,3 +254,18 @@ def test_progress_within_an_epoch_is_shown_live(job, client, dataset):
     }.items():  # fmt: skip
         history = client.get_metric_history(tracker.run_id, f"progress/{name}")
         assert [(metric.step, metric.value) for metric in history] == [(1500, value), (1900, value)]
+
+
+def test_the_report_of_the_dataset_stands_beside_the_run(job, client, tmp_path, caplog):
+    caplog.set_level("INFO")
+    pixels_CHW = np.zeros((1, 8, 8), dtype=np.uint8)
+    dataset, index = publish_indexed(tmp_path / "set", [Made("写真/0.png", "写真", pixels_CHW)])
+    tracker = Tracker(job(dataset_uri=dataset.uri), dataset.manifest, None)
+    tracker.log_dataset_report()
+    uri = report_uri(dataset.uri, dataset.manifest.digest)
+    assert f"{uri}: no such report, so the run in MLflow goes without one" in caplog.text
+    report = make_report(dataset, index)
+    storage.write_bytes(uri, report)
+    tracker.log_dataset_report()
+    (path,) = artifacts(client, tracker.run_id, "dataset")
+    assert (path.name, path.read_bytes()) == ("report.html", report)
