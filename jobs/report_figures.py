@@ -24,6 +24,9 @@ NUM_GROUPS = 20
 NUM_PATHS_A_GROUP = 6
 NUM_SIZES = 8
 MANY_CLASSES = 30
+COLUMNS = (
+    "path", "size_bytes", "modified_ns", "class_name", "split", "content_hash", "reason", "detail", "width", "height",
+)  # fmt: skip
 CONFLICT = "conflicting_labels"
 
 
@@ -97,12 +100,13 @@ class Figures:
 
 
 def figures(manifest: Manifest, index: pa.Table) -> Figures:
-    """Count. `index` has a row for each image of the source, sorted by path: see `model.manifest`."""
+    """Count. `index` has a row for each image of the source, sorted by path, and at least the columns of `COLUMNS`."""
+    index = index.select(COLUMNS)
     accepted, rejected = index.filter(pc.is_valid(index["split"])), index.filter(pc.is_valid(index["reason"]))
     classes = _classes(manifest, rejected)
     num_copies, num_copied, copies = _copies(accepted)
     num_conflicts, conflicts = _conflicts(rejected)
-    sizes = _sizes(accepted)
+    num_sizes, sizes = _sizes(accepted)
     return Figures(
         classes=classes,
         num_rejected=rejected.num_rows,
@@ -113,8 +117,8 @@ def figures(manifest: Manifest, index: pa.Table) -> Figures:
         num_conflicts=num_conflicts,
         conflicts=conflicts,
         lacking=lacking(manifest),
-        sizes=sizes[:NUM_SIZES],
-        num_sizes=len(sizes),
+        sizes=sizes,
+        num_sizes=num_sizes,
         per_class=_per_class(classes),
         histograms=_histograms(accepted),
         newest_ns=pc.max(index["modified_ns"]).as_py(),
@@ -204,10 +208,13 @@ def _known_sizes(accepted: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int6
     return known["width"].to_numpy().astype(np.int64), known["height"].to_numpy().astype(np.int64)
 
 
-def _sizes(accepted: pa.Table) -> list[tuple[str, int]]:
-    counts = Counter(zip(*(values.tolist() for values in _known_sizes(accepted)), strict=True))
-    order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [(f"{width:,} x {height:,}", number) for (width, height), number in order]
+def _sizes(accepted: pa.Table) -> tuple[int, list[tuple[str, int]]]:
+    """How many different sizes there are, and the commonest of them."""
+    widths, heights = _known_sizes(accepted)
+    keys, counts = np.unique(widths << 32 | heights, return_counts=True)
+    commonest = np.argsort(-counts, kind="stable")[:NUM_SIZES]
+    pairs = zip(keys[commonest].tolist(), counts[commonest].tolist(), strict=True)
+    return len(keys), [(f"{key >> 32:,} x {key & 0xFFFFFFFF:,}", number) for key, number in pairs]
 
 
 def _per_class(classes: list[ClassCount]) -> Histogram | None:

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.partition import HASH_BYTES
 from jobs.report_images import pieces
 from model import storage
 from model.errors import WorldError
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from model.manifest import Manifest, Shard
     from model.shards import Dataset
 
-HASH_DIGITS = 2 * HASH_BYTES
+HASH_DIGITS = 32  # of the hash of an image's bytes, with which its id begins
 MAX_FAULTS = 5
 _DAMAGES = (WorldError, OSError, ValueError, KeyError, pa.ArrowException)
 _MEND = "restore the DataSet, or run vectorize with replace=true"
@@ -80,7 +79,6 @@ class Verification:
                 yield f"label {labels_N[~is_known_N][0]} in a DataSet of {num_classes} classes"
             per_class += np.bincount(labels_N[is_known_N], minlength=num_classes)
             self._ids.append(_keys(examples.ids))
-            # An id begins with the hash of the image's bytes: see `jobs.partition.example_id`.
             self._contents[shard.split].append(_keys([one[:HASH_DIGITS] for one in examples.ids]))
         if num_rows < shard.num_examples or self.dataset.read(shard, num_rows, num_rows + 1):
             more = "more" if num_rows == shard.num_examples else f"{num_rows}"

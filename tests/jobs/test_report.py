@@ -249,7 +249,7 @@ def test_a_damaged_shard_is_told(tmp_path):
 @settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["accepted", "odd", "conflicting_labels"])), min_size=1))
 def test_figures_equal_counts_of_the_rows(tmp_path_factory, rows):
-    items = [Made("a/first", "a", pixels(99))]
+    items = [Made("a/first", "a", pixels(99, (1, 2, 2)))]
     for number, (content, fate) in enumerate(rows):
         name = "ab"[content % 2] if fate == "accepted" else "ab"[number % 2]
         reason = None if fate == "accepted" else fate
