@@ -6,6 +6,7 @@ import base64
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from jinja2 import Environment, StrictUndefined
 
@@ -32,7 +33,7 @@ def make_report(dataset: Dataset, index: pa.Table) -> bytes:
     found = figures(dataset.manifest, index)
     template = _environment().from_string((files("jobs") / "report.html").read_text(encoding="utf-8"))
     page = template.render(
-        name=dataset.uri.split("?")[0].rstrip("/").rpartition("/")[2] or dataset.uri,
+        name=_last_name(dataset.uri),
         uri=dataset.uri,
         manifest=dataset.manifest,
         figures=found,
@@ -70,6 +71,12 @@ def shown(text: str, limit: int) -> str:
         return plain
     head = limit // 3
     return f"{plain[:head]}…{plain[head + 1 - limit :]}"
+
+
+def _last_name(uri: str) -> str:
+    # In a URI options follow a `?`, which in a local path is a letter like any other.
+    path = unquote(urlsplit(uri).path) if "://" in uri else uri
+    return path.rstrip("/").rpartition("/")[2] or uri
 
 
 def plural(number: int, noun: str) -> str:

@@ -18,6 +18,7 @@ from jobs.report import make_report, shown
 from jobs.report_figures import figures
 from jobs.report_histogram import MAX_BINS, aspect_histogram, histogram, say_bytes, say_number
 from jobs.report_images import MAX_SHARDS, draw
+from model import storage
 from model.config import SplitConfig
 from model.errors import WorldError
 from model.manifest import shard_uri
@@ -129,6 +130,19 @@ def test_copies_and_conflicts_name_their_files(page):
 def test_the_same_dataset_gives_the_same_bytes(page, published):
     dataset, index = published
     assert make_report(Dataset(dataset.uri, dataset.manifest), index) == page
+
+
+def test_a_folder_of_any_name(tmp_path):
+    data = make_report(*publish_indexed(tmp_path / "a?b 100%25 <i>", [Made("a/0.png", "a", pixels(0))]))
+    assert "<h1>a?b 100%25 &lt;i&gt;</h1>" in data.decode()
+
+
+def test_a_dataset_in_a_bucket(new_bucket, tmp_path):
+    made, index = publish_indexed(tmp_path, [Made("a/0.png", "a", pixels(0))])
+    uri = storage.join(new_bucket(), "folder of pets")
+    for shard in made.manifest.shards:
+        storage.write_bytes(shard_uri(uri, shard.name), storage.read_bytes(shard_uri(made.uri, shard.name)))
+    assert "<h1>folder of pets</h1>" in make_report(Dataset(uri, made.manifest), index).decode()
 
 
 def test_the_page_loads_nothing(page):

@@ -114,6 +114,13 @@ def test_a_whole_dataset_is_as_published(inspect, made):
     assert (code, lines[-1]) == (0, f"all {len(made[0].manifest.shards)} shards are as published")
 
 
+def test_a_whole_dataset_in_a_folder_of_any_name(inspect, tmp_path):
+    dataset, _ = publish_indexed(tmp_path / "a?b 100%25 [red]", [Made("a/0.png", "a", pixels(0))])
+    code, lines = inspect(dataset, verify=True)
+    assert (code, lines[-1]) == (0, "all 1 shards are as published")
+    assert lines[0] == dataset.uri
+
+
 def files(dataset: Dataset) -> list[Path]:
     manifest = dataset.manifest
     names = [("shards", shard.name) for shard in manifest.shards]
