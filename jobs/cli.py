@@ -73,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_job(commands, "train", _train, "train, evaluate and register a model; resumes a run that was cut off")
     show = commands.add_parser("inspect", help="say what a DataSet holds")
     show.add_argument("dataset", help="the DataSet's URI")
-    show.add_argument("--verify", action="store_true", help="read every shard and check its checksum")
+    show.add_argument("--verify", action="store_true", help="read all of it and name every damaged file")
+    show.add_argument("--digest", metavar="VERSION", help="the version to inspect; the current one unless given")
     show.set_defaults(run=_inspect)
     doctor = commands.add_parser("doctor", help="say what is wrong with this environment and how to mend it")
     doctor.set_defaults(run=_doctor)
@@ -117,7 +118,7 @@ def _train(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from jobs.show import show_dataset
 
-    return show_dataset(storage.absolute(options.dataset), verify=options.verify)
+    return show_dataset(storage.absolute(options.dataset), verify=options.verify, digest=options.digest)
 
 
 def _doctor(_options: argparse.Namespace) -> int:

@@ -1,55 +1,199 @@
-"""`shardmean inspect`: what a DataSet holds, in the terminal."""
+"""`shardmean inspect`: what a DataSet holds, in the terminal, and whether its files are as they were published."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING
 
-from model.manifest import SPLITS, Manifest, load_manifest
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.index import read_index
+from jobs.report import facts, plural, shown
+from jobs.report_figures import figures, lacking
+from jobs.verify import Verification
+from model import storage
+from model.errors import WorldError
+from model.manifest import SPLITS, load_manifest, report_uri
+from model.progress import INTERVAL_S, every
 from model.shards import Dataset
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-def show_dataset(uri: str, *, verify: bool) -> int:
-    """Print a DataSet's manifest as tables; with `verify`, read every shard. Returns the exit code."""
-    manifest = load_manifest(uri)
-    console = Console()
-    console.print(_overview(uri, manifest))
-    console.print(_classes(manifest))
-    if verify:
-        dataset = Dataset(uri, manifest)
-        for number, shard in enumerate(manifest.shards, start=1):
-            dataset.read(shard, 0, 0)
-            if console.is_terminal:
-                console.print(f"verified {number} of {len(manifest.shards)} shards", end="\r")
-        console.print(f"all {len(manifest.shards)} shards are as published")
-    return 0
+    from jobs.report_figures import Figures
+    from jobs.report_histogram import Histogram
+    from model.manifest import Manifest
+
+MAX_CLASSES, NUM_EXTREME = 50, 20
+MAX_LACKING, MAX_PATHS, MAX_GROUPS = 10, 5, 5
+MAX_NAME, MAX_PATH = 40, 200
+BAR = 40
 
 
-def _overview(uri: str, manifest: Manifest) -> Table:
-    channels, height, width = manifest.image.shape
-    table = Table(title=escape(uri), show_header=False, title_justify="left")
-    rows = {
-        "version": manifest.digest,
-        "images": f"{channels} x {height} x {width} (channels, height, width), uint8, resize {manifest.image.resize}",
-        "source": f"{manifest.source.uri} ({manifest.source.layout}, {manifest.source.num_files} files)",
-        "shards": f"{len(manifest.shards)}, {sum(s.num_bytes for s in manifest.shards) / 2**20:.1f} MiB",
-        "mean": ", ".join(f"{value:.4f}" for value in manifest.mean),
-        "std": ", ".join(f"{value:.4f}" for value in manifest.std),
-        "rejected": f"{manifest.num_rejected} {manifest.num_rejected_by_reason or ''}",
-    }
-    for name, text in rows.items():
-        table.add_row(name, escape(text))
-    return table
+def show_dataset(uri: str, *, verify: bool, digest: str | None = None) -> int:
+    """Print what a DataSet (or one version of it) holds; with `verify`, read all of it. Returns the exit code."""
+    return show(Dataset(uri, load_manifest(uri, digest)), verify=verify)
 
 
-def _classes(manifest: Manifest) -> Table:
-    table = Table("class", *SPLITS, title_justify="left")
+def show(dataset: Dataset, *, verify: bool) -> int:
+    """Print what an open DataSet holds, and with `verify` whether it is whole. Returns the exit code."""
+    console = Console(highlight=False)
+    _Screen(console).show(dataset, _figures(dataset, console))
+    return _verify(console, dataset) if verify else 0
+
+
+def _figures(dataset: Dataset, console: Console) -> Figures | None:
+    if dataset.manifest.index is None:
+        return None
+    try:
+        index = read_index(dataset.uri, dataset.manifest.index)
+    except (WorldError, OSError, ValueError) as error:
+        # The manifest alone says a lot, and --verify goes on to all other files.
+        text = f"the index cannot be read ({shown(str(error), MAX_PATH)})"
+        console.print(Text(text, "red"), soft_wrap=True)
+        return None
+    return figures(dataset.manifest, index)
+
+
+class _Screen:
+    """Prints the parts, one after the other."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def show(self, dataset: Dataset, found: Figures | None) -> None:
+        manifest = dataset.manifest
+        self._overview(dataset, found)
+        self._console.print(_classes(manifest, found, self._console.encoding))
+        for split, names in lacking(manifest).items():
+            self._line(f"{split} has no example of {plural(len(names), 'class')}: {_some(names, MAX_LACKING)}")
+        if found is None:
+            self._heading(f"Rejected: {manifest.num_rejected:,}")
+            for reason, number in manifest.num_rejected_by_reason.items():
+                self._line(f"  {number:,} {shown(reason, MAX_NAME)}")
+            return
+        self._originals(found)
+        self._rejected(found)
+        self._conflicts(found)
+        self._copies(found)
+
+    def _line(self, text: str, style: str = "") -> None:
+        # A path that is broken into lines can't be copied: the terminal wraps it, and a pipe gets it whole.
+        self._console.print(Text(_encodable(text, self._console.encoding), style), soft_wrap=True)
+
+    def _heading(self, text: str) -> None:
+        self._console.print()
+        self._line(text, "bold")
+
+    def _overview(self, dataset: Dataset, found: Figures | None) -> None:
+        self._line(shown(dataset.uri, MAX_PATH), "bold")
+        report = report_uri(dataset.uri, dataset.manifest.digest)
+        rows = facts(dataset.manifest, found) | {"report": report if storage.exists(report) else "none"}
+        for name, text in rows.items():
+            self._line(f"  {name:13} {shown(text, MAX_PATH)}")
+        self._console.print()
+
+    def _originals(self, found: Figures) -> None:
+        if found.histograms:
+            self._heading("Original images, of those accepted")
+        for one in found.histograms:
+            self._line(f"  {one.title}: {one.summary}")
+            if not one.is_single:
+                for line in self._bars(one):
+                    self._line(line)
+
+    def _bars(self, one: Histogram) -> Iterable[str]:
+        block = "█" if self._console.encoding.startswith("utf") else "#"
+        width, top = max(map(len, one.labels)), max(one.counts)
+        filled = [place for place, count in enumerate(one.counts) if count]
+        for place in range(filled[0], filled[-1] + 1):
+            count = one.counts[place]
+            bar = block * max(round(BAR * count / top), 1 if count else 0)
+            yield f"    {one.labels[place]:>{width}}  {bar}{' ' if bar else ''}{count:,}"
+
+    def _rejected(self, found: Figures) -> None:
+        self._heading(f"Rejected: {found.num_rejected:,}")
+        for one in found.rejections:
+            self._line(f"  {one.num_images:,} {shown(one.reason, MAX_NAME)}")
+            for path, detail in one.first[:MAX_PATHS]:
+                self._line(f"    {shown(path, MAX_PATH)}: {shown(detail, MAX_PATH)}")
+            self._more(one.num_images - MAX_PATHS)
+
+    def _conflicts(self, found: Figures) -> None:
+        if not found.conflicts:
+            return
+        self._heading("Conflicting labels: the same bytes in more than one class")
+        for one in found.conflicts[:MAX_GROUPS]:
+            shared = f"{plural(one.num_contents, 'image')} in {plural(one.num_images, 'file')}"
+            self._line(f"  {_some(one.class_names, MAX_PATHS)}: {shared}")
+        self._more(found.num_conflicts - MAX_GROUPS, indent="  ")
+
+    def _copies(self, found: Figures) -> None:
+        self._heading(f"Exact copies: {found.num_copies:,}")
+        for one in found.copies[:MAX_GROUPS]:
+            self._line(f"  {one.num_images:,} x {shown(one.class_name, MAX_NAME)}, {one.split}")
+            for path in one.paths[:MAX_PATHS]:
+                self._line(f"    {shown(path, MAX_PATH)}")
+            self._more(one.num_images - MAX_PATHS)
+        self._more(found.num_copied - MAX_GROUPS, indent="  ", what=" groups")
+
+    def _more(self, number: int, *, indent: str = "    ", what: str = "") -> None:
+        if number > 0:
+            self._line(f"{indent}... and {number:,} more{what}")
+
+
+def _encodable(text: str, encoding: str) -> str:
+    """`text` with what a terminal or pipe of an older encoding cannot take shown by its codes."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _some(names: Iterable[str], limit: int) -> str:
+    told = [shown(name, MAX_NAME) for name in names]
+    return ", ".join(told[:limit]) + (f" and {len(told) - limit:,} more" if len(told) > limit else "")
+
+
+def _classes(manifest: Manifest, found: Figures | None, encoding: str) -> Table:
     counts = [manifest.num_per_class(split) for split in SPLITS]
-    for name, *row in list(zip(manifest.class_names, *counts, strict=True))[:50]:
-        table.add_row(escape(name), *map(str, row))
-    if len(manifest.class_names) > 50:
-        table.add_row(f"... {len(manifest.class_names) - 50} more", *[""] * len(SPLITS))
+    if found is not None and found.num_rejected:
+        counts.append([one.num_rejected for one in found.classes])
+    names = [_encodable(shown(name, MAX_NAME), encoding) for name in manifest.class_names]
+    rows = list(zip(names, *counts, strict=True))
+    table = Table("class")
+    for split in [*SPLITS, "rejected"][: len(counts)]:
+        table.add_column(split, justify="right")
+    if len(rows) <= MAX_CLASSES:
+        _add(table, rows)
+    else:
+        rows.sort(key=lambda row: (-sum(row[1 : 1 + len(SPLITS)]), row[0]))
+        _add(table, rows[:NUM_EXTREME])
+        table.add_row(f"... {len(rows) - 2 * NUM_EXTREME:,} between ...")
+        _add(table, rows[-NUM_EXTREME:])
     table.add_section()
-    table.add_row("all", *(str(sum(column)) for column in counts))
+    _add(table, [("all", *map(sum, counts))])
     return table
+
+
+def _add(table: Table, rows: Iterable[tuple[str, *tuple[int, ...]]]) -> None:
+    for name, *counts in rows:
+        table.add_row(Text(name), *(f"{count:,}" for count in counts))
+
+
+def _verify(console: Console, dataset: Dataset) -> int:
+    verification, total = Verification(dataset), len(dataset.manifest.shards)
+
+    def say() -> None:
+        console.print(
+            f"verified {verification.num_shards} of {total} shards", end="\r" if console.is_terminal else "\n"
+        )
+
+    console.print()
+    with every(INTERVAL_S, say):
+        verification.run()
+    for damage in verification.damages:
+        console.print(Text(damage, "red"), soft_wrap=True)
+    if verification.damages:
+        console.print(f"{plural(len(verification.damages), 'fault')}: the DataSet is not as it was published")
+        return 1
+    console.print(f"all {total} shards are as published")
+    return 0

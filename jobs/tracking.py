@@ -23,7 +23,9 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from jobs import pictures, registry, timeline
+from model import storage
 from model.errors import WorldError
+from model.manifest import report_uri
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,6 +105,16 @@ class Tracker:
             self._log_picture("augmentation", pictures.augmentation(images_NECHW))
         except (MlflowException, OSError) as error:
             log.warning("MLflow at %s is away (%s): no picture of augmentation", self.tracking_uri, _short(error))
+
+    def log_dataset_report(self) -> None:
+        """Put the DataSet's report beside the run; without one, or when MLflow is away, say so and go on."""
+        uri = report_uri(self._job.dataset_uri, self._manifest.digest)
+        try:
+            self._client.log_text(self.run_id, storage.read_bytes(uri).decode(), "dataset/report.html")
+        except FileNotFoundError:
+            log.info("%s: no such report, so the run in MLflow goes without one", uri)
+        except (MlflowException, OSError) as error:
+            log.warning("MLflow at %s is away (%s): no report of the DataSet", self.tracking_uri, _short(error))
 
     def log_progress(self, moment: Moment) -> None:
         """Send how far an epoch is, which MLflow shows live. It waits for nothing: the epoch's end says more."""

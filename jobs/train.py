@@ -73,6 +73,7 @@ def train(job: TrainJob) -> TrainResult:
             try:
                 run.begin(tracker.run_id)
                 _announce(job, manifest, tracker, start)
+                tracker.log_dataset_report()
                 if job.augmentation.is_on:
                     tracker.log_augmentation(preview(job, dataset))
                 return _to_the_end(Training(job, dataset, transport, tracker.log_progress), tracker, run, start)

@@ -16,13 +16,15 @@ import numpy as np
 
 from jobs.cleaning import clean
 from jobs.index import rejected_table, to_parquet
+from jobs.report import make_report
 from jobs.runner import SparkRunner
 from jobs.sources import scan
 from jobs.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
 from model import storage
 from model.errors import UserError, WorldError
 from model.lease import Lease
-from model.manifest import SPLITS, Manifest, index_uri, load_manifest, manifest_uri, publish, rejected_uri
+from model.manifest import SPLITS, Manifest, index_uri, load_manifest, manifest_uri, publish, rejected_uri, report_uri
+from model.shards import Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,8 +121,12 @@ def _publish(
     for place, (name, data) in zip((index_uri, rejected_uri), tables.values(), strict=True):
         before_write()
         storage.write_bytes(place(job.dataset_uri, name), data)
+    report = make_report(Dataset(job.dataset_uri, manifest), update.index())
+    before_write()
+    storage.write_bytes(report_uri(job.dataset_uri, manifest.digest), report)
     publish(manifest, job.dataset_uri, before_write=before_write)
     _summarise(job, manifest, update.counts(), time.monotonic() - started)
+    log.info("  report: %s", report_uri(job.dataset_uri, manifest.digest))
     # Files that were only touched give the same examples: the manifest notes their new times, and nobody need train.
     return _result(job, manifest, changed=present is None or present.digest != manifest.digest)
 

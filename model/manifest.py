@@ -138,6 +138,11 @@ def rejected_uri(dataset_uri: str, name: str) -> str:
     return storage.join(dataset_uri, "rejected", name)
 
 
+def report_uri(dataset_uri: str, digest: str) -> str:
+    """Where a version's report for people stands, an HTML page."""
+    return storage.join(dataset_uri, "reports", f"{digest}.html")
+
+
 def publish(manifest: Manifest, dataset_uri: str, *, before_write: Callable[[], None] = lambda: None) -> None:
     """Commit a sealed manifest: its version first, then the current one, which readers follow.
 

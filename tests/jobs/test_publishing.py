@@ -225,8 +225,6 @@ def test_what_is_young_stays_whether_named_or_not(pile):
         file.write_bytes(b"x")
     os.utime(old, (10**9, 10**9))
     report = Path(pile.uri) / "reports" / f"{load_manifest(pile.uri).digest}.html"
-    report.parent.mkdir()
-    report.write_text("page")
     os.utime(report, (10**9, 10**9))
     digests = [load_manifest(pile.uri).digest]
     for number in range(3):

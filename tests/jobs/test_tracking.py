@@ -16,14 +16,17 @@ from PIL import Image
 
 import jobs.train
 from jobs import registry
+from jobs.report import make_report
 from jobs.tracking import Tracker
 from jobs.train import train
 from jobs.vectorize import vectorize
-from model import packaging
+from model import packaging, storage
 from model.errors import WorldError
-from model.manifest import load_manifest
+from model.manifest import load_manifest, report_uri
 from model.progress import Moment
 from model.training_config import OptimizerConfig
+
+from .indexed import Made, publish_indexed
 
 pytestmark = pytest.mark.usefixtures("spark")
 HOPELESS = {"num_epochs": 1, "optimizer": OptimizerConfig(learning_rate=1e-6)}
@@ -270,3 +273,18 @@ def test_a_stored_model_asks_for_all_that_its_code_imports():
     pinned = dict(requirement.split("==") for requirement in registry._requirements())
     assert wanted <= pinned.keys()
     assert pinned["simplejpeg"] == version("simplejpeg")
+
+
+def test_the_report_of_the_dataset_stands_beside_the_run(job, client, tmp_path, caplog):
+    caplog.set_level("INFO")
+    pixels_CHW = np.zeros((1, 8, 8), dtype=np.uint8)
+    dataset, index = publish_indexed(tmp_path / "set", [Made("写真/0.png", "写真", pixels_CHW)])
+    tracker = Tracker(job(dataset_uri=dataset.uri), dataset.manifest, None)
+    tracker.log_dataset_report()
+    uri = report_uri(dataset.uri, dataset.manifest.digest)
+    assert f"{uri}: no such report, so the run in MLflow goes without one" in caplog.text
+    report = make_report(dataset, index)
+    storage.write_bytes(uri, report)
+    tracker.log_dataset_report()
+    (path,) = artifacts(client, tracker.run_id, "dataset")
+    assert (path.name, path.read_bytes()) == ("report.html", report)

@@ -1,0 +1,115 @@
+"""The report of a DataSet: one HTML page that needs no network and no script, the same bytes for the same DataSet."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from jinja2 import Environment, StrictUndefined
+
+from jobs.report_figures import NUM_PATHS, Figures, figures
+from jobs.report_histogram import say_bytes, say_number
+from jobs.report_images import draw
+from model.manifest import SPLITS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from jobs.report_figures import ClassCount
+    from jobs.report_images import Picture
+    from model.manifest import Manifest
+    from model.shards import Dataset
+
+MAX_NAME, MAX_PATH, MAX_DETAIL = 60, 110, 160
+MAX_CLASSES, NUM_EXTREME = 100, 50
+MAX_LACKING = 50
+
+
+def make_report(dataset: Dataset, index: pa.Table) -> bytes:
+    """The page of a DataSet, published or about to be; `index` is its index table. Raises WorldError."""
+    found = figures(dataset.manifest, index)
+    template = _environment().from_string((files("jobs") / "report.html").read_text(encoding="utf-8"))
+    page = template.render(
+        name=_last_name(dataset.uri),
+        uri=dataset.uri,
+        manifest=dataset.manifest,
+        figures=found,
+        pictures=draw(dataset),
+        splits=[split for split in SPLITS if found.num_examples(split)],
+        groups=_class_groups(found),
+        facts=facts(dataset.manifest, found),
+        num_paths=NUM_PATHS,
+        max_lacking=MAX_LACKING,
+    )
+    return page.encode()
+
+
+def facts(manifest: Manifest, found: Figures | None) -> dict[str, str]:
+    """What a DataSet is made of and how, in words, for the page and the terminal."""
+    channels, height, width = manifest.image.shape
+    source = manifest.source
+    told = {
+        "version": manifest.digest,
+        "source": f"{source.uri} ({source.layout}, {plural(source.num_files, 'image')})",
+        "examples": f"{channels} x {height} x {width} (channels, height, width), uint8, resize {manifest.image.resize}",
+        "shards": f"{len(manifest.shards):,}, {say_bytes(sum(shard.num_bytes for shard in manifest.shards))}",
+        "mean": ", ".join(f"{value:.4f}" for value in manifest.mean),
+        "std": ", ".join(f"{value:.4f}" for value in manifest.std),
+    }
+    if found is not None and found.newest_ns:
+        told["newest image"] = f"{datetime.fromtimestamp(found.newest_ns // 10**9, UTC):%Y-%m-%d %H:%M} UTC"
+    return told
+
+
+def shown(text: str, limit: int) -> str:
+    """A name from outside as it can be printed: odd characters by their codes, the middle cut out where it is long."""
+    plain = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    if len(plain) <= limit:
+        return plain
+    head = limit // 3
+    return f"{plain[:head]}…{plain[head + 1 - limit :]}"
+
+
+def _last_name(uri: str) -> str:
+    # In a URI options follow a `?`, which in a local path is a letter like any other.
+    path = unquote(urlsplit(uri).path) if "://" in uri else uri
+    return path.rstrip("/").rpartition("/")[2] or uri
+
+
+def plural(number: int, noun: str) -> str:
+    """A number with its noun: 1 class, 2,000 classes."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
+def _class_groups(found: Figures) -> list[tuple[str, list[ClassCount]]]:
+    """The classes to list, in one group or, where they are many, the largest and the smallest."""
+    if len(found.classes) <= MAX_CLASSES:
+        return [("", found.classes)]
+    order = sorted(found.classes, key=lambda one: (-one.num_examples, one.name))
+    return [
+        (f"The {NUM_EXTREME} largest", order[:NUM_EXTREME]),
+        (f"The {NUM_EXTREME} smallest", order[-NUM_EXTREME:]),
+    ]
+
+
+def _environment() -> Environment:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "number": say_number,
+        "bytes": say_bytes,
+        "plural": plural,
+        "name": lambda text: shown(text, MAX_NAME),
+        "path": lambda text: shown(text, MAX_PATH),
+        "detail": lambda text: shown(text, MAX_DETAIL),
+        "data_uri": _data_uri,
+        "percent": lambda part, whole: f"{100 * part / whole if whole else 0:.3g}",
+    }
+    return environment
+
+
+def _data_uri(picture: Picture) -> str:
+    return f"data:{picture.media_type};base64,{base64.b64encode(picture.data).decode()}"

@@ -1,0 +1,145 @@
+"""Whether every file of a DataSet is as it was published and agrees with the others: all that is wrong, not the first.
+
+Memory: 16 bytes an example, for what must be unique.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from functools import partial
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.report_images import pieces
+from model import storage
+from model.errors import WorldError
+from model.manifest import SPLITS, index_uri, rejected_uri, shard_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from model.manifest import Manifest, Shard
+    from model.shards import Dataset
+
+HASH_DIGITS = 32  # of the hash of an image's bytes, with which its id begins
+MAX_FAULTS = 5
+_DAMAGES = (WorldError, OSError, ValueError, KeyError, pa.ArrowException)
+_MEND = "restore the DataSet, or run vectorize with replace=true"
+
+
+class Verification:
+    """Goes through a DataSet once; `damages` has a line for each thing that is wrong."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.damages: list[str] = []
+        self.num_shards = 0
+        self._ids: list[NDArray[np.uint64]] = []
+        self._contents: dict[str, list[NDArray[np.uint64]]] = {split: [] for split in SPLITS}
+
+    def run(self) -> None:
+        """Check all shards, what they hold together, and the tables that the manifest names."""
+        manifest = self.dataset.manifest
+        for shard in manifest.shards:
+            self._try(shard_uri(self.dataset.uri, shard.name), partial(self._shard, shard))
+            self.num_shards += 1
+        self.damages += self._together()
+        tables = ((manifest.index, index_uri, index_faults), (manifest.rejected, rejected_uri, rejected_faults))
+        for name, place, faults in tables:
+            if name is not None:
+                uri = place(self.dataset.uri, name)
+                self._try(uri, partial(self._table, uri, name, faults))
+
+    def _try(self, uri: str, check: Callable[[], Iterator[str]]) -> None:
+        try:
+            self.damages += [f"{uri}: {fault}; {_MEND}" for fault in check()]
+        except FileNotFoundError:
+            self.damages.append(f"{uri}: missing; {_MEND}")
+        except _DAMAGES as error:
+            text = str(error).splitlines()[0]
+            self.damages.append(text if uri in text else f"{uri}: damaged ({text}); {_MEND}")
+
+    def _shard(self, shard: Shard) -> Iterator[str]:
+        manifest = self.dataset.manifest
+        num_classes, num_rows = len(manifest.class_names), 0
+        per_class = np.zeros(num_classes, dtype=np.int64)
+        for examples in pieces(self.dataset, shard, shard.num_examples):
+            num_rows += len(examples.labels_N)
+            labels_N = examples.labels_N
+            is_known_N = (labels_N >= 0) & (labels_N < num_classes)
+            if not is_known_N.all():
+                yield f"label {labels_N[~is_known_N][0]} in a DataSet of {num_classes} classes"
+            per_class += np.bincount(labels_N[is_known_N], minlength=num_classes)
+            self._ids.append(_keys(examples.ids))
+            self._contents[shard.split].append(_keys([one[:HASH_DIGITS] for one in examples.ids]))
+        if num_rows < shard.num_examples or self.dataset.read(shard, num_rows, num_rows + 1):
+            more = "more" if num_rows == shard.num_examples else f"{num_rows}"
+            yield f"{more} examples, the manifest says {shard.num_examples}"
+        elif per_class.tolist() != shard.num_per_class:
+            yield "the examples of its classes are not as many as the manifest says"
+
+    def _table(self, uri: str, name: str, faults: Callable[[pa.Table, Manifest], Iterator[str]]) -> Iterator[str]:
+        """Check a table whose name begins with the hash of its content."""
+        content = storage.read_buffer(uri)
+        if not name.startswith(hashlib.sha256(content).hexdigest()[:20]):
+            raise ValueError("its SHA-256 is not that of its name")
+        yield from faults(pq.read_table(pa.BufferReader(content)), self.dataset.manifest)
+
+    def _together(self) -> Iterator[str]:
+        ids = np.concatenate([np.zeros(0, dtype=np.uint64), *self._ids])
+        num_twice = len(ids) - len(np.unique(ids))
+        if num_twice:
+            yield f"{self.dataset.uri}: {num_twice} ids stand there more than once; {_MEND}"
+        contents = {split: np.unique(np.concatenate(parts)) for split, parts in self._contents.items() if parts}
+        for one, other in combinations(contents, 2):
+            num_shared = len(np.intersect1d(contents[one], contents[other], assume_unique=True))
+            if num_shared:
+                yield f"{self.dataset.uri}: {one} and {other} share the bytes of {num_shared} images; {_MEND}"
+
+
+def _keys(texts: list[str]) -> NDArray[np.uint64]:
+    """64 bits for each text: among ten million, two share theirs by chance once in 400,000 DataSets."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, dtype=np.uint64)
+
+
+def index_faults(index: pa.Table, manifest: Manifest) -> Iterator[str]:
+    """What an index says that its manifest does not."""
+    if pc.count_distinct(index["path"]).as_py() != index.num_rows:
+        yield "a path stands in it more than once"
+    accepted = index.filter(pc.is_valid(index["split"]))
+    found = Counter(zip(accepted["split"].to_pylist(), accepted["class_name"].to_pylist(), strict=True))
+    said = {
+        (split, name): number
+        for split in SPLITS
+        for name, number in zip(manifest.class_names, manifest.num_per_class(split), strict=True)
+    }
+    differing = [key for key in {**said, **found} if found[key] != said.get(key, 0)]
+    for split, name in differing[:MAX_FAULTS]:
+        number = said.get((split, name), 0)
+        yield f"{found[split, name]} images of {name!r} in {split}, the manifest says {number}"
+    if len(differing) > MAX_FAULTS:
+        yield f"so it is with {len(differing) - MAX_FAULTS} more classes of splits"
+    in_shards = {shard.name: shard.num_examples for shard in manifest.shards}
+    if Counter(accepted["shard"].to_pylist()) != in_shards:
+        yield "the images of the shards are not as many as the manifest says"
+    yield from _reason_faults(index.filter(pc.is_valid(index["reason"])), manifest)
+
+
+def rejected_faults(rejected: pa.Table, manifest: Manifest) -> Iterator[str]:
+    """What the table of rejected images says that its manifest does not."""
+    yield from _reason_faults(rejected, manifest)
+
+
+def _reason_faults(rejected: pa.Table, manifest: Manifest) -> Iterator[str]:
+    found = Counter(rejected["reason"].to_pylist())
+    if found != manifest.num_rejected_by_reason:
+        yield f"rejected are {dict(found)}, the manifest says {manifest.num_rejected_by_reason}"
