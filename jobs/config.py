@@ -237,9 +237,19 @@ def _problems(kind: type[BaseModel], error: ValidationError) -> list[str]:
         location = [str(part) for part in one["loc"]]
         # A value that may be of several types fails once for each, under names that only pydantic knows.
         key = next((k for end in range(len(location), 0, -1) if (k := ".".join(location[:end])) in known), None)
+        inside = location[key.count(".") + 1 :] if key else []
+        if key and inside and inside[0].isdigit():
+            texts[key, " ".join([f"{key}, no. {int(inside[0]) + 1}", *inside[1:][-1:]])] = [_item_problem(dict(one))]
+            continue
         start, _, text = _problem(kind, key or ".".join(location), dict(one)).partition(": ")
         texts.setdefault((key or ".".join(location), start), []).append(text)
     return [f"{start}: {' or '.join(options)}" for (_, start), options in texts.items()]
+
+
+def _item_problem(error: Mapping[str, Any]) -> str:
+    # One of a list's values, such as a network's layers.
+    found = "" if isinstance(error["input"], dict) else f"{error['input']!r}: "
+    return "unknown key" if error["type"] == "extra_forbidden" else found + _said(error)
 
 
 def _problem(kind: type[BaseModel], key: str, error: Mapping[str, Any]) -> str:
@@ -250,8 +260,12 @@ def _problem(kind: type[BaseModel], key: str, error: Mapping[str, Any]) -> str:
         needed = [k for k, field in leaves(kind) if (k + ".").startswith(key + ".") and field.is_required()]
         return f"{key}: missing; set {' and '.join(f'{k}=VALUE' for k in needed or [key])}"
     found = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{key or kind.__name__}{found}: {message[0].lower()}{message[1:]}"
+    return f"{key or kind.__name__}{found}: {_said(error)}"
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return message[0].lower() + message[1:]
 
 
 def _hint(kind: type[BaseModel], location: list[str]) -> str:

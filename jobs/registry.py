@@ -50,7 +50,7 @@ def register(run_id: str, job: TrainJob, manifest: Manifest, state: dict[str, An
     """Log a model state to a run with all that serving needs, register it, and return its version."""
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
         data = Path(folder) / "classifier"
-        packaging.save_model(data, manifest, job.network, state)
+        packaging.save_model(data, manifest, job.network, state, layers=job.layers)
         code = packaging.copy_code(Path(folder) / "code")
         logged = mlflow.pyfunc.log_model(
             name="model",

@@ -16,22 +16,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from .config import ImageConfig
 from .errors import ImageRejectedError
 from .images import decode
+from .network_config import Layers
 from .networks import Classifier, build_classifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import pandas as pd
 
+    from .config import Settings
     from .manifest import Manifest
 
 SHIPPED_PACKAGE = "shardmean_model"
-SHIPPED_MODULES = ("errors", "config", "images", "networks", "packaging")
+SHIPPED_MODULES = (
+    "errors", "config", "images", "network_config", "layers", "resnet", "factory", "networks", "packaging",
+)  # fmt: skip
 BATCH = 256
+_LAYERS: TypeAdapter[list[Any]] = TypeAdapter(Layers)
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,15 @@ class ImageModel:
             raise ValueError(f"image {index}: {error}") from error
 
 
-def save_model(folder: Path, manifest: Manifest, network: str, state: dict[str, Any]) -> None:
+def save_model(
+    folder: Path, manifest: Manifest, network: str, state: dict[str, Any], *, layers: Sequence[Settings] = ()
+) -> None:
     """Write a model's folder: settings as JSON, parameters and buffers as a state dict."""
     description = {
         "image": manifest.image.model_dump(),
         "class_names": manifest.class_names,
         "network": network,
+        "layers": [layer.model_dump() for layer in layers],
         "mean": manifest.mean,
         "std": manifest.std,
     }
@@ -90,12 +99,16 @@ def save_model(folder: Path, manifest: Manifest, network: str, state: dict[str, 
 
 
 def load_model(folder: Path) -> ImageModel:
-    """Read a folder that `save_model` wrote; executes nothing from it."""
+    """Read a folder that `save_model` wrote; executes nothing from it.
+
+    A network by a factory needs its package here, and SHARDMEAN_FACTORIES to allow it: else UserError says so.
+    """
     description = json.loads((folder / "classifier.json").read_text())
     image = ImageConfig.model_validate(description["image"])
     with torch.random.fork_rng(devices=[]):  # the first parameters, overwritten below, are drawn from it
         classifier = build_classifier(
             description["network"],
+            layers=_LAYERS.validate_python(description.get("layers", [])),
             shape=image.shape,
             num_classes=len(description["class_names"]),
             mean=description["mean"],

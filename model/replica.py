@@ -34,6 +34,7 @@ def build_model(config: TrainingConfig, manifest: Manifest) -> Classifier:
     """The network of a config for a DataSet's images and classes, with fresh parameters."""
     return build_classifier(
         config.network,
+        layers=config.layers,
         shape=manifest.image.shape,
         num_classes=len(manifest.class_names),
         mean=manifest.mean,

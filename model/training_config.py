@@ -9,6 +9,7 @@ from pydantic import Field, WithJsonSchema, model_validator
 from .augmentation_config import AugmentationConfig
 from .config import Fraction, Positive, Settings
 from .errors import UserError
+from .network_config import Layers, NetworkName, check_layers
 
 
 class ScheduleConfig(Settings):
@@ -136,8 +137,10 @@ class EarlyStoppingConfig(Settings):
 class TrainingConfig(Settings):
     """All that decides the trained parameters, given a DataSet."""
 
-    network: Literal["lenet", "small_cnn"] = "lenet"
-    """Network: lenet (Deeplearning4j's example) or small_cnn (3x3 convolutions with batch normalisation)."""
+    network: NetworkName = "lenet"
+    """Network: lenet, small_cnn, vgg_small, resnet18, resnet50, layers, or an allowed factory (package.nets:make)."""
+    layers: Layers = []
+    """With network=layers: the layers, such as {layer: conv, channels: 20}; the last, to the classes, is added."""
     optimizer: OptimizerConfig = OptimizerConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     averaging: AveragingConfig = AveragingConfig()
@@ -175,4 +178,9 @@ class TrainingConfig(Settings):
     def _fewest_are_not_most(self) -> Self:
         if self.min_workers > self.num_workers:
             raise ValueError(f"min_workers is {self.min_workers}, over num_workers, which is {self.num_workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_belong_to_the_network(self) -> Self:
+        check_layers(self.network, self.layers)
         return self
