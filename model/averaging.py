@@ -174,7 +174,9 @@ def _is_moment(key: str, value: object) -> bool:
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+    # NAdam keeps a float on the CPU beside its moments on the GPU.
+    device = tensors[0].device
+    return torch.cat([tensor.reshape(-1).float().to(device) for tensor in tensors])
 
 
 def _unflat(flat: Tensor, tensors: list[Tensor]) -> None:

@@ -6,28 +6,22 @@ Shapes: B examples, C channels, H and W pixels.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from .networks import Classifier, build_classifier
+from .optimizers import build_optimizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .augmentation import Augmenter
     from .manifest import Manifest
+    from .optimizer_config import ScheduleConfig
     from .shards import Examples
-    from .training_config import OptimizerConfig, ScheduleConfig, TrainingConfig
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "adagrad": torch.optim.Adagrad,
-    "rmsprop": torch.optim.RMSprop,
-}
+    from .training_config import TrainingConfig
 
 
 def build_model(config: TrainingConfig, manifest: Manifest) -> Classifier:
@@ -40,14 +34,6 @@ def build_model(config: TrainingConfig, manifest: Manifest) -> Classifier:
         mean=manifest.mean,
         std=manifest.std,
     )
-
-
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a config over all parameters of a model."""
-    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.name in ("sgd", "rmsprop"):
-        options["momentum"] = config.momentum
-    return OPTIMIZERS[config.name](model.parameters(), **options)
 
 
 def rate_factor(config: ScheduleConfig, num_examples: int, total_examples: int) -> float:

@@ -7,48 +7,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, WithJsonSchema, model_validator
 
 from .augmentation_config import AugmentationConfig
-from .config import Fraction, Positive, Settings
+from .config import Positive, Settings
 from .errors import UserError
 from .network_config import Layers, NetworkName, check_layers
-
-
-class ScheduleConfig(Settings):
-    """How the learning rate changes, counted in examples of all workers, so that their number does not matter."""
-
-    name: Literal["constant", "linear", "cosine"] = "constant"
-    """Way from the learning rate to its final share: constant (no way), linear or cosine."""
-    warmup_examples: Annotated[int, Field(ge=0, le=10**12)] = 0
-    """Examples over which the rate first rises from 0."""
-    final_fraction: Fraction = 0.0
-    """Share of the learning rate at the end of the last epoch; for linear and cosine."""
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether the rate never changes."""
-        return self.name == "constant" and self.warmup_examples == 0
-
-
-class OptimizerConfig(Settings):
-    """The optimizer each worker steps with between two averagings."""
-
-    name: Literal["sgd", "adam", "adamw", "adagrad", "rmsprop"] = "adam"
-    """Optimizer of torch.optim."""
-    learning_rate: Positive = 0.001
-    """Learning rate."""
-    weight_decay: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
-    """L2 penalty (decoupled for adamw)."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum; for sgd and rmsprop only."""
-
-    clip_norm: Positive | None = None
-    """Largest norm of a step's gradient over all parameters; a longer one is shortened to it. Null: no limit."""
-    schedule: ScheduleConfig = ScheduleConfig()
-
-    @model_validator(mode="after")
-    def _momentum_has_a_use(self) -> Self:
-        if self.momentum and self.name not in ("sgd", "rmsprop"):
-            raise ValueError(f"momentum is {self.momentum:g}, but {self.name} has none: set it to 0 or use sgd")
-        return self
+from .optimizer_config import OptimizerConfig
 
 
 class OuterConfig(Settings):

@@ -17,8 +17,8 @@ from jobs.train import train
 from jobs.vectorize import vectorize
 from model.errors import WorldError
 from model.manifest import load_manifest
+from model.optimizer_config import OptimizerConfig
 from model.progress import Moment
-from model.training_config import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("spark")
 HOPELESS = {"num_epochs": 1, "optimizer": OptimizerConfig(learning_rate=1e-6)}
