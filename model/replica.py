@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from .compute import Compute
 from .networks import Classifier, build_classifier
 from .optimizers import build_optimizer
 
@@ -47,6 +48,16 @@ def rate_factor(config: ScheduleConfig, num_examples: int, total_examples: int) 
     return config.final_fraction + (1 - config.final_fraction) * max(0.0, left)
 
 
+def class_weights(manifest: Manifest) -> Tensor:
+    """Weights (K,) inverse to the classes' examples in the training split, 1 in the mean over it.
+
+    As scikit-learn's "balanced": examples / (classes x examples of the class), of the classes that have any.
+    """
+    counts_K = torch.tensor(manifest.num_per_class("train"), dtype=torch.float64)
+    num_classes = torch.count_nonzero(counts_K)
+    return torch.where(counts_K > 0, counts_K.sum() / (num_classes * counts_K.clamp_min(1)), 0).float()
+
+
 class Replica:
     """A model and its optimizer on one device."""
 
@@ -57,12 +68,17 @@ class Replica:
         self._augmenter = augmenter
         self.device = torch.device(device)
         self.model = build_model(config, manifest).to(self.device)
+        self._compute = Compute(config.compute, self.model, network=config.network, device=self.device)
         self.optimizer = build_optimizer(config.optimizer, self.model)
+        self._weights_K = class_weights(manifest).to(self.device) if config.class_weights == "balanced" else None
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.num_examples = 0
 
     def step(self, batch: Examples, rate_factor: float = 1.0) -> None:
-        """One optimizer step on a minibatch, at a share of the learning rate; the loss is its mean cross-entropy."""
+        """One optimizer step on a minibatch, at a share of the learning rate; the loss is its mean cross-entropy.
+
+        With class weights each example's counts by its class's weight.
+        """
         self.backward(batch)
         self.update(rate_factor)
 
@@ -75,10 +91,18 @@ class Replica:
         if self._augmenter is not None:
             assert batch.keys_N is not None, "augmentation is drawn from the examples' keys"
             images_BCHW = self._augmenter(images_BCHW, batch.keys_N)
-        loss = nn.functional.cross_entropy(self.model(images_BCHW), labels_B)
+        loss = self._loss(self._compute.scores(images_BCHW), labels_B)
         torch.autograd.backward(loss)
         self._loss_sum += loss.detach() * len(labels_B)
         self.num_examples += len(labels_B)
+
+    def _loss(self, scores_BK: Tensor, labels_B: Tensor) -> Tensor:
+        if self._weights_K is None:
+            return nn.functional.cross_entropy(scores_BK, labels_B)
+        # By the number of examples, not by the sum of their weights as torch's own mean: so the mean of workers'
+        # gradients, weighted by examples, is the gradient of their joint minibatch.
+        total = nn.functional.cross_entropy(scores_BK, labels_B, weight=self._weights_K, reduction="sum")
+        return total / len(labels_B)
 
     def update(self, rate_factor: float) -> None:
         """Take an optimizer step by the gradients that are there."""

@@ -96,6 +96,17 @@ class EarlyStoppingConfig(Settings):
             )
 
 
+class ComputeConfig(Settings):
+    """How a step is computed. auto: as it was measured to be best (docs/networks.md)."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the network's matrix products; parameters, loss, averaging and evaluation stay float32. auto: float32."""
+    channels_last: Literal["auto", "always", "never"] = "auto"
+    """Keep each pixel's channels side by side in memory. auto: on a CPU for the networks that have a name."""
+    compile: Literal["auto", "always", "cuda_graphs", "never"] = "auto"
+    """Compile steps by torch.compile; cuda_graphs: also replay them as CUDA graphs. auto: never."""
+
+
 class TrainingConfig(Settings):
     """All that decides the trained parameters, given a DataSet."""
 
@@ -106,7 +117,10 @@ class TrainingConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     averaging: AveragingConfig = AveragingConfig()
+    compute: ComputeConfig = ComputeConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weight of an example in the training loss: 1, or inverse to its class's share of the training split."""
     num_epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
     """Passes over the training split."""
     num_workers: Annotated[int, Field(ge=1, le=4096)] = 2
