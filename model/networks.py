@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Classifier(nn.Module):
     """A network with its normalisation in front: uint8 (B, C, H, W) to scores (B, K).
 
     `mean` and `std` are per channel, of values divided by 255. They are no part of the state, so averaging
-    leaves them alone.
+    leaves them alone. Modules in `held` stay in evaluation mode: BatchNorm's statistics then do not change.
     """
 
     mean_C11: Tensor
@@ -34,8 +34,16 @@ class Classifier(nn.Module):
     def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.body = body
+        self.held: list[nn.Module] = []
         self.register_buffer("mean_C11", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std_C11", torch.tensor(std).clamp_min(MIN_STD).reshape(-1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but for the modules that are held."""
+        super().train(mode)
+        for module in self.held:
+            module.eval()
+        return self
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Scores (B, K), unnormalised."""

@@ -31,12 +31,11 @@ _DEFAULT_BETAS = (0.9, 0.999)
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a config over all parameters of a model."""
+    """The optimizer of a config over the parameters of a model that are not frozen."""
     given = {name: value for name, value in config.options.items() if name in OPTIONS[config.name]}
     betas = tuple(given.pop(name, default) for name, default in zip(("beta1", "beta2"), _DEFAULT_BETAS, strict=True))
     options: dict[str, Any] = {_TORCHS_NAMES.get(name, name): value for name, value in given.items()}
     if "beta1" in OPTIONS[config.name]:
         options["betas"] = betas
-    return OPTIMIZERS[config.name](
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, **options
-    )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return OPTIMIZERS[config.name](trained, lr=config.learning_rate, weight_decay=config.weight_decay, **options)

@@ -81,21 +81,40 @@ class ImageModel:
             raise ValueError(f"image {index}: {error}") from error
 
 
-def save_model(
-    folder: Path, manifest: Manifest, network: str, state: dict[str, Any], *, layers: Sequence[Settings] = ()
-) -> None:
-    """Write a model's folder: settings as JSON, parameters and buffers as a state dict."""
-    description = {
+def describe(
+    manifest: Manifest,
+    network: str,
+    *,
+    layers: Sequence[Settings] = (),
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> dict[str, Any]:
+    """What a state dict is of: images, classes, network and normalisation (empty: the DataSet's), as JSON values."""
+    return {
         "image": manifest.image.model_dump(),
-        "class_names": manifest.class_names,
+        "class_names": list(manifest.class_names),
         "network": network,
         "layers": [layer.model_dump() for layer in layers],
-        "mean": manifest.mean,
-        "std": manifest.std,
+        "mean": list(mean or manifest.mean),
+        "std": list(std or manifest.std),
     }
+
+
+def save_model(
+    folder: Path, manifest: Manifest, network: str, state: dict[str, Any], **described: Sequence[Any]
+) -> None:
+    """Write a model's folder: what it is of as JSON (see `describe`), parameters and buffers as a state dict."""
+    description = describe(manifest, network, **described)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classifier.json").write_text(json.dumps(description, indent=1))
     torch.save(state, folder / "weights.pt")
+
+
+def read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The description and the state dict in a folder that `save_model` wrote; executes nothing from it."""
+    description = json.loads((folder / "classifier.json").read_text())
+    weights = io.BytesIO((folder / "weights.pt").read_bytes())
+    return description, torch.load(weights, map_location="cpu", weights_only=True)
 
 
 def load_model(folder: Path) -> ImageModel:
@@ -103,7 +122,7 @@ def load_model(folder: Path) -> ImageModel:
 
     A network by a factory needs its package here, and SHARDMEAN_FACTORIES to allow it: else UserError says so.
     """
-    description = json.loads((folder / "classifier.json").read_text())
+    description, state = read_parts(folder)
     image = ImageConfig.model_validate(description["image"])
     with torch.random.fork_rng(devices=[]):  # the first parameters, overwritten below, are drawn from it
         classifier = build_classifier(
@@ -114,8 +133,7 @@ def load_model(folder: Path) -> ImageModel:
             mean=description["mean"],
             std=description["std"],
         )
-    weights = io.BytesIO((folder / "weights.pt").read_bytes())
-    classifier.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    classifier.load_state_dict(state)
     return ImageModel(image, description["class_names"], classifier.eval())
 
 

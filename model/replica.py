@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from .compute import Compute
+from .errors import UserError
+from .freezing import freeze
 from .networks import Classifier, build_classifier
 from .optimizers import build_optimizer
 
@@ -25,16 +27,29 @@ if TYPE_CHECKING:
     from .training_config import TrainingConfig
 
 
+def normalisation(config: TrainingConfig, manifest: Manifest) -> tuple[list[float], list[float]]:
+    """Mean and deviation by channel: the config's, else the DataSet's. Raises UserError for too few or too many."""
+    given, channels = config.normalisation, manifest.image.channels
+    if given.mean and len(given.mean) != channels:
+        raise UserError(
+            f"normalisation.mean has {len(given.mean)} values and images have {channels} channels: give one for each"
+        )
+    return (given.mean, given.std) if given.mean else (manifest.mean, manifest.std)
+
+
 def build_model(config: TrainingConfig, manifest: Manifest) -> Classifier:
-    """The network of a config for a DataSet's images and classes, with fresh parameters."""
-    return build_classifier(
+    """The network of a config for a DataSet's images and classes, with fresh parameters, some of them frozen."""
+    mean, std = normalisation(config, manifest)
+    model = build_classifier(
         config.network,
         layers=config.layers,
         shape=manifest.image.shape,
         num_classes=len(manifest.class_names),
-        mean=manifest.mean,
-        std=manifest.std,
+        mean=mean,
+        std=std,
     )
+    freeze(model, config.fine_tuning.freeze)
+    return model
 
 
 def rate_factor(config: ScheduleConfig, num_examples: int, total_examples: int) -> float:

@@ -9,6 +9,7 @@ from pydantic import Field, WithJsonSchema, model_validator
 from .augmentation_config import AugmentationConfig
 from .config import Positive, Settings
 from .errors import UserError
+from .fine_tuning_config import FineTuningConfig, NormalisationConfig
 from .network_config import Layers, NetworkName, check_layers
 from .optimizer_config import OptimizerConfig
 
@@ -121,6 +122,8 @@ class TrainingConfig(Settings):
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     class_weights: Literal["none", "balanced"] = "none"
     """Weight of an example in the training loss: 1, or inverse to its class's share of the training split."""
+    fine_tuning: FineTuningConfig = FineTuningConfig()
+    normalisation: NormalisationConfig = NormalisationConfig()
     num_epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
     """Passes over the training split."""
     num_workers: Annotated[int, Field(ge=1, le=4096)] = 2
