@@ -6,6 +6,7 @@ Shapes: B examples, C channels, H and W pixels, K classes.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,10 +44,8 @@ class Compute:
         self._is_channels_last = config.channels_last == "always" or (config.channels_last == "auto" and is_faster)
         if self._is_channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._forward: Callable[[Tensor], Tensor] = model
-        if config.compile in ("always", "cuda_graphs"):
-            mode = "reduce-overhead" if config.compile == "cuda_graphs" else None
-            self._forward = _told(torch.compile(model, mode=mode, dynamic=False))
+        self._compile = config.compile
+        self._model = model
 
     def scores(self, images_BCHW: Tensor) -> Tensor:
         """Scores (B, K) in float32; raises UserError when torch cannot compile the network here."""
@@ -55,6 +54,14 @@ class Compute:
         with self._autocast():
             scores_BK = self._forward(images_BCHW)
         return scores_BK.float()
+
+    @cached_property
+    def _forward(self) -> Callable[[Tensor], Tensor]:
+        # Made at the first step: an evaluation takes none.
+        if self._compile in ("auto", "never"):
+            return self._model
+        mode = "reduce-overhead" if self._compile == "cuda_graphs" else None
+        return _told(torch.compile(self._model, mode=mode, dynamic=False))
 
     def _autocast(self) -> AbstractContextManager[object]:
         # Casts are not kept from one product to the next: compiled graphs would hold on to them.

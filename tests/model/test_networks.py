@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -68,6 +71,23 @@ def test_the_smallest_images_of_each_network(network, smallest):
 
 def test_the_zoo_has_its_names():
     assert tuple(NETWORKS) == ZOO
+
+
+DOCS = (Path(__file__).parent.parent.parent / "docs" / "networks.md").read_text()
+
+
+def test_the_parameters_in_the_docs_are_those_that_are_built():
+    for network in ("lenet", "small_cnn", "vgg_small", "resnet18"):
+        (row,) = re.findall(rf"^\| `{network}` \| .*\| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", DOCS, re.MULTILINE)
+        models = [built(network, shape=shape) for shape in ((1, 28, 28), (3, 32, 32), (3, 224, 224))]
+        assert list(row) == [f"{sum(p.numel() for p in model.parameters()):,}" for model in models]
+
+
+def test_the_examples_in_the_docs_are_read():
+    examples = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
+    assert len(examples) == 3
+    configs = [TrainingConfig(**yaml.safe_load(example)) for example in examples]
+    assert built("layers", layers=[layer.model_dump() for layer in configs[0].layers]) is not None
 
 
 LENET: list[dict[str, Any]] = [
