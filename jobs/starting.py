@@ -14,6 +14,8 @@ from model.starting import Origin
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
 
+_ABOUT = ("image", "class_names", "network", "layers", "mean", "std")
+
 
 def find(uri: str) -> Origin:
     """The model at models:/NAME@ALIAS, models:/NAME/VERSION, or in a checkpoint's file or a run's folder of them.
@@ -24,8 +26,12 @@ def find(uri: str) -> Origin:
     if uri.startswith(REGISTERED):
         with tempfile.TemporaryDirectory() as folder:
             found, path = registry.download(uri, folder)
-            about, state = packaging.read_parts(path)
-        return Origin(found, {"layers": [], **about}, state)
+            try:
+                about, state = packaging.read_parts(path)
+                return Origin(found, {key: about[key] for key in _ABOUT}, state)
+            except Exception as error:  # torch raises many kinds for what is no state dict
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                raise UserError(f"{found} cannot be read ({reason}); start from another") from error
     found, state_there = _checkpoint(uri)
     return Origin.of(found, state_there)
 

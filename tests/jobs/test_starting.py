@@ -168,6 +168,22 @@ def test_nothing_to_start_from(source, tracking, tmp_path, uri, message):
         find(uri)
 
 
+def test_a_stored_model_that_would_execute_something_is_refused(source, tracking, tmp_path):
+    connect(tracking)
+    folder = tmp_path / "classifier"
+    folder.mkdir()
+    (folder / "classifier.json").write_text("{}")
+    torch.save(tmp_path.touch, folder / "weights.pt")
+    experiment = mlflow.create_experiment("evil", artifact_location=str(tmp_path / "artifacts"))
+    with mlflow.start_run(experiment_id=experiment):
+        logged = mlflow.pyfunc.log_model(
+            name="model", loader_module="json", data_path=str(folder), registered_model_name="evil",
+            pip_requirements=[],
+        )  # fmt: skip
+    with pytest.raises(UserError, match=r"models:/evil/1 cannot be read \(UnpicklingError: Weights only load failed"):
+        find(f"models:/evil/{logged.registered_model_version}")
+
+
 def test_a_checkpoint_tells_what_it_is_of(source):
     about = checkpoint.load_latest(str(source[1])).about
     assert about["class_names"] == ["low", "middle", "top"]
