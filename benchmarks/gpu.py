@@ -54,11 +54,18 @@ class Workload:
     is_bf16: bool = False
 
 
+GRAPHS = {"compute": {"compile": "cuda_graphs"}}
+BF16 = {"compute": {"precision": "bfloat16", "channels_last": "always"}}
+BF16_GRAPHS = {"compute": BF16["compute"] | GRAPHS["compute"]}
+# compute.compile is `never` where nothing else is said, and what `auto` means on a GPU waits for these figures.
 WORKLOADS = [
     Workload("LeNet, batch 32", "lenet", (1, 28, 28), 32, 1875),
+    Workload("LeNet, batch 32, CUDA graphs", "lenet", (1, 28, 28), 32, 1875, GRAPHS),
     Workload("LeNet, batch 256", "lenet", (1, 28, 28), 256, 234),
-    Workload("ResNet-18 for small images, batch 256", "resnet18_small", (3, 32, 32), 256, 195),
-    Workload("ResNet-50, bf16, channels last, batch 128", "resnet50", (3, 224, 224), 128, 40, is_bf16=True),
+    Workload("ResNet-18 for small images, batch 256", "resnet18", (3, 32, 32), 256, 195),
+    Workload("ResNet-18 for small images, bf16, batch 256", "resnet18", (3, 32, 32), 256, 195, BF16, is_bf16=True),
+    Workload("ResNet-50, bf16, channels last, batch 128", "resnet50", (3, 224, 224), 128, 40, BF16, is_bf16=True),
+    Workload("The same, CUDA graphs", "resnet50", (3, 224, 224), 128, 40, BF16_GRAPHS, is_bf16=True),
 ]
 
 

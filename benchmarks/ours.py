@@ -26,6 +26,8 @@ def recipe(**changes: Any) -> TrainingConfig:
         "batch_size_per_worker": BATCH,
         "device": "cpu",
         "threads_per_worker": 1,
+        # As the loops by hand that we are compared with; what it gains is told apart (benchmarks/precision.py).
+        "compute": {"channels_last": "never"},
     }
     return TrainingConfig.model_validate(settings | changes)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jobs.config import Job
 
 HIDDEN = {"schedule", "spark", "run_key", "dataset_digest"}
-LIMITS = ("minimum", "maximum", "pattern", "minLength", "maxLength", "enum")
+LIMITS = ("minimum", "maximum", "pattern", "minLength", "maxLength", "enum", "examples", "items")
 
 
 def config_file(name: str) -> Path:

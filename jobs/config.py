@@ -5,18 +5,18 @@ Imports no torch, Spark or MLflow: Airflow parses it with the DAGs.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from yaml import YAMLError
 
+from jobs.complaints import problems
 from jobs.patterns import check_expression, check_glob
 from model.config import Fraction, ImageConfig, Settings, SplitConfig
 from model.errors import UserError
@@ -180,9 +180,9 @@ def validated(kind: type[Job], values: object, where: str) -> Job:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {problem}" for problem in _problems(kind, error))
+        lines = "\n".join(f"  {problem}" for problem in problems(kind, error))
         raise UserError(
-            f"config error in {where}:\n{problems}\n  change the file, or give key=value on the command line"
+            f"config error in {where}:\n{lines}\n  change the file, or give key=value on the command line"
         ) from None
 
 
@@ -236,37 +236,6 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _problems(kind: type[BaseModel], error: ValidationError) -> list[str]:
-    known = {key for key, _ in leaves(kind)}
-    texts: dict[tuple[str, str], list[str]] = {}
-    for one in error.errors():
-        location = [str(part) for part in one["loc"]]
-        # A value that may be of several types fails once for each, under names that only pydantic knows.
-        key = next((k for end in range(len(location), 0, -1) if (k := ".".join(location[:end])) in known), None)
-        start, _, text = _problem(kind, key or ".".join(location), dict(one)).partition(": ")
-        texts.setdefault((key or ".".join(location), start), []).append(text)
-    return [f"{start}: {' or '.join(options)}" for (_, start), options in texts.items()]
-
-
-def _problem(kind: type[BaseModel], key: str, error: Mapping[str, Any]) -> str:
-    location = key.split(".")
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_hint(kind, location)}"
-    if error["type"] == "missing":
-        needed = [k for k, field in leaves(kind) if (k + ".").startswith(key + ".") and field.is_required()]
-        return f"{key}: missing; set {' and '.join(f'{k}=VALUE' for k in needed or [key])}"
-    found = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{key or kind.__name__}{found}: {message[0].lower()}{message[1:]}"
-
-
-def _hint(kind: type[BaseModel], location: list[str]) -> str:
-    known = sorted(key for key, _ in leaves(kind))
-    siblings = [key for key in known if len(location) > 1 and key.startswith(f"{location[0]}.")]
-    near = difflib.get_close_matches(".".join(location), siblings or known, 1, 0.8 if siblings else 0.5)
-    return f"did you mean {near[0]}?" if near else f"known keys: {', '.join(siblings or known)}"
-
-
 def _flat_settings(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
     # Spark's keys have dots of their own, which an override spark.spark.executor.memory=1g turns into levels.
     if not isinstance(value, Mapping):
@@ -276,17 +245,3 @@ def _flat_settings(value: object, prefix: str = "") -> Iterator[tuple[str, str]]
             yield from _flat_settings(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(item).lower() if isinstance(item, bool) else str(item)
-
-
-def leaves(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a config class with its pydantic field."""
-    for name, info in kind.model_fields.items():
-        nested = next((t for t in (info.annotation, *get_args(info.annotation)) if _is_settings(t)), None)
-        if nested is None:
-            yield prefix + name, info
-        else:
-            yield from leaves(nested, f"{prefix}{name}.")
-
-
-def _is_settings(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 
 from model import packaging
+from model.errors import UserError, WorldError
+from model.replica import normalisation
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -50,7 +53,8 @@ def register(run_id: str, job: TrainJob, manifest: Manifest, state: dict[str, An
     """Log a model state to a run with all that serving needs, register it, and return its version."""
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
         data = Path(folder) / "classifier"
-        packaging.save_model(data, manifest, job.network, state)
+        mean, std = normalisation(job, manifest)
+        packaging.save_model(data, manifest, job.network, state, layers=job.layers, mean=mean, std=std)
         code = packaging.copy_code(Path(folder) / "code")
         logged = mlflow.pyfunc.log_model(
             name="model",
@@ -98,6 +102,30 @@ def set_aliases(
                  100 * accuracy, 100 * theirs)  # fmt: skip
     client.set_registered_model_alias(name, CHAMPION, version)
     return [CHALLENGER, CHAMPION]
+
+
+def download(uri: str, folder: str) -> tuple[str, Path]:
+    """Fetch a registered model (models:/NAME@ALIAS or models:/NAME/VERSION) into `folder`, by the version it has now.
+
+    Returns that version's URI and where `packaging.read_parts` finds the model. Raises UserError and WorldError.
+    """
+    client, place = mlflow.MlflowClient(), uri.removeprefix("models:/")
+    try:
+        if "@" in place:
+            version = client.get_model_version_by_alias(*place.split("@"))
+        else:
+            version = client.get_model_version(*place.split("/"))
+        found = f"models:/{version.name}/{version.version}"
+        path = Path(mlflow.artifacts.download_artifacts(found, dst_path=folder)) / "data" / "classifier"
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise UserError(f"{uri}: MLflow has no such model ({error.message}); correct the name or alias") from error
+        raise WorldError(f"{uri}: MLflow cannot give it: {error}; repeat the command") from error
+    except OSError as error:
+        raise WorldError(f"{uri}: its files cannot be read: {error}; repeat the command") from error
+    if not (path / "classifier.json").exists():
+        raise UserError(f"{found} is no model of Shardmean: it has no data/classifier; start from another")
+    return found, path
 
 
 def _champion(client: mlflow.MlflowClient, name: str) -> ModelVersion | None:

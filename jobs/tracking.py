@@ -116,6 +116,13 @@ class Tracker:
         except (MlflowException, OSError) as error:
             log.warning("MLflow at %s is away (%s): no report of the DataSet", self.tracking_uri, _short(error))
 
+    def log_origin(self, uri: str) -> None:
+        """Note which version or file a fine-tuning started from. Raises WorldError."""
+        try:
+            self._client.set_tag(self.run_id, "started_from", uri)
+        except MlflowException as error:
+            raise _unreachable(self.tracking_uri, error) from error
+
     def log_progress(self, moment: Moment) -> None:
         """Send how far an epoch is, which MLflow shows live. It waits for nothing: the epoch's end says more."""
         now, step = int(time.time() * 1000), moment.total_examples

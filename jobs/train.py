@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import BarrierTransport, driver_host, open_session
+from jobs.starting import find
 from jobs.tracking import Tracker, TrainResult, connect
 from model import checkpoint, storage
 from model.accounting import PHASES
@@ -24,6 +25,7 @@ from model.preview import preview
 from model.replica import build_model
 from model.segment import EVALUATION_BATCH, plan_training
 from model.shards import Dataset
+from model.starting import normalised_as
 from model.training import Training
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from model.evaluation import Evaluation
     from model.manifest import Split
     from model.packaging import ImageModel
+    from model.starting import Origin
     from model.training_config import TrainingConfig
 
 log = logging.getLogger(__name__)
@@ -59,8 +62,9 @@ def train(job: TrainJob) -> TrainResult:
             log.info("run %s has finished already: its result follows", folder)
             return run.result
         connect(job.tracking)
+        start = checkpoint.load_latest(folder)
+        job, origin = _started(job, manifest, start, run.started_from)
         with open_session("shardmean train", job.spark) as session:
-            start = checkpoint.load_latest(folder)
             transport = BarrierTransport(
                 session,
                 Meeting(driver_host(session)),
@@ -71,12 +75,15 @@ def train(job: TrainJob) -> TrainResult:
             )
             tracker = Tracker(job, manifest, run.run_id)
             try:
-                run.begin(tracker.run_id)
+                run.begin(tracker.run_id, origin.uri if origin else run.started_from)
+                if origin is not None:
+                    tracker.log_origin(origin.uri)
                 _announce(job, manifest, tracker, start)
                 tracker.log_dataset_report()
                 if job.augmentation.is_on:
                     tracker.log_augmentation(preview(job, dataset))
-                return _to_the_end(Training(job, dataset, transport, tracker.log_progress), tracker, run, start)
+                training = Training(job, dataset, transport, tracker.log_progress, origin)
+                return _to_the_end(training, tracker, run, start)
             except BaseException as error:
                 if not isinstance(error, LeaseLostError):
                     tracker.fail()
@@ -90,6 +97,21 @@ def _check(job: TrainJob, manifest: Manifest) -> None:
     job.augmentation.check(manifest.image)
     plan_training(job, manifest, epoch=0, num_workers=job.num_workers)
     build_model(job, manifest)
+
+
+def _started(
+    job: TrainJob, manifest: Manifest, start: Checkpoint | None, found_before: str | None
+) -> tuple[TrainJob, Origin | None]:
+    """The job with the normalisation of what it starts from, and that, unless a checkpoint goes on from there."""
+    uri = job.fine_tuning.start_from
+    if uri is None:
+        return job, None
+    if start is not None:
+        return normalised_as(job, start.about), None
+    origin = find(found_before or uri)
+    origin.check(job, manifest)
+    log.info("starting from %s%s", origin.uri, " with a new head" if job.fine_tuning.replace_head else "")
+    return normalised_as(job, origin.about), origin
 
 
 def _announce(job: TrainJob, manifest: Manifest, tracker: Tracker, start: Checkpoint | None) -> None:
@@ -203,9 +225,14 @@ class _Run:
         """The MLflow run that an earlier try began."""
         return self._record.get("run_id")
 
-    def begin(self, run_id: str) -> None:
-        """Note the MLflow run, before the first checkpoint."""
-        self._write({"run_id": run_id})
+    @property
+    def started_from(self) -> str | None:
+        """The version or file that an earlier try found where the job starts from."""
+        return self._record.get("started_from")
+
+    def begin(self, run_id: str, started_from: str | None) -> None:
+        """Note the MLflow run and what the training starts from, before the first checkpoint."""
+        self._write({"run_id": run_id, "started_from": started_from})
 
     def save(self, state: Checkpoint) -> None:
         """Write a checkpoint, unless another driver has taken the run over."""

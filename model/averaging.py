@@ -1,8 +1,9 @@
 """Parameter averaging: the weighted mean of all workers' states, and the outer optimizer's step from mean to mean.
 
 The mean is over everything that is state. Parameters, float buffers (BatchNorm statistics) and, by policy, the
-optimizer's moments are averaged in float32. Counters (integer buffers, the optimizer's step numbers) advance by the
-weighted mean of the workers' own advances, rounded to the nearest integer. Synchronous steps average gradients instead.
+optimizer's moments are averaged in float32; frozen ones are left alone. Counters (integer buffers, the optimizer's step
+numbers) advance by the weighted mean of the workers' own advances, rounded to the nearest integer. Synchronous steps
+average gradients instead.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ class Averager:
         self._optimizer = optimizer
         self._config = config
         self._member = member
-        self._params = [parameter.detach() for parameter in model.parameters()]
-        names = dict(model.named_parameters())
-        self._buffers = [tensor for name, tensor in model.state_dict().items() if name not in names]
+        # What is frozen is the same everywhere, and a sum of its parts would round it.
+        self._params = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+        self._buffers = _changing_buffers(model)
         self._previous = None if config.outer.is_plain else _flat(self._params)
         self.outer_momentum = outer_momentum
         self._counters_before = self._counter_values()
@@ -169,12 +170,21 @@ class Averager:
         _unflat(self._previous, self._params)
 
 
+def _changing_buffers(model: nn.Module) -> list[Tensor]:
+    held = {id(buffer) for module in model.modules() if not module.training for buffer in module.buffers(recurse=False)}
+    names = dict(model.named_parameters())
+    state = model.state_dict(keep_vars=True)
+    return [tensor for name, tensor in state.items() if name not in names and id(tensor) not in held]
+
+
 def _is_moment(key: str, value: object) -> bool:
     return key != "step" and isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+    # NAdam keeps a float on the CPU beside its moments on the GPU.
+    device = tensors[0].device
+    return torch.cat([tensor.reshape(-1).float().to(device) for tensor in tensors])
 
 
 def _unflat(flat: Tensor, tensors: list[Tensor]) -> None:

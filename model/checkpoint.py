@@ -19,7 +19,7 @@ from . import storage
 from .errors import WorldError
 from .plan import Leg
 
-VERSION = 2
+VERSION = 3
 _DIGEST_BYTES = 32
 _NAME = re.compile(r"^epoch-(\d{6})(?:-leg-(\d{3})-round-(\d{9}))?\.pt$")
 log = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ class Checkpoint:
 
     `optimizers` has one state, or one per worker. `history` holds one dict of figures per whole epoch, `running` what
     the epoch that was begun has summed up, `timeline` the workers' seconds by phase per segment. `best_epoch` counts
-    from 1 and 0 means none yet. `num_steps` are the optimizer steps of the worker that took most.
+    from 1 and 0 means none yet. `num_steps` are the optimizer steps of the worker that took most. `about` says what the
+    model is of (`packaging.describe`).
     """
 
     epoch: int
@@ -49,6 +50,7 @@ class Checkpoint:
     num_steps: int = 0
     running: dict[str, float] = field(default_factory=dict)
     timeline: list[dict[str, Any]] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ends_epoch(self) -> bool:

@@ -41,6 +41,7 @@ def merged(
         num_steps=state.num_steps + _num_steps(state, legs, plan),
         running={} if ended else running,
         timeline=[*state.timeline, _moment(state, reports, seconds)][-MAX_MOMENTS:],
+        about=state.about,
     )
 
 

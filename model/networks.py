@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .factory import build_by_factory, is_factory
+from .layers import build_layers
+from .network_config import LAYERS
+from .resnet import resnet18, resnet50
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .config import Settings
 
 MIN_STD = 1 / 255
 
@@ -19,7 +25,7 @@ class Classifier(nn.Module):
     """A network with its normalisation in front: uint8 (B, C, H, W) to scores (B, K).
 
     `mean` and `std` are per channel, of values divided by 255. They are no part of the state, so averaging
-    leaves them alone.
+    leaves them alone. Modules in `held` stay in evaluation mode: BatchNorm's statistics then do not change.
     """
 
     mean_C11: Tensor
@@ -28,8 +34,16 @@ class Classifier(nn.Module):
     def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.body = body
+        self.held: list[nn.Module] = []
         self.register_buffer("mean_C11", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std_C11", torch.tensor(std).clamp_min(MIN_STD).reshape(-1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but for the modules that are held."""
+        super().train(mode)
+        for module in self.held:
+            module.eval()
+        return self
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Scores (B, K), unnormalised."""
@@ -39,12 +53,22 @@ class Classifier(nn.Module):
 
 
 def build_classifier(
-    name: str, *, shape: tuple[int, int, int], num_classes: int, mean: Sequence[float], std: Sequence[float]
+    name: str,
+    *,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    layers: Sequence[Settings] = (),
 ) -> Classifier:
     """The network `name` for images of `shape` (C, H, W), its first parameters drawn from torch's global generator.
 
-    Raises UserError when the images are too small for it.
+    `name` and `layers` are as in `network_config`. Raises UserError when the images are too small for it.
     """
+    if is_factory(name):
+        return Classifier(build_by_factory(name, shape, num_classes), mean, std)
+    if name == LAYERS:
+        return Classifier(build_layers(layers, shape, num_classes), mean, std)
     try:
         body = NETWORKS[name](shape, num_classes)
     except RuntimeError as error:
@@ -85,7 +109,31 @@ def small_cnn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     return body
 
 
-NETWORKS = {"lenet": lenet, "small_cnn": small_cnn}
+def vgg_small(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Pairs of 3 x 3 convolutions as in VGG, with batch normalisation and a mean over the image, from 8 x 8 up."""
+    stages: list[nn.Module] = []
+    channels = shape[0]
+    for width in (64, 128, 256):
+        for _ in range(2):
+            stages += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        stages += [nn.MaxPool2d(2)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 256), nn.ReLU(), nn.Dropout(0.5)]
+    body = nn.Sequential(*stages, *head, nn.Linear(256, num_classes))
+    _num_outputs(body, shape)
+    for module in body:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return body
+
+
+NETWORKS = {
+    "lenet": lenet,
+    "small_cnn": small_cnn,
+    "vgg_small": vgg_small,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+}
 
 
 def _num_outputs(module: nn.Module, shape: tuple[int, int, int]) -> int:

@@ -16,33 +16,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from .config import ImageConfig
 from .errors import ImageRejectedError
 from .images import decode
+from .network_config import Layers
 from .networks import Classifier, build_classifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import pandas as pd
 
+    from .config import Settings
     from .manifest import Manifest
 
 SHIPPED_PACKAGE = "shardmean_model"
 SHIPPED_MODULES = (
-    "errors",
-    "config",
-    "time_limit",
-    "quiet",
-    "colours",
-    "jpeg",
-    "resizing",
-    "images",
-    "networks",
-    "packaging",
-)
+    "errors", "config", "time_limit", "quiet", "colours", "jpeg", "resizing", "images",
+    "network_config", "layers", "resnet", "factory", "networks", "packaging",
+)  # fmt: skip
 BATCH = 256
+_LAYERS: TypeAdapter[list[Any]] = TypeAdapter(Layers)
 
 
 @dataclass(frozen=True)
@@ -86,34 +82,59 @@ class ImageModel:
             raise ValueError(f"image {index}: {error}") from error
 
 
-def save_model(folder: Path, manifest: Manifest, network: str, state: dict[str, Any]) -> None:
-    """Write a model's folder: settings as JSON, parameters and buffers as a state dict."""
-    description = {
+def describe(
+    manifest: Manifest,
+    network: str,
+    *,
+    layers: Sequence[Settings] = (),
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> dict[str, Any]:
+    """What a state dict is of: images, classes, network and normalisation (empty: the DataSet's), as JSON values."""
+    return {
         "image": manifest.image.model_dump(),
-        "class_names": manifest.class_names,
+        "class_names": list(manifest.class_names),
         "network": network,
-        "mean": manifest.mean,
-        "std": manifest.std,
+        "layers": [layer.model_dump() for layer in layers],
+        "mean": list(mean or manifest.mean),
+        "std": list(std or manifest.std),
     }
+
+
+def save_model(
+    folder: Path, manifest: Manifest, network: str, state: dict[str, Any], **described: Sequence[Any]
+) -> None:
+    """Write a model's folder: what it is of as JSON (see `describe`), parameters and buffers as a state dict."""
+    description = describe(manifest, network, **described)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classifier.json").write_text(json.dumps(description, indent=1))
     torch.save(state, folder / "weights.pt")
 
 
-def load_model(folder: Path) -> ImageModel:
-    """Read a folder that `save_model` wrote; executes nothing from it."""
+def read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The description and the state dict in a folder that `save_model` wrote; executes nothing from it."""
     description = json.loads((folder / "classifier.json").read_text())
+    weights = io.BytesIO((folder / "weights.pt").read_bytes())
+    return description, torch.load(weights, map_location="cpu", weights_only=True)
+
+
+def load_model(folder: Path) -> ImageModel:
+    """Read a folder that `save_model` wrote; executes nothing from it.
+
+    A network by a factory needs its package here, and SHARDMEAN_FACTORIES to allow it: else UserError says so.
+    """
+    description, state = read_parts(folder)
     image = ImageConfig.model_validate(description["image"])
     with torch.random.fork_rng(devices=[]):  # the first parameters, overwritten below, are drawn from it
         classifier = build_classifier(
             description["network"],
+            layers=_LAYERS.validate_python(description.get("layers", [])),
             shape=image.shape,
             num_classes=len(description["class_names"]),
             mean=description["mean"],
             std=description["std"],
         )
-    weights = io.BytesIO((folder / "weights.pt").read_bytes())
-    classifier.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    classifier.load_state_dict(state)
     return ImageModel(image, description["class_names"], classifier.eval())
 
 

@@ -6,47 +6,50 @@ Shapes: B examples, C channels, H and W pixels.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from .compute import Compute
+from .errors import UserError
+from .freezing import freeze
 from .networks import Classifier, build_classifier
+from .optimizers import build_optimizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .augmentation import Augmenter
     from .manifest import Manifest
+    from .optimizer_config import ScheduleConfig
     from .shards import Examples
-    from .training_config import OptimizerConfig, ScheduleConfig, TrainingConfig
+    from .training_config import TrainingConfig
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "adagrad": torch.optim.Adagrad,
-    "rmsprop": torch.optim.RMSprop,
-}
+
+def normalisation(config: TrainingConfig, manifest: Manifest) -> tuple[list[float], list[float]]:
+    """Mean and deviation by channel: the config's, else the DataSet's. Raises UserError for too few or too many."""
+    given, channels = config.normalisation, manifest.image.channels
+    if given.mean and len(given.mean) != channels:
+        raise UserError(
+            f"normalisation.mean has {len(given.mean)} values and images have {channels} channels: give one for each"
+        )
+    return (given.mean, given.std) if given.mean else (manifest.mean, manifest.std)
 
 
 def build_model(config: TrainingConfig, manifest: Manifest) -> Classifier:
-    """The network of a config for a DataSet's images and classes, with fresh parameters."""
-    return build_classifier(
+    """The network of a config for a DataSet's images and classes, with fresh parameters, some of them frozen."""
+    mean, std = normalisation(config, manifest)
+    model = build_classifier(
         config.network,
+        layers=config.layers,
         shape=manifest.image.shape,
         num_classes=len(manifest.class_names),
-        mean=manifest.mean,
-        std=manifest.std,
+        mean=mean,
+        std=std,
     )
-
-
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a config over all parameters of a model."""
-    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.name in ("sgd", "rmsprop"):
-        options["momentum"] = config.momentum
-    return OPTIMIZERS[config.name](model.parameters(), **options)
+    freeze(model, config.fine_tuning.freeze)
+    return model
 
 
 def rate_factor(config: ScheduleConfig, num_examples: int, total_examples: int) -> float:
@@ -60,6 +63,16 @@ def rate_factor(config: ScheduleConfig, num_examples: int, total_examples: int) 
     return config.final_fraction + (1 - config.final_fraction) * max(0.0, left)
 
 
+def class_weights(manifest: Manifest) -> Tensor:
+    """Weights (K,) inverse to the classes' examples in the training split, 1 in the mean over it.
+
+    As scikit-learn's "balanced": examples / (classes x examples of the class), of the classes that have any.
+    """
+    counts_K = torch.tensor(manifest.num_per_class("train"), dtype=torch.float64)
+    num_classes = torch.count_nonzero(counts_K)
+    return torch.where(counts_K > 0, counts_K.sum() / (num_classes * counts_K.clamp_min(1)), 0).float()
+
+
 class Replica:
     """A model and its optimizer on one device."""
 
@@ -70,12 +83,17 @@ class Replica:
         self._augmenter = augmenter
         self.device = torch.device(device)
         self.model = build_model(config, manifest).to(self.device)
+        self._compute = Compute(config.compute, self.model, network=config.network, device=self.device)
         self.optimizer = build_optimizer(config.optimizer, self.model)
+        self._weights_K = class_weights(manifest).to(self.device) if config.class_weights == "balanced" else None
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.num_examples = 0
 
     def step(self, batch: Examples, rate_factor: float = 1.0) -> None:
-        """One optimizer step on a minibatch, at a share of the learning rate; the loss is its mean cross-entropy."""
+        """One optimizer step on a minibatch, at a share of the learning rate; the loss is its mean cross-entropy.
+
+        With class weights each example's counts by its class's weight.
+        """
         self.backward(batch)
         self.update(rate_factor)
 
@@ -88,10 +106,18 @@ class Replica:
         if self._augmenter is not None:
             assert batch.keys_N is not None, "augmentation is drawn from the examples' keys"
             images_BCHW = self._augmenter(images_BCHW, batch.keys_N)
-        loss = nn.functional.cross_entropy(self.model(images_BCHW), labels_B)
+        loss = self._loss(self._compute.scores(images_BCHW), labels_B)
         torch.autograd.backward(loss)
         self._loss_sum += loss.detach() * len(labels_B)
         self.num_examples += len(labels_B)
+
+    def _loss(self, scores_BK: Tensor, labels_B: Tensor) -> Tensor:
+        if self._weights_K is None:
+            return nn.functional.cross_entropy(scores_BK, labels_B)
+        # By the number of examples, not by the sum of their weights as torch's own mean: so the mean of workers'
+        # gradients, weighted by examples, is the gradient of their joint minibatch.
+        total = nn.functional.cross_entropy(scores_BK, labels_B, weight=self._weights_K, reduction="sum")
+        return total / len(labels_B)
 
     def update(self, rate_factor: float) -> None:
         """Take an optimizer step by the gradients that are there."""

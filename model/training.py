@@ -16,10 +16,12 @@ from .errors import UserError, WorldError
 from .evaluation import Evaluation
 from .faults import blame, cause
 from .merging import merged
+from .packaging import describe
 from .plan import EpochPlan, Leg
 from .progress import Ask, OnProgress, Silence, Watch, every, watched
-from .replica import build_model
+from .replica import build_model, normalisation
 from .segment import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
+from .starting import Origin, begin
 from .tasks import Failure, ReplicaState, Report, Rounds, Task, Work
 from .training_config import LOWEST_IS_BEST
 
@@ -56,12 +58,16 @@ class Transport(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """A config, the DataSet it trains on, the transport to its workers, and who hears of progress within an epoch."""
+    """A config, the DataSet it trains on, the transport to its workers, and who hears of progress within an epoch.
+
+    `origin` is what a fine-tuning starts from; it needs the config that `starting.normalised_as` gives.
+    """
 
     config: TrainingConfig
     dataset: Dataset
     transport: Transport
     on_progress: OnProgress | None = None
+    origin: Origin | None = None
 
     def fit(self, start: Checkpoint | None, on_state: Callable[[Checkpoint], None]) -> Checkpoint:
         """Train to the last epoch from `start` (None: from fresh parameters); `on_state` sees each segment's state."""
@@ -86,11 +92,16 @@ class Training:
         plan_training(self.config, self.dataset.manifest, epoch=0, num_workers=self.config.num_workers)
 
     def first_state(self) -> Checkpoint:
-        """Fresh parameters, drawn on the CPU from the config's seed."""
+        """Fresh parameters, drawn on the CPU from the config's seed, or those of the origin."""
+        config, manifest = self.config, self.dataset.manifest
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            model = build_model(self.config, self.dataset.manifest)
-        return Checkpoint(0, dict(model.state_dict()), [None])
+            torch.manual_seed(config.seed)
+            model = build_model(config, manifest)
+        if self.origin is not None:
+            begin(model, self.origin, config, manifest)
+        mean, std = normalisation(config, manifest)
+        about = describe(manifest, config.network, layers=config.layers, mean=mean, std=std)
+        return Checkpoint(0, dict(model.state_dict()), [None], about=about)
 
     def evaluate(self, model: dict[str, Any], split: Split) -> Evaluation:
         """Evaluate a model state on one split, all workers taking part."""

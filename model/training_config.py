@@ -7,47 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, WithJsonSchema, model_validator
 
 from .augmentation_config import AugmentationConfig
-from .config import Fraction, Positive, Settings
+from .config import Positive, Settings
 from .errors import UserError
-
-
-class ScheduleConfig(Settings):
-    """How the learning rate changes, counted in examples of all workers, so that their number does not matter."""
-
-    name: Literal["constant", "linear", "cosine"] = "constant"
-    """Way from the learning rate to its final share: constant (no way), linear or cosine."""
-    warmup_examples: Annotated[int, Field(ge=0, le=10**12)] = 0
-    """Examples over which the rate first rises from 0."""
-    final_fraction: Fraction = 0.0
-    """Share of the learning rate at the end of the last epoch; for linear and cosine."""
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether the rate never changes."""
-        return self.name == "constant" and self.warmup_examples == 0
-
-
-class OptimizerConfig(Settings):
-    """The optimizer each worker steps with between two averagings."""
-
-    name: Literal["sgd", "adam", "adamw", "adagrad", "rmsprop"] = "adam"
-    """Optimizer of torch.optim."""
-    learning_rate: Positive = 0.001
-    """Learning rate."""
-    weight_decay: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
-    """L2 penalty (decoupled for adamw)."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum; for sgd and rmsprop only."""
-
-    clip_norm: Positive | None = None
-    """Largest norm of a step's gradient over all parameters; a longer one is shortened to it. Null: no limit."""
-    schedule: ScheduleConfig = ScheduleConfig()
-
-    @model_validator(mode="after")
-    def _momentum_has_a_use(self) -> Self:
-        if self.momentum and self.name not in ("sgd", "rmsprop"):
-            raise ValueError(f"momentum is {self.momentum:g}, but {self.name} has none: set it to 0 or use sgd")
-        return self
+from .fine_tuning_config import FineTuningConfig, NormalisationConfig
+from .network_config import Layers, NetworkName, check_layers
+from .optimizer_config import OptimizerConfig
 
 
 class OuterConfig(Settings):
@@ -133,15 +97,33 @@ class EarlyStoppingConfig(Settings):
             )
 
 
+class ComputeConfig(Settings):
+    """How a step is computed. auto: as it was measured to be best (docs/networks.md)."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the network's matrix products; parameters, loss, averaging and evaluation stay float32. auto: float32."""
+    channels_last: Literal["auto", "always", "never"] = "auto"
+    """Keep each pixel's channels side by side in memory. auto: on a CPU for the networks that have a name."""
+    compile: Literal["auto", "always", "cuda_graphs", "never"] = "auto"
+    """Compile steps by torch.compile; cuda_graphs: also replay them as CUDA graphs. auto: never."""
+
+
 class TrainingConfig(Settings):
     """All that decides the trained parameters, given a DataSet."""
 
-    network: Literal["lenet", "small_cnn"] = "lenet"
-    """Network: lenet (Deeplearning4j's example) or small_cnn (3x3 convolutions with batch normalisation)."""
+    network: NetworkName = "lenet"
+    """Network: lenet, small_cnn, vgg_small, resnet18, resnet50, layers, or an allowed factory (package.nets:make)."""
+    layers: Layers = []
+    """With network=layers: the layers, such as {layer: conv, channels: 20}; the last, to the classes, is added."""
     optimizer: OptimizerConfig = OptimizerConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     averaging: AveragingConfig = AveragingConfig()
+    compute: ComputeConfig = ComputeConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weight of an example in the training loss: 1, or inverse to its class's share of the training split."""
+    fine_tuning: FineTuningConfig = FineTuningConfig()
+    normalisation: NormalisationConfig = NormalisationConfig()
     num_epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
     """Passes over the training split."""
     num_workers: Annotated[int, Field(ge=1, le=4096)] = 2
@@ -177,4 +159,9 @@ class TrainingConfig(Settings):
     def _fewest_are_not_most(self) -> Self:
         if self.min_workers > self.num_workers:
             raise ValueError(f"min_workers is {self.min_workers}, over num_workers, which is {self.num_workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_belong_to_the_network(self) -> Self:
+        check_layers(self.network, self.layers)
         return self

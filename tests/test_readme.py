@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from jobs.config import TrainJob, VectorizeJob, leaves
+from jobs.complaints import leaves
+from jobs.config import TrainJob, VectorizeJob
 
 from .readme_tree import BLOCK, ROOT, tree
 

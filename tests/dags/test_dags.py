@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -60,7 +61,11 @@ def test_fields_carry_the_schemas_limits(parsed: dict[str, dict[str, list]]) -> 
     fields = {key: (value, schema) for key, value, schema in parsed["params"]["train_cnn"]}
     value, schema = fields["num_epochs"]
     assert (value, schema["type"], schema["minimum"], schema["maximum"]) == (12, "integer", 1, 100_000)
-    assert fields["network"][1]["enum"] == ["lenet", "small_cnn"]
+    network = fields["network"][1]
+    assert network["examples"][:2] == ["lenet", "small_cnn"]
+    assert re.fullmatch(network["pattern"], "my_package.nets:make")
+    assert not re.fullmatch(network["pattern"], "alexnet")
+    assert (fields["layers"][0], fields["layers"][1]["items"]) == ([], {"type": "object"})
     assert fields["averaging.frequency"][0] == "5"
     assert fields["tracking.uri"][1]["type"] == ["null", "string"]
 

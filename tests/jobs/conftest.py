@@ -19,7 +19,8 @@ from PIL import Image
 
 from jobs.config import SourceConfig, TrackingConfig, TrainJob, VectorizeJob
 from model.config import ImageConfig, SplitConfig
-from model.training_config import AveragingConfig, OptimizerConfig
+from model.optimizer_config import OptimizerConfig
+from model.training_config import AveragingConfig
 
 from .cluster import running_cluster
 

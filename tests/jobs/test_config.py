@@ -107,6 +107,12 @@ def test_wrong_frequency_is_one_clear_line(given):
         ("optimizer.learning_rate=.nan", ["optimizer.learning_rate = nan", "finite"]),
         ("device=tpu", ["device = 'tpu'", "'auto', 'cpu' or 'cuda'"]),
         ("averaging=5", ["averaging = 5"]),
+        ("network=alexnet", ["network = 'alexnet'", "lenet, small_cnn, ", "my_package.nets:make"]),
+        ("layers=[{layer: relu}]", ["layers are given, but network is lenet"]),
+        ("layers=[{layer: relu}, {layer: conv, channels: 0, size: 3}]", ["layers, no. 2 channels: 0: ", "equal to 1"]),
+        ("layers=[{layer: conv, channels: 1, size: 3}]", ["layers, no. 1 size: unknown key"]),
+        ("layers=[{layer: convolution}]", ["layers, no. 1: input tag 'convolution'", "'conv', 'linear'"]),
+        ("layers=[relu]", ["layers, no. 1: 'relu': input should be a valid dictionary"]),
         ("optimizer.momentum=0.9", ["momentum is 0.9, but adam has none", "set it to 0 or use sgd"]),
         ("run_key=a/b", ["run_key = 'a/b'", "match"]),
         ("dataset_digest=abc", ["dataset_digest = 'abc'", "match"]),
@@ -124,10 +130,10 @@ def test_wrong_override(override, parts):
 
 
 def test_a_mistake_of_many_is_told_with_all_others_and_the_file(write):
-    message = refusal(file=write(YAML + "num_workers: 0\nseed: -1\nlayers: 3\n"))
+    message = refusal(file=write(YAML + "num_workers: 0\nseed: -1\nstages: 3\n"))
     assert message.startswith("config error in ")
     assert "job.yaml:\n" in message
-    for part in ("num_workers = 0", "seed = -1", "layers: unknown key", "key=value on the command line"):
+    for part in ("num_workers = 0", "seed = -1", "stages: unknown key", "key=value on the command line"):
         assert part in message
 
 

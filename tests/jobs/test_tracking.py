@@ -23,8 +23,8 @@ from jobs.vectorize import vectorize
 from model import packaging, storage
 from model.errors import WorldError
 from model.manifest import load_manifest, report_uri
+from model.optimizer_config import OptimizerConfig
 from model.progress import Moment
-from model.training_config import OptimizerConfig
 
 from .indexed import Made, publish_indexed
 

@@ -19,11 +19,12 @@ from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.manifest import load_manifest
 from model.meeting import Meeting
+from model.optimizer_config import OptimizerConfig
 from model.segment import plan_training, train_rounds
 from model.shards import Dataset
 from model.tasks import Report, Rounds, Task
 from model.training import Training
-from model.training_config import AveragingConfig, OptimizerConfig
+from model.training_config import AveragingConfig
 from model.transport import LocalTransport
 
 pytestmark = pytest.mark.usefixtures("spark")

@@ -28,7 +28,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
     "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.01),
-    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.01, momentum=0.5),
+    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.01, momentum=0.5, centered=True),
+    "amsgrad": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, amsgrad=True),
+    "nadam": lambda parameters: torch.optim.NAdam(parameters, lr=0.01),
+    "radam": lambda parameters: torch.optim.RAdam(parameters, lr=0.01),
+    "adamax": lambda parameters: torch.optim.Adamax(parameters, lr=0.01),
+    "adadelta": lambda parameters: torch.optim.Adadelta(parameters, lr=0.01),
 }
 State = dict[str, Tensor]
 
@@ -123,13 +128,17 @@ def assert_bits(one: State, other: State) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_all_float_state_becomes_the_weighted_mean(members, template, weights, optimizer):
-    before, after = one_round(members, template, weights, [3] * len(weights), optimizer=optimizer)
+    # RAdam's first five steps are plain ones, too short here for a bias before BatchNorm to change.
+    before, after = one_round(members, template, weights, [7] * len(weights), optimizer=optimizer)
     names = [name for name in before[0] if not is_counter(name)]
     assert {"model.0.weight", "model.1.running_mean", "model.1.running_var"} < set(names)
     assert any(name.startswith("optimizer.") for name in names)
     for name in names:
         values = [state[name] for state in before]
-        assert not torch.equal(values[0], values[1]), f"{name} was the same already: the test would show nothing"
+        of_steps_alone = name.endswith("mu_product")
+        assert of_steps_alone or not torch.equal(values[0], values[1]), (
+            f"{name} was the same already: the test would show nothing"
+        )
         np.testing.assert_allclose(after[0][name].numpy(), mean_of(before, name, weights), rtol=1e-6, atol=1e-6)
 
 

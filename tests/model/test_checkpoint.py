@@ -159,7 +159,7 @@ def test_another_version_is_refused(tmp_path):
     stream = io.BytesIO()
     torch.save({"version": 1} | dataclasses.asdict(state_after(1)), stream)
     path_of(tmp_path, 1).write_bytes(with_digest(stream.getvalue()))
-    with pytest.raises(WorldError, match=r"epoch-000001.pt: checkpoint version 1, this Shardmean reads 2"):
+    with pytest.raises(WorldError, match=r"epoch-000001.pt: checkpoint version 1, this Shardmean reads 3"):
         checkpoint.load(str(path_of(tmp_path, 1)))
 
 

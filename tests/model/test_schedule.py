@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from model.averaging import Averager
 from model.errors import UserError
 from model.evaluation import Evaluation
+from model.optimizer_config import ScheduleConfig
 from model.replica import Replica, rate_factor
 from model.training import Training, score
-from model.training_config import AveragingConfig, FigureName, ScheduleConfig, TrainingConfig
+from model.training_config import AveragingConfig, FigureName, TrainingConfig
 from model.transport import LocalTransport
 
 

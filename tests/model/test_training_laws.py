@@ -35,6 +35,10 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[[Any], torch.optim.Optimize
     "adamw": ({"name": "adamw", "weight_decay": 0.1}, lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1)),
     "adagrad": ({"name": "adagrad"}, lambda p: torch.optim.Adagrad(p, lr=0.01)),
     "rmsprop": ({"name": "rmsprop", "weight_decay": 0.1}, lambda p: torch.optim.RMSprop(p, lr=0.01, weight_decay=0.1)),
+    "nadam": ({"name": "nadam"}, lambda p: torch.optim.NAdam(p, lr=0.01)),
+    "radam": ({"name": "radam"}, lambda p: torch.optim.RAdam(p, lr=0.01)),
+    "adamax": ({"name": "adamax"}, lambda p: torch.optim.Adamax(p, lr=0.01)),
+    "adadelta": ({"name": "adadelta"}, lambda p: torch.optim.Adadelta(p, lr=0.01)),
 }
 
 

@@ -1,0 +1,75 @@
+"""What is wrong in a config, said of its own keys: the value found, what was expected, and the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydantic import ValidationError
+
+
+def problems(kind: type[BaseModel], error: ValidationError) -> list[str]:
+    """A line for each key of a config class that pydantic refused."""
+    known = {key for key, _ in leaves(kind)}
+    texts: dict[tuple[str, str], list[str]] = {}
+    for one in error.errors():
+        location = [str(part) for part in one["loc"]]
+        # A value that may be of several types fails once for each, under names that only pydantic knows.
+        key = next((k for end in range(len(location), 0, -1) if (k := ".".join(location[:end])) in known), None)
+        inside = location[key.count(".") + 1 :] if key else []
+        if key and inside and inside[0].isdigit():
+            texts[key, " ".join([f"{key}, no. {int(inside[0]) + 1}", *inside[1:][-1:]])] = [_item_problem(dict(one))]
+            continue
+        start, _, text = _problem(kind, key or ".".join(location), dict(one)).partition(": ")
+        texts.setdefault((key or ".".join(location), start), []).append(text)
+    return [f"{start}: {' or '.join(options)}" for (_, start), options in texts.items()]
+
+
+def _item_problem(error: Mapping[str, Any]) -> str:
+    found = "" if isinstance(error["input"], dict) else f"{error['input']!r}: "
+    return "unknown key" if error["type"] == "extra_forbidden" else found + _said(error)
+
+
+def _problem(kind: type[BaseModel], key: str, error: Mapping[str, Any]) -> str:
+    location = key.split(".")
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {_hint(kind, location)}"
+    if error["type"] == "missing":
+        needed = [k for k, field in leaves(kind) if (k + ".").startswith(key + ".") and field.is_required()]
+        return f"{key}: missing; set {' and '.join(f'{k}=VALUE' for k in needed or [key])}"
+    found = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
+    return f"{key or kind.__name__}{found}: {_said(error)}"
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return message[0].lower() + message[1:]
+
+
+def _hint(kind: type[BaseModel], location: list[str]) -> str:
+    known = sorted(key for key, _ in leaves(kind))
+    siblings = [key for key in known if len(location) > 1 and key.startswith(f"{location[0]}.")]
+    # Within a section its name says nothing: all keys there have it.
+    group = f"{location[0]}." if siblings else ""
+    names = [key.removeprefix(group) for key in siblings or known]
+    near = difflib.get_close_matches(".".join(location).removeprefix(group), names, 1, 0.6 if siblings else 0.5)
+    return f"did you mean {group}{near[0]}?" if near else f"known keys: {', '.join(siblings or known)}"
+
+
+def leaves(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a config class with its pydantic field."""
+    for name, info in kind.model_fields.items():
+        nested = next((t for t in (info.annotation, *get_args(info.annotation)) if _is_settings(t)), None)
+        if nested is None:
+            yield prefix + name, info
+        else:
+            yield from leaves(nested, f"{prefix}{name}.")
+
+
+def _is_settings(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

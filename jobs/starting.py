@@ -1,0 +1,51 @@
+"""What a training starts from, found by its URI: a registered model or a checkpoint. Loading executes nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING
+
+from jobs import registry
+from model import checkpoint, packaging
+from model.errors import UserError
+from model.fine_tuning_config import REGISTERED
+from model.starting import Origin
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
+
+_ABOUT = ("image", "class_names", "network", "layers", "mean", "std")
+
+
+def find(uri: str) -> Origin:
+    """The model at models:/NAME@ALIAS, models:/NAME/VERSION, or in a checkpoint's file or a run's folder of them.
+
+    The origin's own URI is that of one version or file, which stays when an alias or a folder moves on. MLflow must be
+    connected. Raises UserError and WorldError.
+    """
+    if uri.startswith(REGISTERED):
+        with tempfile.TemporaryDirectory() as folder:
+            found, path = registry.download(uri, folder)
+            try:
+                about, state = packaging.read_parts(path)
+                return Origin(found, {key: about[key] for key in _ABOUT}, state)
+            except Exception as error:  # torch raises many kinds for what is no state dict
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                raise UserError(f"{found} cannot be read ({reason}); start from another") from error
+    found, state_there = _checkpoint(uri)
+    return Origin.of(found, state_there)
+
+
+def _checkpoint(uri: str) -> tuple[str, Checkpoint]:
+    if not uri.endswith(".pt"):
+        latest = checkpoint.load_latest(uri)
+        if latest is None:
+            raise UserError(
+                f"{uri}: no checkpoint there that can be read; give the folder of one run under its checkpoint_uri, "
+                "a file in it, or a registered model (models:/NAME@ALIAS)"
+            )
+        return f"{uri.rstrip('/')}/{latest.name}", latest
+    try:
+        return uri, checkpoint.load(uri)
+    except FileNotFoundError:
+        raise UserError(f"{uri}: not found; give a checkpoint's file, or the folder of its run") from None

@@ -1,0 +1,41 @@
+"""The optimizers of torch.optim by name. All their state is tensors and step counters, so that it can be averaged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .optimizer_config import OPTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from .optimizer_config import OptimizerConfig, OptimizerName
+
+OPTIMIZERS: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "rmsprop": torch.optim.RMSprop,
+}
+_TORCHS_NAMES = {"learning_rate_decay": "lr_decay", "initial_accumulator": "initial_accumulator_value"}
+_DEFAULT_BETAS = (0.9, 0.999)
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a config over the parameters of a model that are not frozen."""
+    given = {name: value for name, value in config.options.items() if name in OPTIONS[config.name]}
+    betas = tuple(given.pop(name, default) for name, default in zip(("beta1", "beta2"), _DEFAULT_BETAS, strict=True))
+    options: dict[str, Any] = {_TORCHS_NAMES.get(name, name): value for name, value in given.items()}
+    if "beta1" in OPTIONS[config.name]:
+        options["betas"] = betas
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return OPTIMIZERS[config.name](trained, lr=config.learning_rate, weight_decay=config.weight_decay, **options)

@@ -1,0 +1,105 @@
+"""What a fine-tuning starts from: a trained model's state, checked against the new training; its head drawn anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import nn
+
+from .errors import UserError
+from .fine_tuning_config import NormalisationConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .checkpoint import Checkpoint
+    from .manifest import Manifest
+    from .networks import Classifier
+    from .training_config import TrainingConfig
+
+Config = TypeVar("Config", bound="TrainingConfig")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A trained model: where it is, what it is of (`packaging.describe`), and its state dict."""
+
+    uri: str
+    about: dict[str, Any]
+    state: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, uri: str, checkpoint: Checkpoint) -> Origin:
+        """The best model of a checkpoint, or its last where no epoch has ended."""
+        return cls(uri, checkpoint.about, checkpoint.best_model or checkpoint.model)
+
+    def check(self, config: TrainingConfig, manifest: Manifest) -> None:
+        """Raise UserError where network, images, classes or normalisation are not those of the new training."""
+        layers = [layer.model_dump() for layer in config.layers]
+        if (self.about["network"], self.about["layers"]) != (config.network, layers):
+            differs = f"network {self.about['network']}" if self.about["network"] != config.network else "other layers"
+            raise UserError(f"{self.uri} has {differs}, and network is {config.network}: set the same as it has")
+        theirs, ours = _size(self.about["image"]), _size(manifest.image.model_dump())
+        if theirs != ours:
+            raise UserError(f"{self.uri} takes images of {theirs} and the DataSet has {ours}: vectorize to that size")
+        names = self.about["class_names"]
+        if names != manifest.class_names and not config.fine_tuning.replace_head:
+            raise UserError(
+                f"{self.uri} knows {_classes(names)} and the DataSet has {_classes(manifest.class_names)}: set "
+                "fine_tuning.replace_head=true to learn other classes"
+            )
+        given = config.normalisation
+        if given.mean and (given.mean, given.std) != (self.about["mean"], self.about["std"]):
+            raise UserError(
+                f"normalisation is {given.mean}, {given.std} and {self.uri} was trained with {self.about['mean']}, "
+                f"{self.about['std']}: leave normalisation out"
+            )
+
+
+def normalised_as(config: Config, about: dict[str, Any]) -> Config:
+    """`config` with the normalisation of a model, which its first layers were trained with."""
+    normalisation = NormalisationConfig(mean=about["mean"], std=about["std"])
+    return config.model_copy(update={"normalisation": normalisation})
+
+
+def begin(model: Classifier, origin: Origin, config: TrainingConfig, manifest: Manifest) -> None:
+    """Give `model` (of `config` and `manifest`, fresh) the state of `origin`, but for a head that is replaced.
+
+    Raises UserError where they do not fit.
+    """
+    origin.check(config, manifest)
+    state = dict(origin.state)
+    if config.fine_tuning.replace_head:
+        own = model.state_dict()
+        for name in _head(model, len(manifest.class_names)):
+            state[name] = own[name]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{origin.uri} does not fit network {config.network}: {reason[:500]}") from error
+
+
+def _head(model: Classifier, num_classes: int) -> list[str]:
+    """The names in the state dict of the last linear layer's parameters."""
+    linear = [(name, module) for name, module in model.body.named_modules() if isinstance(module, nn.Linear)]
+    if not linear or linear[-1][1].out_features != num_classes:
+        raise UserError(
+            f"fine_tuning.replace_head: the network's last linear layer does not give the {num_classes} classes; "
+            "make it the last module of the factory's network"
+        )
+    name, head = linear[-1]
+    frozen = [f"{name}.{own}" for own, parameter in head.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise UserError(f"fine_tuning.freeze matches {frozen[0]} of the head that is drawn anew: freeze less")
+    return [f"body.{name}.{own}" for own, _ in head.named_parameters()]
+
+
+def _size(image: dict[str, Any]) -> str:
+    return f"{image['channels']} x {image['height_px']} x {image['width_px']}"
+
+
+def _classes(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{len(names)} classes ({shown}{', ...' if len(names) > 5 else ''})"
