@@ -162,4 +162,5 @@ def _moments(features_NB: NDArray[np.uint8], channels: int) -> tuple[list[int], 
 
 
 def _sum_of_rows(values_NB: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    return values_NB[0] if len(values_NB) == 1 else values_NB.sum(axis=0, dtype=np.uint32)
+    total_B: NDArray[np.uint32] = values_NB[0] if len(values_NB) == 1 else values_NB.sum(axis=0, dtype=np.uint32)
+    return total_B
