@@ -41,6 +41,7 @@ INDEX = pa.schema(
         ("detail", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("has_more_frames", pa.bool_()),
         ("extra_hash", pa.int64()),
     ]
 )

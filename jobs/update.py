@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MAX_PARTITION_ITEMS = 4096
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
+REMEMBERED = ("content_hash", "reason", "detail", "width", "height", "has_more_frames")
 OF_THE_WORLD = ("vanished", "changed", "no_permission", "too_slow")
 # What changes which images there are is not among them: a source may grow by it.
 SOURCE_SETTINGS = (
@@ -87,7 +88,7 @@ class Update:
         recalled = before.take(_places(self.comparison.at_N))
         self.shard_N = _codes(recalled["shard"], [shard.name for shard in self.shards.values()]).astype(np.int32)
         self.published_N = _codes(recalled["split"], SPLITS).astype(np.int8)
-        self.state = recalled.select(["content_hash", "reason", "detail", "width", "height"]).combine_chunks()
+        self.state = recalled.select(list(REMEMBERED)).combine_chunks()
         is_known_N = self.comparison.is_known_N
         reason = self.state["reason"]
         is_lost_N = (self.shard_N < 0) & reason.is_null().to_numpy()
@@ -267,6 +268,9 @@ class Update:
             ),
             num_rejected=reasons.total(),
             num_rejected_by_reason=dict(sorted(reasons.items())),
+            num_first_frames=int(
+                pc.sum(self.state["has_more_frames"].filter(pa.array(self.shard_N >= 0))).as_py() or 0
+            ),
             extra_columns=list(self.found.extra_columns),
         ).sealed()
         accepted = sum(manifest.num_examples(split) for split in SPLITS)

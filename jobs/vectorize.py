@@ -202,6 +202,8 @@ def _summarise(job: VectorizeJob, manifest: Manifest, counts: Counts, seconds: f
         absent = [name for name, n in zip(manifest.class_names, of_class, strict=True) if n == 0]
         if absent and manifest.split.model_dump()[split]:
             log.warning("  %s has no example of %d classes: %s", split, len(absent), ", ".join(absent[:10]))
+    if manifest.num_first_frames:
+        log.info("  of %d files with more pages or frames the first was taken", manifest.num_first_frames)
     if manifest.num_rejected:
         log.info("  rejected   %7d: %s", manifest.num_rejected, manifest.num_rejected_by_reason)
 

@@ -55,7 +55,8 @@ class Source(Settings):
 class Manifest(Settings):
     """A whole DataSet. `mean` and `std` are per channel, of the training split's values divided by 255.
 
-    `index` and `rejected` name two tables: all images of the source, and those that became no example.
+    `num_first_frames` examples are the first page or frame of a file with several. `index` and `rejected` name two
+    tables: all images of the source, and those that became no example.
     """
 
     schema_version: Literal[2] = 2
@@ -69,6 +70,7 @@ class Manifest(Settings):
     source: Source
     num_rejected: int = 0
     num_rejected_by_reason: dict[str, int] = {}
+    num_first_frames: int = 0
     extra_columns: list[str] = []
     index: FileName | None = None
     rejected: FileName | None = None

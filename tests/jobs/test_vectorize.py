@@ -215,3 +215,15 @@ def test_tasks_that_get_no_training_image(tmp_path, vectorize_job, make_images):
     job = vectorize_job(images, tmp_path / "set", image={"height_px": 32, "width_px": 32}, shard_bytes=1024)
     assert sum(vectorize(job).num_examples.values()) == 15
     assert len(load_manifest(str(tmp_path / "set")).shards) == 15
+
+
+def test_files_of_several_frames_are_counted_now_and_later(images, vectorize_job, caplog, tmp_path):
+    first = Image.open(images / "low" / "000.png")
+    first.save(images / "low" / "moving.gif", save_all=True, append_images=[first.rotate(90), first.rotate(180)])
+    caplog.set_level("INFO")
+    job = vectorize_job(images, tmp_path / "set")
+    vectorize(job, runner=LocalRunner())
+    assert "of 1 files with more pages or frames the first was taken" in caplog.text
+    Image.open(images / "low" / "001.png").rotate(90).save(images / "low" / "new.png")
+    result = vectorize(job, runner=LocalRunner())
+    assert load_manifest(job.dataset_uri, result.digest).num_first_frames == 1
