@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.splits import HASH_BYTES
 from model import storage
 from model.errors import WorldError
 from model.manifest import index_uri
+from model.shard_file import one_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,7 +37,7 @@ INDEX = pa.schema(
         ("class_name", pa.string()),
         ("group", pa.string()),
         ("split", pa.string()),
-        ("content_hash", pa.binary(16)),
+        ("content_hash", pa.binary(HASH_BYTES)),
         ("shard", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -133,6 +135,27 @@ def read_index(dataset_uri: str, name: str | None) -> pa.Table:
     if not name.startswith(hashlib.sha256(data).hexdigest()[:20]):
         raise WorldError(f"{uri}: damaged (its SHA-256 is not its name); {_MEND}")
     return pq.read_table(pa.BufferReader(data)).cast(INDEX)
+
+
+def bytes_of(hashes: pa.ChunkedArray) -> NDArray[np.uint8]:
+    """Hashes as rows of bytes (N, HASH_BYTES); none may be null."""
+    column = one_chunk(hashes)
+    first = column.offset * HASH_BYTES
+    return np.frombuffer(column.buffers()[1], np.uint8)[first : first + len(column) * HASH_BYTES].reshape(
+        -1, HASH_BYTES
+    )
+
+
+def places_of(places_N: NDArray[np.signedinteger]) -> pa.Array:
+    """Places to take rows from, for Arrow: null where they are below zero."""
+    return pa.array(places_N.astype(np.int64), mask=places_N < 0)
+
+
+def codes_of(texts: pa.ChunkedArray, names: Iterable[str]) -> NDArray[np.int64]:
+    """The place of each text among some names, -1 for none."""
+    found = pc.index_in(texts.combine_chunks(), value_set=pa.array(list(names), pa.string()))
+    codes = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    return np.where(texts.is_null().to_numpy(), -1, codes)
 
 
 _MEND = "the index is damaged: restore the DataSet, or run vectorize with replace=true"

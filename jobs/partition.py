@@ -87,14 +87,15 @@ def vectorize_partition(task: PartitionTask, job: VectorizeJob, class_names: Seq
 
 
 class _Made:
-    """What a task has made so far: pixels in one piece of memory, and what there is to say of each item."""
+    """What a task has made so far: the pixels of each split in one piece of memory, and facts of each item."""
 
     def __init__(self, task: PartitionTask, job: VectorizeJob) -> None:
         self._task = task
         self._job = job
-        self._pixels_MB = np.empty((len(task.items), job.image.example_bytes), np.uint8)
-        self._numbers: list[int] = []
-        self._codes: list[int] = []
+        shape = len(task.items), job.image.example_bytes
+        # Room for all in each split: memory that is not written to costs nothing.
+        self._pixels_MB = [np.empty(shape, np.uint8) for _ in SPLITS]
+        self._numbers: list[list[int]] = [[] for _ in SPLITS]
         self.facts: list[dict[str, Any]] = [
             {"place": place, "shard_number": -1, "is_same": False} for place in task.places
         ]
@@ -108,36 +109,31 @@ class _Made:
             return
         decoded = decode_image(content, self._job.image)
         fact |= {"width": decoded.width_px, "height": decoded.height_px}
-        self._pixels_MB[len(self._numbers)] = decoded.pixels_CHW.reshape(-1)
-        self._numbers.append(number)
-        self._codes.append(_first_split(self._task.items[number], content_hash, self._job))
+        code = _first_split(self._task.items[number], content_hash, self._job)
+        self._pixels_MB[code][len(self._numbers[code])] = decoded.pixels_CHW.reshape(-1)
+        self._numbers[code].append(number)
 
     def write(self, class_names: Sequence[str]) -> list[Shard]:
         """Write a shard for each split that has examples. Raises WorldError."""
         labels = {name: label for label, name in enumerate(class_names)}
         shards: list[Shard] = []
-        for code, split in enumerate(SPLITS):
-            rows_M = np.flatnonzero(np.array(self._codes, np.int8) == code)
-            if len(rows_M):
-                table = self._table(rows_M, labels, len(shards))
+        for split, numbers, pixels_MB in zip(SPLITS, self._numbers, self._pixels_MB, strict=True):
+            if numbers:
+                for number in numbers:
+                    self.facts[number]["shard_number"] = len(shards)
+                table = self._table(numbers, pixels_MB[: len(numbers)], labels)
                 shape = self._job.image.shape
                 shards.append(write_shard(self._job.dataset_uri, split, table, shape=shape, num_classes=len(labels)))
         return shards
 
-    def _table(self, rows_M: NDArray[np.int64], labels: dict[str, int], shard_number: int) -> pa.Table:
-        numbers = [self._numbers[row] for row in rows_M.tolist()]
-        for number in numbers:
-            self.facts[number]["shard_number"] = shard_number
+    def _table(self, numbers: list[int], pixels_MB: NDArray[np.uint8], labels: dict[str, int]) -> pa.Table:
         items = [self._task.items[number] for number in numbers]
-        ids = [
-            example_id(self.facts[number]["content_hash"], item.path)
-            for number, item in zip(numbers, items, strict=True)
-        ]
+        hashes = [self.facts[number]["content_hash"] for number in numbers]
+        ids = [example_id(content_hash, item.path) for content_hash, item in zip(hashes, items, strict=True)]
         extras = {
             name: [item.extra[column] for item in items] for column, name in enumerate(self._job.source.extra_columns)
         }
         labels_M = np.array([labels[item.class_name] for item in items])
-        pixels_MB = self._pixels_MB[: len(rows_M)] if len(rows_M) == len(self._numbers) else self._pixels_MB[rows_M]
         return rows_table(pixels_MB, labels_M, ids, [item.path for item in items], extras)
 
 

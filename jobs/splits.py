@@ -98,10 +98,12 @@ def _settle_copies(
     images: Candidates, group: list[int], codes_N: NDArray[np.int8], rejected: dict[int, tuple[str, str]]
 ) -> None:
     first = group[0]
-    other = next((place for place in group if images.classes_N[place] != images.classes_N[first]), None)
+    # By path, so that what is said of a conflict does not depend on who came when.
+    by_path = sorted(group)
+    other = next((p for p in by_path if images.classes_N[p] != images.classes_N[by_path[0]]), None)
     for place in group:
         if other is not None:
-            rival = other if images.classes_N[place] == images.classes_N[first] else first
+            rival = other if images.classes_N[place] == images.classes_N[by_path[0]] else by_path[0]
             rejected[place] = CONFLICT, f"the same bytes stand in another class too: {images.paths[rival]}"
         elif images.fixed_N[place] >= 0 and images.fixed_N[place] != codes_N[first]:
             there, here = SPLITS[codes_N[first]], SPLITS[images.fixed_N[place]]

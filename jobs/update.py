@@ -13,14 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.index import INDEX, Comparison, compare, listed_table, read_index
+from jobs.index import INDEX, Comparison, bytes_of, codes_of, compare, listed_table, places_of, read_index
 from jobs.partition import REPORT, PartitionTask, vectorize_partition
 from jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, rewrite
 from jobs.runner import Work, run_all
 from jobs.sources import path_hash
-from jobs.splits import CONFLICT, HASH_BYTES, IN_OTHER_SPLIT, Candidates, decide, fixed_code
+from jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_code
 from model.manifest import SPLITS, Manifest, Source, mean_and_std
-from model.shard_file import one_chunk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +72,7 @@ class Update:
         self.passing: set[str] = set()
         self._names_before = {shard.name for shard in present.shards} if present else set()
         self._classes_before = present.class_names if present else []
-        self.classes_N = _codes(self.listed["class_name"], found.class_names)
+        self.classes_N = codes_of(self.listed["class_name"], found.class_names)
         config = job.split
         fixed: dict[tuple[Split | None, str | None], int] = {}
         for item in found.items:
@@ -84,9 +83,9 @@ class Update:
 
     def _recall(self, before: pa.Table) -> None:
         """Bring the state of the last version into the order of now; of new and changed images it is empty."""
-        recalled = before.take(_places(self.comparison.at_N))
-        self.shard_N = _codes(recalled["shard"], [shard.name for shard in self.shards.values()]).astype(np.int32)
-        self.published_N = _codes(recalled["split"], SPLITS).astype(np.int8)
+        recalled = before.take(places_of(self.comparison.at_N))
+        self.shard_N = codes_of(recalled["shard"], [shard.name for shard in self.shards.values()]).astype(np.int32)
+        self.published_N = codes_of(recalled["split"], SPLITS).astype(np.int8)
         self.state = recalled.select(["content_hash", "reason", "detail", "width", "height"]).combine_chunks()
         is_known_N = self.comparison.is_known_N
         reason = self.state["reason"]
@@ -169,7 +168,7 @@ class Update:
         candidates = Candidates(
             [self.found.items[place].path for place in places.tolist()],
             self.classes_N[places],
-            _bytes_of(self.state["content_hash"].take(pa.array(places))),
+            bytes_of(self.state["content_hash"].take(pa.array(places))),
             self.fixed_N[places],
             self.published_N[places],
         )
@@ -240,7 +239,7 @@ class Update:
         shards = {number: shard.name for number, shard in self.shards.items()}
         columns = {name: self.listed[name] for name in self.listed.column_names}
         columns |= {name: self.state[name] for name in self.state.column_names}
-        columns["split"] = pa.array(SPLITS).take(_places(self.codes_N))
+        columns["split"] = pa.array(SPLITS).take(places_of(self.codes_N))
         columns["shard"] = pa.array([shards.get(number) for number in self.shard_N.tolist()], pa.string())
         return pa.table([columns[name] for name in INDEX.names], schema=INDEX)
 
@@ -289,21 +288,3 @@ class Update:
             num_rewritten=self._num_before - num_kept,
             num_written=len(self.shards) - num_kept,
         )
-
-
-def _bytes_of(hashes: pa.ChunkedArray) -> NDArray[np.uint8]:
-    column = one_chunk(hashes)
-    first = column.offset * HASH_BYTES
-    return np.frombuffer(column.buffers()[1], np.uint8)[first : first + len(column) * HASH_BYTES].reshape(
-        -1, HASH_BYTES
-    )
-
-
-def _places(places_N: NDArray[np.signedinteger]) -> pa.Array:
-    return pa.array(places_N.astype(np.int64), mask=places_N < 0)
-
-
-def _codes(texts: pa.ChunkedArray, names: object) -> NDArray[np.int64]:
-    found = pc.index_in(texts.combine_chunks(), value_set=pa.array(names, pa.string()))
-    codes = pc.fill_null(found, -1).to_numpy().astype(np.int64)
-    return np.where(texts.is_null().to_numpy(), -1, codes)

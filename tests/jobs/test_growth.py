@@ -53,6 +53,7 @@ STEPS = st.lists(st.dictionaries(PATHS, CONTENTS, max_size=12), min_size=1, max_
 @example([{"a/0": 1}, {"b/0": 1}, {"a/0": 2}])
 @example([{"c/0": 1}, {"c/0": GONE}])
 @example([{}, {"0/0": 1}])
+@example([{"c/7": 13}, {"a/0": 13, "b/4": 13, "b/7": 13, "c/3": 13}])
 def test_many_runs_give_what_one_run_gives(steps):
     with tempfile.TemporaryDirectory() as folder:
         pile = Pile(Path(folder))

@@ -1,0 +1,42 @@
+"""The runner's words and its second try."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.runner import LocalRunner, Work, progress, run_all
+from model.errors import UserError, WorldError
+
+
+def test_progress_says_done_rate_rejected_and_time_left():
+    line = progress(3_000, 12_000, 7, 6.0)
+    assert line == "3,000 of 12,000 images (25 %), 7 rejected, 500 images/s, 18 s left"
+    assert progress(0, 10, 0, 4.0) == "0 of 10 images (0 %), 0 rejected, 4 s"
+
+
+def failing(error: Exception, times: int) -> tuple[Work[int, int], list[int]]:
+    """Work that fails for the task 2 so many times, and the tasks done, as they come."""
+    done: list[int] = []
+
+    def do(task: int) -> int:
+        done.append(task)
+        if task == 2 and done.count(2) <= times:
+            raise error
+        return 10 * task
+
+    return Work(do, size=lambda _: 1, num_rejected=lambda _: 0), done
+
+
+def test_what_the_world_refuses_is_tried_once_more_and_alone():
+    work, done = failing(WorldError("away"), 1)
+    assert run_all(LocalRunner(), work, [1, 2, 3]) == [10, 20, 30]
+    assert done == [1, 2, 3, 2]
+    with pytest.raises(WorldError, match="away"):
+        run_all(LocalRunner(), failing(WorldError("away"), 2)[0], [1, 2, 3])
+
+
+def test_the_users_mistake_is_not_tried_again():
+    work, done = failing(UserError("no such store"), 1)
+    with pytest.raises(UserError, match="no such store"):
+        run_all(LocalRunner(), work, [1, 2, 3])
+    assert done == [1, 2, 3]
