@@ -10,8 +10,8 @@ Spark: binaryFile, a UDF of Pillow, Spark's Parquet writer, on the same session 
 images too, and run in the interpreters that are given, since they are no dependencies of ours:
 
 python -m venv STREAMING && STREAMING/bin/pip install mosaicml-streaming pyspark==4.2.0 "pandas<3" pyarrow
-python -m venv PETASTORM && PETASTORM/bin/pip install petastorm pyspark==4.2.0 pyarrow==15.0.2 "numpy<2" "pandas<3" \
-    pillow (newer pyarrow has no pyarrow.filesystem, which petastorm imports)
+python -m venv PETASTORM && PETASTORM/bin/pip install petastorm pyspark==4.2.0 pyarrow==14.0.2 "numpy<2" "pandas<3" \
+    pillow (petastorm needs calls that newer pyarrow does not have)
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
         ExitStack() as ends,
     ):
         sides = {
-            "bare loop": rates.of(lambda: processes.ask("all")),
+            "bare loop": rates.of_bare(processes),
             "ours": rates.of_ours(ours.afresh),
             "plain Spark": few_rates.of(lambda: plain(session, few, given.work / "photographs-plain")),
         }

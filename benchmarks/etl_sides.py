@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from benchmarks.etl_ours import Run
+    from benchmarks.processes import Processes
 
 
 class Rates:
@@ -19,10 +20,15 @@ class Rates:
     def __init__(self, num_images: int) -> None:
         self._num_images = num_images
         self._runs: list[Run] = []
+        self._bare_cpu_s: list[float] = []
 
     def of(self, work: Callable[[], object]) -> Callable[[], float]:
         """Images a second of any work."""
         return lambda: self._num_images / seconds(work)
+
+    def of_bare(self, processes: Processes) -> Callable[[], float]:
+        """Images a second of the bare loop, whose processes answer with their CPU seconds."""
+        return self.of(lambda: self._bare_cpu_s.append(sum(processes.ask("all"))))
 
     def of_ours(self, run: Callable[[], Run]) -> Callable[[], float]:
         """Images a second inside the Spark jobs of a run of the ETL."""
@@ -49,6 +55,7 @@ class Rates:
             "tasks of that job": len(runs[-1].accounts[0]),
             "share of the cores' time in which one ran": f"{median(lambda run: run.busy):.0%}",
             "CPU seconds of all tasks": f"{median(lambda run: run.cpu_s):.2f}",
+            "CPU seconds of the bare loop": f"{statistics.median(self._bare_cpu_s[1:]):.2f}",
             "most memory of a Python worker, MiB": f"{median(lambda run: run.peak_mib):.0f}",
         }
         print("Ours in detail (medians):")

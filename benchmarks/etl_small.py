@@ -48,7 +48,7 @@ def _bare(given: argparse.Namespace) -> None:
         Processes(bare_etl, CORES, images, given.work / "small-bare", IMAGE) as processes,
     ):
         rates = Rates(given.images)
-        sides = {"bare loop": rates.of(lambda: processes.ask("all")), "ours": rates.of_ours(ours.afresh)}
+        sides = {"bare loop": rates.of_bare(processes), "ours": rates.of_ours(ours.afresh)}
         figures = in_turn(sides, given.repeats)
     print(f"{given.images:,} PNG files of 28 x 28, {CORES} cores:")
     print_compared(figures, "images/s", base="bare loop", places=0)
