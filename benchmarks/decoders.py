@@ -25,6 +25,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from benchmarks.measure import in_turn, parsed, parser, print_table
+from benchmarks.pictures import PHOTOGRAPH, photographs, saved
 from model.config import ImageConfig
 from model.images import decode
 from model.resizing import Placement, place
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     Side = Callable[[Any], Any]
 
 BILINEAR = Image.Resampling.BILINEAR
-PHOTOGRAPH = (500, 375)
+NUM_PHOTOGRAPHS = 40
 LARGE, SMALL = (224, 224), (112, 84)
 MIN_CPU_SECONDS = 0.25
 
@@ -48,13 +49,13 @@ def main() -> None:
     os.environ["VIPS_CONCURRENCY"] = "1"
     torch.set_num_threads(1)
     found = candidates()
-    photographs = jpegs()
-    sizes = [len(data) for data in photographs]
+    jpegs = list(photographs(NUM_PHOTOGRAPHS))
+    sizes = [len(data) for data in jpegs]
     print(f"\nJPEG photographs: {len(sizes)} of 500 x 375, {statistics.mean(sizes) / 1000:.0f} kB each on average")
-    table("JPEG, all pixels, not resized", photographs, full_sides(found), options.repeats)
-    table("JPEG to 224 x 224", photographs, resized_sides(found, LARGE), options.repeats)
-    table("JPEG to 112 x 84, reduced", photographs, reduced_sides(found, SMALL), options.repeats)
-    arrays = [simplejpeg.decode_jpeg(data) for data in photographs]
+    table("JPEG, all pixels, not resized", jpegs, full_sides(found), options.repeats)
+    table("JPEG to 224 x 224", jpegs, resized_sides(found, LARGE), options.repeats)
+    table("JPEG to 112 x 84, reduced", jpegs, reduced_sides(found, SMALL), options.repeats)
+    arrays = [simplejpeg.decode_jpeg(data) for data in jpegs]
     table("Resizing alone, 500 x 375 to 224 x 224", arrays, resizers(found), options.repeats)
     table("PNG, grey, 28 x 28", digits(), png_sides(found, ImageConfig(), "L"), options.repeats)
     pngs = [saved(Image.fromarray(pixels), "PNG") for pixels in arrays[:10]]
@@ -82,24 +83,6 @@ def candidates() -> dict[str, Any]:
     if "cv2" in found:
         found["cv2"].setNumThreads(1)
     return found
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The bytes of a file."""
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def jpegs() -> list[bytes]:
-    """Crops of scikit-learn's two photographs in four qualities."""
-    draw, made = np.random.default_rng(0), []
-    for pixels in load_sample_images().images:
-        for number in range(20):
-            top, left = (int(draw.integers(0, room + 1)) for room in (pixels.shape[0] - 375, pixels.shape[1] - 500))
-            crop = Image.fromarray(pixels[top : top + 375, left : left + 500])
-            made.append(saved(crop, "JPEG", quality=(75, 85, 90, 95)[number % 4]))
-    return made
 
 
 def digits() -> list[bytes]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from benchmarks.pictures import made_once
 from jobs.config import VectorizeJob
 from jobs.vectorize import vectorize
 from model.config import ImageConfig, SplitConfig
@@ -37,8 +38,7 @@ def fashion_dataset(folder: Path, source: Path = DEFAULT_SOURCE) -> Dataset:
     try:
         return Dataset(uri, load_manifest(uri))
     except UserError:  # not published yet
-        images = folder / "fashion-png"
-        _write_pngs(source, "train", images)
+        images = fashion_pngs(folder, "train", source)
         job = VectorizeJob.model_validate(
             {
                 "source": {"uri": str(images)},
@@ -95,9 +95,14 @@ def read_idx(source: Path, part: str) -> Rows:
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
+def fashion_pngs(folder: Path, part: str, source: Path = DEFAULT_SOURCE) -> Path:
+    """A folder of PNG files in a folder per class, of `train` (60,000) or `t10k` (10,000)."""
+    return made_once(folder / f"fashion-png-{part}", lambda images: _write_pngs(source, part, images))
+
+
 def _write_pngs(source: Path, part: str, folder: Path) -> None:
     images_NHW, labels_N = read_idx(source, part)
     for label in range(10):
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
     for number, (image_HW, label) in enumerate(zip(images_NHW, labels_N, strict=True)):
-        Image.fromarray(image_HW).save(folder / str(label) / f"{number:05d}.png", compress_level=1)
+        Image.fromarray(image_HW).save(folder / str(label) / f"{part}-{number:05d}.png", compress_level=1)

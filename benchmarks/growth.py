@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -23,7 +22,7 @@ from torch import nn
 
 from benchmarks.exchange import beyond_waiting_ms
 from benchmarks.fashion import DEFAULT_SOURCE, fashion_dataset, read_idx, write_dataset
-from benchmarks.measure import in_turn, parsed, parser, print_compared, print_table, seconds
+from benchmarks.measure import in_turn, parsed, parser, peak_mib, print_compared, print_table, seconds
 from benchmarks.ours import BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
 from jobs.cluster import BarrierTransport, driver_host, open_session
@@ -34,6 +33,8 @@ from model.training_config import AveragingConfig
 from model.transport import LocalTransport
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from benchmarks.processes import Answer
 
 NUM_WORKERS = (1, 2, 4)
@@ -111,7 +112,7 @@ def _datasets(work: Path, _repeats: int) -> None:
                 config = recipe(averaging={"frequency": "epoch"}, shuffle_buffer_bytes=BUFFER_BYTES)
                 Epochs(Training(config, dataset, transport))()
                 workers = [process.pid for process in psutil.Process().children() if _is_worker(process)]
-                peaks_mib = [_peak_mib(pid) for pid in workers]
+                peaks_mib = [peak_mib(pid) for pid in workers]
             rows.append([f"{dataset.manifest.num_examples('train'):,}", f"{size_mib:.0f}", f"{max(peaks_mib):.0f}"])
     print("One epoch, two workers, a shuffle buffer of 8 MiB:")
     print_table(["examples", "shards, MiB", "peak of a worker, MiB"], rows)
@@ -120,11 +121,6 @@ def _datasets(work: Path, _repeats: int) -> None:
 def _is_worker(process: psutil.Process) -> bool:
     # Python's resource tracker is a child too.
     return "spawn_main" in " ".join(process.cmdline())
-
-
-def _peak_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 PARTS = {"workers": _workers, "networks": _networks, "datasets": _datasets}

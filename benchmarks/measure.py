@@ -89,6 +89,12 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
+def peak_mib(pid: int) -> float:
+    """The most memory that a process ever had in RAM, pages of mapped files included."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def _ratio(values: Sequence[float], base: float) -> str:
     return f"{statistics.median(values) / base:.3f}" if base else "-"
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from model.manifest import Shard
 
 MAX_SMALL = 4  # small shards of a split that are left alone
+# A shard is small below this share of a whole one. The shares of validation and test in a task's images lie above it,
+# so that a first run writes nothing twice.
+SMALL = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def plan_rewrites(
             or len(rows[number]) < shards[number].num_examples
             or (codes_N[rows[number]] != code).any()
         }
-        small = [number for number in mine if 2 * len(rows[number]) < rows_per_shard]
+        small = [number for number in mine if len(rows[number]) < SMALL * rows_per_shard]
         chosen[split] = [n for n in mine if n in dirty or (len(small) > MAX_SMALL and n in small)]
     return [
         RewriteTask([shards[n] for n in numbers], [wanted.take(pa.array(rows[n])) for n in numbers])

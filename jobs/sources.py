@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress, pairwise, repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
@@ -60,7 +61,7 @@ class Scan:
     extra_columns: tuple[str, ...] = ()
     num_left_out: int = 0
 
-    @property
+    @cached_property  # a run asks twice, and for many images it takes as long as to list them
     def fingerprint(self) -> str:
         """Changes whenever a file is added, removed, moved or written, or gets another class, split, group or extra."""
         digest = hashlib.sha256(repr(self.extra_columns).encode())

@@ -5,6 +5,7 @@ Nothing is published before everything is known to be good: shards lie unseen un
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections import Counter
@@ -59,7 +60,7 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     Raises UserError and WorldError; then nothing was published.
     """
     started = time.monotonic()
-    found = scan(job.source)
+    found = _scan(job)
     log.info("%s: %d images in %d classes", job.source.uri, len(found.items), len(found.class_names))
     if found.num_other_files:
         log.info("%d other files were passed over (not an image by their name)", found.num_other_files)
@@ -83,6 +84,16 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
             before_delete=lease.check,
         )
     return result
+
+
+def _scan(job: VectorizeJob) -> Scan:
+    # The collector would look at every item again and again, and none is ever garbage.
+    gc.disable()
+    try:
+        return scan(job.source)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _is_current(job: VectorizeJob, found: Scan, present: Manifest) -> bool:

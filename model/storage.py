@@ -22,10 +22,15 @@ STORES = ("file", "s3", "s3a", "gs", "gcs", "hdfs", "viewfs")
 
 def local_path(uri: str) -> Path | None:
     """The local path that a URI or plain path names, or None for a remote store."""
+    name = _local_name(uri)
+    return None if name is None else Path(name)
+
+
+def _local_name(uri: str) -> str | None:
     scheme = urlsplit(uri).scheme if "://" in uri or uri.startswith("file:") else ""
     if not scheme:
-        return Path(uri)
-    return Path(unquote(urlsplit(uri).path)) if scheme == "file" else None
+        return uri
+    return unquote(urlsplit(uri).path) if scheme == "file" else None
 
 
 def absolute(uri: str) -> str:
@@ -88,8 +93,8 @@ def read_bytes(uri: str, *, max_bytes: int = -1) -> bytes:
     Raises FileNotFoundError when there is no file, WorldError when it cannot be read.
     """
     try:
-        if (local := local_path(uri)) is not None:
-            # Not Path.open: for small images it costs as much as the reading.
+        if (local := _local_name(uri)) is not None:
+            # No Path: for small images it costs as much as the reading.
             with open(local, "rb") as file:  # noqa: PTH123
                 return file.read(max_bytes)
         system, path = locate(uri)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import jobs.update
 from jobs.config import SourceConfig
+from jobs.rewrite import MAX_SMALL, SMALL
 from jobs.runner import LocalRunner
 from jobs.vectorize import vectorize
 from model import storage
@@ -130,12 +131,22 @@ def test_shards_without_changed_examples_stay(pile):
     assert len(after & set(before)) >= len(before) - 2
 
 
+def test_a_first_run_writes_no_shard_twice(pile, monkeypatch):
+    def rewrite(*_):
+        pytest.fail("a shard was written anew")
+
+    monkeypatch.setattr(jobs.update, "rewrite", rewrite)
+    pile.write({f"a/{number}": number for number in range(400)})
+    pile.run()
+    assert len(check_whole(pile.uri).shards) > 3 * MAX_SMALL
+
+
 def test_many_small_runs_do_not_make_many_small_shards(pile):
     for number in range(15):
         pile.write({f"a/{number}": number})
         pile.run()
         shards = check_whole(pile.uri).shards_of("train")
-        assert sum(2 * shard.num_examples < 1024 // SIZE**2 for shard in shards) <= 4
+        assert sum(shard.num_examples < SMALL * 1024 // SIZE**2 for shard in shards) <= MAX_SMALL
 
 
 def test_a_changed_label_needs_no_new_run_from_scratch(pile, read_paths):
