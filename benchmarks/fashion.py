@@ -70,7 +70,7 @@ def official_dataset(folder: Path, source: Path = DEFAULT_SOURCE) -> Dataset:
 
 def write_dataset(uri: str, rows: Mapping[Split, Rows], *, copies: int = 1) -> Dataset:
     """Publish images (N, 28, 28) and labels (N,) of each split, `copies` times over, without the ETL."""
-    writer = ShardWriter(uri, num_classes=10, shard_bytes=SHARD_BYTES)
+    writer = ShardWriter(uri, shard_bytes=SHARD_BYTES)
     for split, (images_NHW, labels_N) in rows.items():
         for number in range(copies * len(labels_N)):
             row = number % len(labels_N)

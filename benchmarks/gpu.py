@@ -172,7 +172,7 @@ def two_on_one_gpu(dataset: Dataset) -> float:
 def random_dataset(folder: str, shape: tuple[int, int, int], num_examples: int) -> Dataset:
     """Publish random images (C, H, W) of ten classes, all to train on."""
     generator = np.random.default_rng(0)
-    writer = ShardWriter(folder, num_classes=10, shard_bytes=SHARD_BYTES)
+    writer = ShardWriter(folder, shard_bytes=SHARD_BYTES)
     for row in range(num_examples):
         pixels_CHW = generator.integers(0, 256, shape, dtype=np.uint8)
         writer.add("train", pixels_CHW, row % 10, str(row), "")

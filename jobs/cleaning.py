@@ -44,6 +44,11 @@ def clean(
                     before_delete()
                     storage.delete(storage.join(uri, name))
                     num_deleted += 1
+        for uri in (dataset_uri, storage.join(dataset_uri, "lease")):
+            for name, written_ns in storage.list_ages(uri).items():
+                if name.startswith(".") and name.endswith(".tmp") and written_ns < oldest_ns:
+                    storage.delete(storage.join(uri, name))
+                    num_deleted += 1
     except WorldError as error:
         log.warning("not all old files could be cleaned away: %s", error)
         return 0

@@ -44,6 +44,7 @@ INDEX = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("has_more_frames", pa.bool_()),
+        ("home", pa.string()),
         ("extra_hash", pa.int64()),
     ]
 )

@@ -13,12 +13,14 @@ from urllib.parse import quote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from jobs.shown import shown
 from model import storage
 from model.errors import UserError, WorldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+MAX_PATH = 300
 log = logging.getLogger(__name__)
 
 
@@ -47,29 +49,45 @@ def list_files(uri: str) -> list[File]:
 
 
 def _list_folder(root: str) -> Iterator[File]:
-    waiting: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(root, "", ())]
+    waiting = [(root, "")]
+    listed: set[tuple[int, int]] = set()
     while waiting:
-        folder, below, parents = waiting.pop()
+        folder, below = waiting.pop()
         try:
             found = os.stat(folder)  # noqa: PTH116 - strings are several times faster than paths
             entries = os.scandir(folder)
         except FileNotFoundError:
-            log.warning("%s vanished while the source was listed", folder)
+            _warn(folder, "vanished while the source was listed")
             continue
         here = (found.st_dev, found.st_ino)
-        if here in parents:
-            log.warning("%s leads back to a folder above it and is passed over", folder)
+        if here in listed:
+            _warn(folder, "is a folder that was listed already, and is passed over")
             entries.close()
             continue
+        listed.add(here)
         with entries:
             for entry in entries:
                 path = below + _printable(entry.name)
                 if entry.name.startswith("."):
                     continue
-                if _is_folder(entry):
-                    waiting.append((entry.path, f"{path}/", (*parents, here)))
+                if entry.is_symlink() and _leads_inside(entry.path, root):
+                    _warn(entry.path, "leads to a folder of the source itself, or above it, and is passed over")
+                elif _is_folder(entry):
+                    waiting.append((entry.path, f"{path}/"))
                 elif (file := _file(entry, path)) is not None:
                     yield file
+
+
+def _warn(path: str, what: str) -> None:
+    log.warning("%s %s", shown(path, MAX_PATH), what)
+
+
+def _leads_inside(link: str, root: str) -> bool:
+    """Whether a link leads to a folder of the source or above it: its files would be listed twice and more."""
+    if not os.path.isdir(link):  # noqa: PTH112 - strings are several times faster than paths
+        return False
+    real, top = os.path.realpath(link), os.path.realpath(root)
+    return f"{real}/".startswith(f"{top}/") or f"{top}/".startswith(f"{real}/")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -85,10 +103,10 @@ def _file(entry: os.DirEntry[str], path: str) -> File | None:
     try:
         found = _stat(entry)
     except FileNotFoundError:
-        log.warning("%s vanished while the source was listed", entry.path)
+        _warn(entry.path, "vanished while the source was listed")
         return None
     if not (S_ISREG(found.st_mode) or S_ISLNK(found.st_mode)):
-        log.warning("%s is a pipe, socket or device and is passed over", entry.path)
+        _warn(entry.path, "is a pipe, socket or device and is passed over")
         return None
     return File(path, entry.path, found.st_size, found.st_mtime_ns)
 
@@ -114,6 +132,8 @@ def _list_store(uri: str) -> Iterator[File]:
         found = system.get_file_info(fs.FileSelector(root, recursive=True))
     except FileNotFoundError:
         raise UserError("no such folder; correct source.uri") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(f"a key in it is no path: {error}; rename it, or choose a folder without it") from error
     except OSError as error:
         if "NO_SUCH_BUCKET" in str(error):
             raise UserError("no such bucket; correct source.uri") from error

@@ -124,7 +124,7 @@ class _Made:
                     self.facts[number]["shard_number"] = len(shards)
                 table = self._table(numbers, pixels_MB[: len(numbers)], labels)
                 shape = self._job.image.shape
-                shards.append(write_shard(self._job.dataset_uri, split, table, shape=shape, num_classes=len(labels)))
+                shards.append(write_shard(self._job.dataset_uri, split, table, shape=shape))
         return shards
 
     def _table(self, numbers: list[int], pixels_MB: NDArray[np.uint8], labels: dict[str, int]) -> pa.Table:

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from jobs.report_figures import NUM_PATHS, Figures, figures
 from jobs.report_histogram import say_bytes, say_number
 from jobs.report_images import draw
+from jobs.shown import shown
 from model.manifest import SPLITS
 
 if TYPE_CHECKING:
@@ -62,15 +63,6 @@ def facts(manifest: Manifest, found: Figures | None) -> dict[str, str]:
     if found is not None and found.newest_ns:
         told["newest image"] = f"{datetime.fromtimestamp(found.newest_ns // 10**9, UTC):%Y-%m-%d %H:%M} UTC"
     return told
-
-
-def shown(text: str, limit: int) -> str:
-    """A name from outside as it can be printed: odd characters by their codes, the middle cut out where it is long."""
-    plain = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-    if len(plain) <= limit:
-        return plain
-    head = limit // 3
-    return f"{plain[:head]}…{plain[head + 1 - limit :]}"
 
 
 def _last_name(uri: str) -> str:

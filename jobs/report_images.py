@@ -175,18 +175,17 @@ def _labels(manifest: Manifest, spread: list[Shard]) -> list[int]:
 
 
 def _labels_in(shards: list[Shard]) -> list[int]:
-    found: list[int] = np.flatnonzero(np.sum([shard.num_per_class for shard in shards], axis=0)).tolist()
-    return found
+    return sorted({label for shard in shards for label in shard.num_per_class})
 
 
 def _for_the_rest(manifest: Manifest, spread: list[Shard], labels: list[int]) -> list[Shard]:
     """Further shards, each the one that has most of what is still missing of the examples to show."""
     names = {shard.name for shard in spread}
     others = [shard for shard in manifest.shards if shard.name not in names]
-    counts_SK = np.array([[shard.num_per_class[label] for label in labels] for shard in others], dtype=np.int64)
+    counts_SK = np.array([[shard.num_per_class.get(label, 0) for label in labels] for shard in others], dtype=np.int64)
     missing_K = np.full(len(labels), MAX_PER_CLASS)
     for shard in spread:
-        missing_K -= np.array(shard.num_per_class)[labels]
+        missing_K -= np.array([shard.num_per_class.get(label, 0) for label in labels])
     chosen: list[Shard] = []
     while len(chosen) < min(len(others), MAX_SHARDS - len(spread)):
         gains_S = np.minimum(counts_SK, missing_K.clip(0)).sum(axis=1)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from model.manifest import Shard
 
 MAX_SMALL = 4  # small shards of a split that are left alone
-# A shard is small below this share of a whole one. The shares of validation and test in a task's images lie above it,
-# so that a first run writes nothing twice.
+# A shard is small below this share of a whole one, or of what a task makes at most. The shares of validation and test
+# in a task's images lie above it, so that a first run writes nothing twice.
 SMALL = 1 / 16
 
 
@@ -45,7 +45,7 @@ class RewriteReport:
     places: list[NDArray[np.int64]]
 
 
-def rewrite(task: RewriteTask, job: VectorizeJob, num_classes: int) -> RewriteReport:
+def rewrite(task: RewriteTask, job: VectorizeJob) -> RewriteReport:
     """Read shards, and write their wanted rows to shards of the right splits. Raises WorldError."""
     parts, facts = [], []
     for shard, wanted in zip(task.shards, task.wanted, strict=True):
@@ -65,9 +65,7 @@ def rewrite(task: RewriteTask, job: VectorizeJob, num_classes: int) -> RewriteRe
         for first in range(0, len(mine), rows_per_shard):
             chosen = mine[first : first + rows_per_shard]
             part = table.take(pa.array(chosen))
-            report.shards.append(
-                write_shard(job.dataset_uri, split, part, shape=job.image.shape, num_classes=num_classes)
-            )
+            report.shards.append(write_shard(job.dataset_uri, split, part, shape=job.image.shape))
             report.places.append(places[chosen])
     return report
 
@@ -79,6 +77,7 @@ def plan_rewrites(
     is_stale: Sequence[int],
     *,
     rows_per_shard: int,
+    rows_per_task: int,
 ) -> list[RewriteTask]:
     """What must be rewritten; `wanted` has a row for each image: path, split code, label, place.
 
@@ -102,7 +101,7 @@ def plan_rewrites(
             or len(rows[number]) < shards[number].num_examples
             or (codes_N[rows[number]] != code).any()
         }
-        small = [number for number in mine if len(rows[number]) < SMALL * rows_per_shard]
+        small = [number for number in mine if len(rows[number]) < SMALL * min(rows_per_shard, rows_per_task)]
         chosen[split] = [n for n in mine if n in dirty or (len(small) > MAX_SMALL and n in small)]
     return [
         RewriteTask([shards[n] for n in numbers], [wanted.take(pa.array(rows[n])) for n in numbers])

@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.index import read_index
-from jobs.report import facts, plural, shown
+from jobs.report import facts, plural
 from jobs.report_figures import figures, lacking
+from jobs.shown import shown
 from jobs.verify import Verification
 from model import storage
 from model.errors import WorldError

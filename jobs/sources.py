@@ -166,6 +166,11 @@ def _scan_folders(config: SourceConfig) -> tuple[list[Item], int]:
         labels = folders.read_classes(
             of_classes, "parent_folder" if config.label_from == "parent_folder" else "top_folder"
         )
+    if config.label_pattern is None and not config.split_folders and all(map(folders.named_split, set(labels))):
+        raise UserError(
+            f"the classes would be {', '.join(sorted(set(labels)))}: set source.split_folders=true if these folders "
+            "are the splits, or source.label_from=parent_folder"
+        )
     groups = _extracted(paths, config.group_pattern, "group") if config.group_pattern else repeat(None)
     facts = zip(images, labels, splits, groups, strict=False)
     return [_item(file, label, split, group) for file, label, split, group in facts], num_other_files

@@ -22,15 +22,19 @@ from jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_code
 from model.manifest import SPLITS, Manifest, Source, mean_and_std
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from numpy.typing import NDArray
 
     from jobs.config import VectorizeJob
     from jobs.partition import PartitionReport
     from jobs.runner import Runner
-    from jobs.sources import Scan
+    from jobs.sources import Item, Scan
     from model.manifest import Shard, Split
 
 MAX_PARTITION_ITEMS = 4096
+# What a lost task costs, and how far apart its signs of life are: some seconds of decoding.
+MAX_PARTITION_BYTES = 256 * 2**20
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
 REMEMBERED = ("content_hash", "reason", "detail", "width", "height", "has_more_frames")
 OF_THE_WORLD = ("vanished", "changed", "no_permission", "too_slow")
@@ -53,6 +57,18 @@ class Counts:
     num_kept: int = 0
     num_rewritten: int = 0
     num_written: int = 0
+
+
+def partitions(items: Sequence[Item], *, num_items: int) -> Iterator[slice]:
+    """The items of each task: `num_items` at most, of files of MAX_PARTITION_BYTES at most (or one file)."""
+    first = num_bytes = 0
+    for place, item in enumerate(items):
+        if place > first and (place - first == num_items or num_bytes + item.size_bytes > MAX_PARTITION_BYTES):
+            yield slice(first, place)
+            first, num_bytes = place, 0
+        num_bytes += item.size_bytes
+    if items:
+        yield slice(first, len(items))
 
 
 class Update:
@@ -80,13 +96,14 @@ class Update:
             if (item.split, item.group) not in fixed:
                 fixed[item.split, item.group] = fixed_code(item.split, item.group, config)
         self.fixed_N = np.array([fixed[item.split, item.group] for item in found.items], np.int8)
+        self._homes = before.filter(pc.is_valid(before["home"])).select(["content_hash", "home"]).combine_chunks()
         self._recall(before)
 
     def _recall(self, before: pa.Table) -> None:
         """Bring the state of the last version into the order of now; of new and changed images it is empty."""
         recalled = before.take(places_of(self.comparison.at_N))
         self.shard_N = codes_of(recalled["shard"], [shard.name for shard in self.shards.values()]).astype(np.int32)
-        self.published_N = codes_of(recalled["split"], SPLITS).astype(np.int8)
+        self.published_N = codes_of(recalled["home"], SPLITS).astype(np.int8)
         self.state = recalled.select(list(REMEMBERED)).combine_chunks()
         is_known_N = self.comparison.is_known_N
         reason = self.state["reason"]
@@ -108,12 +125,11 @@ class Update:
         is_touched_N = self.comparison.is_touched_N & (self.shard_N >= 0)
         hashes = self.state["content_hash"]
         known = [hashes[place].as_py() if is_touched_N[place] else None for place in places]
-        size = max(1, min(self.job.shard_bytes // self.job.image.example_bytes, MAX_PARTITION_ITEMS))
+        items = [self.found.items[place] for place in places]
+        rows_per_shard = self.job.shard_bytes // self.job.image.example_bytes
         tasks = [
-            PartitionTask(
-                [self.found.items[p] for p in places[i : i + size]], places[i : i + size], known[i : i + size]
-            )
-            for i in range(0, len(places), size)
+            PartitionTask(items[part], places[part], known[part])
+            for part in partitions(items, num_items=max(1, min(rows_per_shard, MAX_PARTITION_ITEMS)))
         ]
         job, class_names = self.job, self.found.class_names
         work: Work[PartitionTask, PartitionReport] = Work(
@@ -132,7 +148,7 @@ class Update:
             numbers_M = report.rows["shard_number"].to_numpy()
             shard_numbers.append(np.where(numbers_M >= 0, numbers_M + first, -1))
             tables.append(report.rows)
-        rows = pa.concat_tables(tables)
+        rows = _with_known_hashes(pa.concat_tables(tables), self.state)
         places_M = rows["place"].to_numpy()
         is_same_M = rows["is_same"].to_numpy()
         self.num_same = int(is_same_M.sum())
@@ -142,8 +158,12 @@ class Update:
         is_new_content = ~pc.fill_null(
             pc.equal(rows["content_hash"], self.state["content_hash"].take(rows["place"])), fill_value=False
         ).to_numpy()
-        # With another label or group it is still the same image; with other bytes it is not.
-        self.published_N[places_M[is_new_content]] = -1
+        # With another name, label or group it is still the same image; with other bytes it is not.
+        homes = pc.index_in(rows["content_hash"], value_set=self._homes["content_hash"].combine_chunks())
+        homes_M = codes_of(self._homes["home"].take(homes), SPLITS).astype(np.int8)
+        # Where the source gives the split, a file that was moved to another follows it.
+        homes_M[self.fixed_N[places_M] >= 0] = -1
+        self.published_N[places_M[is_new_content]] = homes_M[is_new_content]
         # Rows of the reports take the place of those recalled.
         source_N = np.arange(self.state.num_rows)
         source_N[to_M] = self.state.num_rows + np.arange(len(changed))
@@ -180,7 +200,7 @@ class Update:
 
     def rewrite(self) -> None:
         """Rewrite the shards that hold what is no longer theirs, and merge small ones."""
-        class_names, job = self.found.class_names, self.job
+        job = self.job
         wanted = pa.table(
             {
                 "path": self.listed["path"],
@@ -190,7 +210,7 @@ class Update:
             }
         )
         work: Work[RewriteTask, RewriteReport] = Work(
-            do=lambda task: rewrite(task, job, len(class_names)),
+            do=lambda task: rewrite(task, job),
             size=lambda task: sum(table.num_rows for table in task.wanted),
             num_rejected=lambda _: 0,
         )
@@ -203,6 +223,7 @@ class Update:
                 wanted,
                 stale,
                 rows_per_shard=max(1, job.shard_bytes // job.image.example_bytes),
+                rows_per_task=MAX_PARTITION_ITEMS,
             )
             if not tasks:
                 return
@@ -218,22 +239,16 @@ class Update:
             stale = [number for number in stale if number in self.shards]
 
     def _renumber(self) -> list[int]:
-        """Numbers of old shards whose labels are other numbers now; the others get the new list of classes."""
+        """Numbers of old shards whose labels are other numbers now."""
         if self._classes_before == self.found.class_names or not self._num_before:
             return []
         places = {name: place for place, name in enumerate(self.found.class_names)}
         to = [places.get(name, -1) for name in self._classes_before]
-        stale = []
-        for number in range(self._num_before):
-            counts = self.shards[number].num_per_class
-            if any(count and to[label] != label for label, count in enumerate(counts)):
-                stale.append(number)
-                continue
-            padded = [
-                counts[label] if label < len(counts) and to[label] == label else 0 for label in range(len(places))
-            ]
-            self.shards[number] = self.shards[number].model_copy(update={"num_per_class": padded})
-        return stale
+        return [
+            number
+            for number in range(self._num_before)
+            if any(to[label] != label for label in self.shards[number].num_per_class)
+        ]
 
     def index(self) -> pa.Table:
         """The index of the new version."""
@@ -241,6 +256,8 @@ class Update:
         columns = {name: self.listed[name] for name in self.listed.column_names}
         columns |= {name: self.state[name] for name in self.state.column_names}
         columns["split"] = pa.array(SPLITS).take(places_of(self.codes_N))
+        homes_N = np.where(self.codes_N >= 0, self.codes_N, self.published_N)
+        columns["home"] = pa.array(SPLITS).take(places_of(homes_N))
         columns["shard"] = pa.array([shards.get(number) for number in self.shard_N.tolist()], pa.string())
         return pa.table([columns[name] for name in INDEX.names], schema=INDEX)
 
@@ -292,3 +309,11 @@ class Update:
             num_rewritten=self._num_before - num_kept,
             num_written=len(self.shards) - num_kept,
         )
+
+
+def _with_known_hashes(rows: pa.Table, state: pa.Table) -> pa.Table:
+    """Reports of tasks, where an image that could not be read now keeps the hash of its bytes of before."""
+    hashes = pc.coalesce(rows["content_hash"], state["content_hash"].take(rows["place"]))
+    is_worlds = pc.fill_null(pc.is_in(rows["reason"], pa.array(OF_THE_WORLD)), fill_value=False)
+    kept = pc.if_else(is_worlds, hashes, rows["content_hash"])
+    return rows.set_column(rows.column_names.index("content_hash"), "content_hash", kept)

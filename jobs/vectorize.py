@@ -19,12 +19,14 @@ from jobs.cleaning import clean
 from jobs.index import rejected_table, to_parquet
 from jobs.report import make_report
 from jobs.runner import SparkRunner
+from jobs.shown import shown
 from jobs.sources import scan
 from jobs.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
 from model import storage
 from model.errors import UserError, WorldError
 from model.lease import Lease
 from model.manifest import SPLITS, Manifest, index_uri, load_manifest, manifest_uri, publish, rejected_uri, report_uri
+from model.shard_file import missing
 from model.shards import Dataset
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from jobs.sources import Scan
     from jobs.update import Counts
 
-MAX_TOLD = 20
+MAX_TOLD, MAX_TEXT = 20, 300
 log = logging.getLogger(__name__)
 
 
@@ -60,19 +62,22 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     Raises UserError and WorldError; then nothing was published.
     """
     started = time.monotonic()
+    present = _present(job)
     found = _scan(job)
     log.info("%s: %d images in %d classes", job.source.uri, len(found.items), len(found.class_names))
     if found.num_other_files:
         log.info("%d other files were passed over (not an image by their name)", found.num_other_files)
     if found.num_left_out:
         log.info("%d images were left out by source.max_per_class=%s", found.num_left_out, job.source.max_per_class)
-    present = _present(job)
     if present is not None and _is_current(job, found, present):
         return _nothing_new(job, present, started)
     storage.check_writable(storage.join(job.dataset_uri, "shards"))
     with ExitStack() as ends:
         lease = ends.enter_context(Lease(job.dataset_uri, what=f"the ETL of {job.dataset_uri}"))
-        present = _present(job)  # another run may have published in the meantime
+        before, present = present, _present(job)
+        if present != before:
+            log.info("another run has published in the meantime: listing the source anew")
+            found = _scan(job)
         tasks = runner or ends.enter_context(SparkRunner("shardmean vectorize", job.spark))
         update = Update(job, found, None if job.replace else present, tasks)
         result = _publish(job, update, present, lease.check, started)
@@ -119,6 +124,8 @@ def _publish(
     _check_rejected(job, index, update)
     update.rewrite()
     manifest = update.manifest()
+    if not manifest.shards:
+        raise UserError(f"all {manifest.source.num_files} images were rejected: {manifest.num_rejected_by_reason}")
     if manifest.num_examples("train") == 0:
         raise UserError(
             f"split: no image fell into train; {manifest.source.num_files} images are too few for {job.split}"
@@ -132,6 +139,7 @@ def _publish(
     for place, (name, data) in zip((index_uri, rejected_uri), tables.values(), strict=True):
         before_write()
         storage.write_bytes(place(job.dataset_uri, name), data)
+    _check_there(manifest, job.dataset_uri)
     report = make_report(Dataset(job.dataset_uri, manifest), update.index())
     before_write()
     storage.write_bytes(report_uri(job.dataset_uri, manifest.digest), report)
@@ -142,12 +150,20 @@ def _publish(
     return _result(job, manifest, changed=present is None or present.digest != manifest.digest)
 
 
+def _check_there(manifest: Manifest, dataset_uri: str) -> None:
+    """Raise WorldError for a shard that is kept from an earlier version and is gone or cut short."""
+    sizes = storage.list_sizes(storage.join(dataset_uri, "shards"))
+    for shard in manifest.shards:
+        if sizes.get(shard.name) != shard.num_bytes:
+            raise missing(dataset_uri, shard, sizes.get(shard.name))
+
+
 def _present(job: VectorizeJob) -> Manifest | None:
     if not storage.exists(manifest_uri(job.dataset_uri)):
         return None
     try:
         present = load_manifest(job.dataset_uri)
-    except WorldError as error:
+    except (WorldError, UserError) as error:
         if not job.replace:
             raise
         log.warning("%s; replacing it", error)
@@ -186,7 +202,7 @@ def _check_rejected(job: VectorizeJob, index: pa.Table, update: Update) -> None:
     # Those of earlier runs were told then.
     news = index.filter(update.is_read_N | update.is_decided_N)
     for row in rejected_table(news).slice(0, MAX_TOLD).to_pylist():
-        log.warning("rejected %s: %s: %s", row["path"], row["reason"], row["detail"])
+        log.warning("rejected %s: %s: %s", shown(row["path"], MAX_TEXT), row["reason"], shown(row["detail"], MAX_TEXT))
     num_more = rejected_table(news).num_rows - MAX_TOLD
     if num_more > 0:
         log.warning("... and %d more", num_more)

@@ -32,7 +32,8 @@ class Shard(Settings):
     num_examples: Annotated[int, Field(ge=1)]
     num_bytes: Annotated[int, Field(ge=1)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    num_per_class: list[int]
+    num_per_class: dict[int, int]
+    """Examples by label, of the classes that are in it."""
     sums: list[int] = []
     squares: list[int] = []
 
@@ -85,8 +86,11 @@ class Manifest(Settings):
 
     def num_per_class(self, split: str) -> list[int]:
         """Examples of each class in one split, in the order of `class_names`."""
-        per_shard = [shard.num_per_class for shard in self.shards_of(split)]
-        return [sum(column) for column in zip(*per_shard, strict=True)] or [0] * len(self.class_names)
+        counts = [0] * len(self.class_names)
+        for shard in self.shards_of(split):
+            for label, num_examples in shard.num_per_class.items():
+                counts[label] += num_examples
+        return counts
 
     def split_digest(self, split: str) -> str:
         """32 hex digits that are equal exactly when a split holds the same examples, pixels and classes."""
@@ -151,7 +155,7 @@ def publish(manifest: Manifest, dataset_uri: str, *, before_write: Callable[[], 
     `before_write` is called before each of the two writes and may raise.
     """
     assert manifest.digest, "only a sealed manifest is published"
-    text = manifest.model_dump_json(indent=1).encode()
+    text = manifest.model_dump_json().encode()
     for uri in (manifest_uri(dataset_uri, manifest.digest), manifest_uri(dataset_uri)):
         before_write()
         storage.write_bytes(uri, text)

@@ -76,9 +76,7 @@ def one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
 
 
-def write_shard(
-    dataset_uri: str, split: Split, table: pa.Table, *, shape: tuple[int, int, int], num_classes: int
-) -> Shard:
+def write_shard(dataset_uri: str, split: Split, table: pa.Table, *, shape: tuple[int, int, int]) -> Shard:
     """Write a table of examples of one shape (channels, height, width) as a shard, whole or not at all.
 
     Its name is the hash of its content, so that a task which runs twice writes the same file again. Raises WorldError.
@@ -93,12 +91,18 @@ def write_shard(
         num_examples=table.num_rows,
         num_bytes=data.size,
         sha256=sha256,
-        num_per_class=np.bincount(table["label"].to_numpy(), minlength=num_classes).tolist(),
+        num_per_class=count_labels(table["label"].to_numpy()),
         sums=sums,
         squares=squares,
     )
     storage.write_bytes(shard_uri(dataset_uri, shard.name), data)
     return shard
+
+
+def count_labels(labels_N: NDArray[np.int64]) -> dict[int, int]:
+    """How many there are of each label that there is."""
+    labels, counts = np.unique(labels_N, return_counts=True)
+    return dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
 
 def read_shard(dataset_uri: str, shard: Shard) -> pa.Table:
@@ -111,14 +115,19 @@ def read_shard(dataset_uri: str, shard: Shard) -> pa.Table:
 
 def open_shard(dataset_uri: str, shard: Shard) -> pa.Buffer:
     """The bytes of a shard, mapped into memory where it is local. Raises WorldError where their number is another."""
-    uri = shard_uri(dataset_uri, shard.name)
     try:
-        content = storage.read_buffer(uri)
+        content = storage.read_buffer(shard_uri(dataset_uri, shard.name))
     except FileNotFoundError:
-        raise WorldError(f"{uri}: missing; {MEND}") from None
+        raise missing(dataset_uri, shard, None) from None
     if content.size != shard.num_bytes:
-        raise WorldError(f"{uri}: {content.size} bytes, the manifest says {shard.num_bytes}; {MEND}")
+        raise missing(dataset_uri, shard, content.size)
     return content
+
+
+def missing(dataset_uri: str, shard: Shard, num_bytes: int | None) -> WorldError:
+    """What to raise where a shard has another number of bytes, or (None) is not there."""
+    found = "missing" if num_bytes is None else f"{num_bytes} bytes, the manifest says {shard.num_bytes}"
+    return WorldError(f"{shard_uri(dataset_uri, shard.name)}: {found}; {MEND}")
 
 
 def has_hash(shard: Shard, content: pa.Buffer) -> bool:

@@ -51,9 +51,8 @@ class Examples:
 class ShardWriter:
     """Collects examples one by one and writes a shard whenever a split has `shard_bytes` of them."""
 
-    def __init__(self, dataset_uri: str, *, num_classes: int, shard_bytes: int) -> None:
+    def __init__(self, dataset_uri: str, *, shard_bytes: int) -> None:
         self._dataset_uri = dataset_uri
-        self._num_classes = num_classes
         self._shard_bytes = shard_bytes
         self._rows: dict[Split, list[tuple[NDArray[np.uint8], int, str, str]]] = {}
         self.shards: list[Shard] = []
@@ -76,7 +75,7 @@ class ShardWriter:
         features_NB = np.stack(pixels).reshape(len(pixels), -1)
         table = rows_table(features_NB, np.array(labels), ids, paths)
         shape = pixels[0].shape
-        self.shards.append(write_shard(self._dataset_uri, split, table, shape=shape, num_classes=self._num_classes))
+        self.shards.append(write_shard(self._dataset_uri, split, table, shape=shape))
 
 
 class Dataset:

@@ -137,12 +137,21 @@ def list_names(uri: str) -> list[str]:
 
 def list_ages(uri: str) -> dict[str, int]:
     """The files in a folder by name, with the times at which they were written, in ns since 1970. Raises WorldError."""
+    return {info.base_name: info.mtime_ns or 0 for info in _list(uri)}
+
+
+def list_sizes(uri: str) -> dict[str, int]:
+    """The files in a folder by name, with their sizes in bytes. Raises WorldError."""
+    return {info.base_name: info.size for info in _list(uri)}
+
+
+def _list(uri: str) -> list[fs.FileInfo]:
     system, path = locate(uri)
     try:
         found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
     except OSError as error:
         raise _refused("list", uri, error) from error
-    return {info.base_name: info.mtime_ns or 0 for info in found if info.type == fs.FileType.File}
+    return [info for info in found if info.type == fs.FileType.File]
 
 
 def check_writable(folder_uri: str) -> None:

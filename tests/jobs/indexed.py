@@ -52,7 +52,7 @@ def publish_indexed(
     """Write the accepted images to shards, publish them, and give the DataSet with its index table."""
     class_names = sorted({item.class_name for item in items})
     accepted = [item for item in items if item.reason is None]
-    writer = ShardWriter(str(folder), num_classes=len(class_names), shard_bytes=shard_bytes)
+    writer = ShardWriter(str(folder), shard_bytes=shard_bytes)
     labels = {name: label for label, name in enumerate(class_names)}
     shard_of: dict[str, str] = {}
     waiting: dict[str, list[str]] = {}

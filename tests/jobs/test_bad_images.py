@@ -193,7 +193,7 @@ def test_only_bad_images_publish_nothing(tmp_path, vectorize_job):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         (tmp_path / "images" / name / "x.png").write_bytes(b"")
-    with pytest.raises(UserError, match="no image fell into train"):
+    with pytest.raises(UserError, match="all 2 images were rejected"):
         vectorize(vectorize_job(tmp_path / "images", tmp_path / "set", max_rejected_fraction=1))
     assert not (tmp_path / "set" / "manifest.json").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config import SourceConfig
+from jobs.runner import LocalRunner
 from jobs.sources import read_item, scan
 from jobs.vectorize import vectorize
 from model import storage
@@ -33,24 +35,32 @@ def test_a_link_to_a_folder_above_is_passed_over_and_said(images, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(scanned(images).items) == 20
     for link in ("a/round", "b/self"):
-        assert f"{images}/{link} leads back to a folder above it and is passed over" in caplog.text
+        assert f"{images}/{link} leads to a folder of the source itself, or above it, and is passed" in caplog.text
 
 
-def test_links_to_one_another_end(images):
-    """Neither folder is above the other by its path, only by where the links lead."""
-    for one, other in ("ab", "ba"):
-        (images / one / "other").symlink_to(images / other)
-    paths = [item.path for item in scanned(images).items]
-    assert len(paths) == 40
-    assert "a/other/000.png" in paths
+def test_links_to_one_another_end(images, tmp_path, caplog):
+    """Folders elsewhere, each of which leads to all others: each is listed once."""
+    names = "pqrstu"
+    for name in names:
+        folder = tmp_path / "elsewhere" / name
+        folder.mkdir(parents=True)
+        shutil.copy(images / "a" / "000.png", folder / f"{name}.png")
+        for other in names:
+            (folder / f"to {other}").symlink_to(tmp_path / "elsewhere" / other)
+    (images / "c").symlink_to(tmp_path / "elsewhere" / "p")
+    with caplog.at_level(logging.WARNING):
+        found = scanned(images)
+    assert len(found.items) == 20 + len(names)
+    assert "is a folder that was listed already, and is passed over" in caplog.text
 
 
 def test_links_to_files_and_folders_are_followed(images, tmp_path):
-    (tmp_path / "more").symlink_to(images / "a")
-    (images / "b" / "link.png").symlink_to(images / "a" / "000.png")
-    (images / "c").symlink_to(tmp_path / "more")
+    (images / "a").rename(tmp_path / "away")
+    (tmp_path / "more").symlink_to(tmp_path / "away")
+    (images / "b" / "link.png").symlink_to(tmp_path / "away" / "000.png")
+    (images / "a").symlink_to(tmp_path / "more")
     found = scanned(images)
-    assert Counter(item.class_name for item in found.items) == {"a": 10, "b": 11, "c": 10}
+    assert Counter(item.class_name for item in found.items) == {"a": 10, "b": 11}
     link = next(item for item in found.items if item.path == "b/link.png")
     assert link.size_bytes == len(read_item(link)) == (images / "a" / "000.png").stat().st_size
 
@@ -209,3 +219,27 @@ def test_two_names_that_show_alike(images):
         (images / "a" / name).write_text("x")
     with pytest.raises(UserError, match=r"two files have the path .*rename one"):
         scanned(images)
+
+
+def test_links_among_the_folders_of_a_source_list_nothing_twice(images, caplog):
+    names = sorted(folder.name for folder in images.iterdir())
+    for name in names:
+        for other in names:
+            (images / name / f"to {other}").symlink_to(images / other)
+    found = scanned(images).items
+    assert len(found) == 20
+    assert "leads to a folder of the source itself, or above it, and is passed over" in caplog.text
+
+
+def test_a_name_writes_no_lines_into_the_log(tmp_path, make_images, vectorize_job, caplog):
+    images = make_images(tmp_path / "images")
+    (images / "low" / "x\nERROR published\x1b[31m.png").write_bytes(b"")
+    vectorize(vectorize_job(images, tmp_path / "set"), runner=LocalRunner())
+    (line,) = [message for message in caplog.messages if "rejected low/x" in message]
+    assert line.startswith(r"rejected low/x\nERROR published\x1b[31m.png: empty")
+
+
+def test_folders_named_as_splits_are_no_classes(tmp_path, make_images):
+    images = make_images(tmp_path / "images", ["train", "test"])
+    with pytest.raises(UserError, match=r"the classes would be test, train: set source\.split_folders=true"):
+        scan(SourceConfig(uri=str(images)))

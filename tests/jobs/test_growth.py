@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -10,13 +11,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import jobs.partition
 import jobs.update
+import jobs.vectorize
 from jobs.config import SourceConfig
 from jobs.rewrite import MAX_SMALL, SMALL
 from jobs.runner import LocalRunner
+from jobs.sources import Item
+from jobs.update import partitions
 from jobs.vectorize import vectorize
 from model import storage
-from model.errors import UserError
+from model.config import SplitConfig
+from model.errors import UserError, WorldError
 from model.manifest import load_manifest
 
 from .pile import EMPTY, GONE, SIZE, SPLIT, Pile
@@ -259,3 +265,112 @@ def test_classes_are_balanced_by_leaving_images_out(pile, caplog, most, expected
     pile.run(source={"max_per_class": most})
     again = index_of(pile.uri)
     assert len(set(again.path) - set(index.path)) <= 1, "one more image displaces one at most"
+
+
+STRATIFIED = SplitConfig(train=0.6, validation=0.2, test=0.2, method="stratified")
+
+
+@pytest.fixture
+def dealt(tmp_path):
+    """A pile of stratified splits, published, and the split of each image's bytes."""
+    pile = Pile(tmp_path, settings={"split": STRATIFIED})
+    pile.write({f"{name}/{number}": 100 * place + number for place, name in enumerate("ab") for number in range(20)})
+    pile.run()
+    return pile, splits_of_bytes(pile)
+
+
+def splits_of_bytes(pile) -> dict[bytes, str]:
+    rows = rows_of(pile.uri)
+    return dict(zip(rows.features, rows.split, strict=True))
+
+
+def test_a_new_name_leaves_an_image_in_its_split(dealt):
+    pile, before = dealt
+    for number in range(20):
+        pile.write({f"a/{number}": GONE, f"a/renamed {number}": number})
+    pile.run()
+    assert splits_of_bytes(pile) == before
+
+
+def test_a_conflict_that_passes_leaves_an_image_in_its_split(dealt):
+    pile, before = dealt
+    pile.write({f"b/copy {number}": number for number in range(20)})
+    pile.run()
+    assert load_manifest(pile.uri).num_rejected_by_reason == {"conflicting_labels": 40}
+    pile.write({f"b/copy {number}": GONE for number in range(20)})
+    pile.run()
+    assert splits_of_bytes(pile) == before
+
+
+def test_images_out_of_reach_for_a_while_come_back_into_their_splits(dealt, monkeypatch):
+    pile, before = dealt
+    original = jobs.partition.read_item
+
+    def read_item(item):
+        if item.path.startswith("a/"):
+            raise FileNotFoundError(item.path)
+        return original(item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.partition, "read_item", read_item)
+        for number in range(20):
+            pile.touch(f"a/{number}")
+        pile.run()
+    assert load_manifest(pile.uri).num_rejected_by_reason == {"vanished": 20}
+    pile.run()
+    assert splits_of_bytes(pile) == before
+
+
+def test_a_version_that_would_name_a_lost_shard_is_not_published(pile):
+    pile.run()
+    published = load_manifest(pile.uri)
+    lost = published.shards_of("train")[0]
+    (Path(pile.uri) / "shards" / lost.name).unlink()
+    pile.write({"a/new": 1})
+    with pytest.raises(WorldError, match=f"{lost.name}: missing; .*replace=true"):
+        pile.run()
+    assert load_manifest(pile.uri) == published
+
+
+def test_a_run_that_waited_for_another_goes_by_the_source_of_now(pile, monkeypatch):
+    """Another run publishes after this one has listed the source."""
+    original, other = jobs.vectorize.scan, []
+
+    def scan(source):
+        found = original(source)
+        if not other:
+            other.append("begun")
+            pile.write({"a/late": 1})
+            pile.run()
+        return found
+
+    monkeypatch.setattr(jobs.vectorize, "scan", scan)
+    pile.run()
+    assert "a/late.ppm" in set(rows_of(pile.uri).path)
+
+
+def test_a_task_has_files_of_limited_size():
+    items = [Item(f"{n}", f"/{n}", "a", size, 0) for n, size in enumerate([100, 200, 2**28, 1, 2**28 - 1, 1, 5])]
+    parts = [[item.size_bytes for item in items[part]] for part in partitions(items, num_items=3)]
+    assert parts == [[100, 200], [2**28], [1, 2**28 - 1], [1, 5]]
+    assert [part.stop - part.start for part in partitions([items[0]] * 7, num_items=3)] == [3, 3, 1]
+    assert not list(partitions([], num_items=3))
+
+
+def test_a_manifest_of_another_schema_can_be_replaced(pile):
+    pile.run()
+    file = Path(pile.uri) / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": 1}))
+    with pytest.raises(UserError, match="schema version 1"):
+        pile.run()
+    pile.run(replace=True)
+    check_whole(pile.uri)
+
+
+def test_all_rejected_is_said_so(tmp_path):
+    pile = Pile(tmp_path)
+    for name in "ab":
+        for number in range(6):
+            pile.write({f"{name}/always {number}": EMPTY})
+    with pytest.raises(UserError, match=r"all 12 images were rejected: \{'empty': 12\}"):
+        pile.run()

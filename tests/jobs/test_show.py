@@ -194,7 +194,7 @@ def faults(inspect, dataset: Dataset) -> list[str]:
     [
         ({"num_examples": 6}, r"5 examples, the manifest says 6"),
         ({"num_examples": 4}, r"more examples, the manifest says 4"),
-        ({"num_per_class": [0, 5]}, r"the examples of its classes are not as many"),
+        ({"num_per_class": {1: 5}}, r"the examples of its classes are not as many"),
     ],
 )
 def test_a_shard_that_its_manifest_describes_wrongly(inspect, made, changes, said):
@@ -205,7 +205,7 @@ def test_a_shard_that_its_manifest_describes_wrongly(inspect, made, changes, sai
 
 
 def test_a_label_without_a_class(inspect, made):
-    shards = [s.model_copy(update={"num_per_class": s.num_per_class[:1]}) for s in made[0].manifest.shards]
+    shards = [s.model_copy(update={"num_per_class": {0: s.num_per_class.get(0, 0)}}) for s in made[0].manifest.shards]
     dataset = with_manifest(made[0], class_names=["cat"], shards=shards)
     assert any("label 1 in a DataSet of 1 classes" in line for line in faults(inspect, dataset))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_shards_hold_what_the_manifest_says(images, tmp_path, vectorize_job):
         assert path.stat().st_size == shard.num_bytes
         table = pq.read_table(path).to_pandas()
         assert len(table) == shard.num_examples
-        assert np.bincount(table.label, minlength=3).tolist() == shard.num_per_class
+        assert Counter(table.label.tolist()) == shard.num_per_class
     assert {p.name for p in (tmp_path / "set" / "shards").iterdir()} == {shard.name for shard in manifest.shards}
 
 

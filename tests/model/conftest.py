@@ -32,7 +32,7 @@ def random_dataset(
     """Publish random uint8 images under `folder`; `rows` gives the number of examples of each split."""
     generator = np.random.default_rng(seed)
     names = class_names or [f"class {number}" for number in range(num_classes)]
-    writer = ShardWriter(str(folder), num_classes=len(names), shard_bytes=shard_bytes)
+    writer = ShardWriter(str(folder), shard_bytes=shard_bytes)
     for split, num_rows in rows.items():
         for row in range(num_rows):
             pixels_CHW = generator.integers(0, 256, shape, dtype=np.uint8)
