@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ from . import quiet
 from .colours import to_pixels
 from .errors import ImageRejectedError
 from .jpeg import check_scans, jpeg_pixels, reduction
-from .resizing import Placement, place, placement
+from .resizing import place, placement
 from .time_limit import time_limit
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def decode_image(data: bytes, config: ImageConfig) -> Decoded:
     try:
         with warnings.catch_warnings(), quiet.pillow():
             warnings.simplefilter("ignore")
+            Image.init()  # loads Pillow's plugins, once: the clock must not ring inside an import
             with time_limit(config.decode_timeout_s, lambda: _too_slow(config)):
                 return _decode(data, config)
     except ImageRejectedError as error:
@@ -89,8 +90,7 @@ def _decode(data: bytes, config: ImageConfig) -> Decoded:
                 image.draft("L", image.size)  # the file's own brightness, as above
             image.load()
             pixels_HWC, times = to_pixels(image, config), 1
-        box = tuple(edge / times for edge in where.box)
-        where = Placement(box, where.width_px, where.height_px, where.left_px, where.top_px)  # type: ignore[arg-type]
+        where = replace(where, box=_reduced(where.box, width, height, turn, times))
         example_CHW = place(_upright(pixels_HWC, turn), where, config)
         return Decoded(example_CHW, width, height, _has_more_frames(image), image.format or "")
 
@@ -116,6 +116,20 @@ def _turn(image: Image.Image) -> int:
     except Exception:  # a broken EXIF block says nothing about the picture
         return 1
     return turn if turn in range(1, 9) else 1
+
+
+def _reduced(
+    box: tuple[float, float, float, float], width: int, height: int, turn: int, times: int
+) -> tuple[float, float, float, float]:
+    """The box of an upright picture of this size in one that was decoded `times` smaller and then turned upright.
+
+    The smaller one is rounded up at the file's right and bottom; where a turn brings that part of a pixel to the left
+    or the top, the picture begins after it.
+    """
+    beyond_x = -(-width // times) - width / times if turn in (2, 3, 6, 7) else 0
+    beyond_y = -(-height // times) - height / times if turn in (3, 4, 7, 8) else 0
+    left, top, right, bottom = (edge / times for edge in box)
+    return left + beyond_x, top + beyond_y, right + beyond_x, bottom + beyond_y
 
 
 def _upright(pixels_HWC: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:

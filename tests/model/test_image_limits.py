@@ -7,12 +7,14 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 
 import pytest
 from PIL import Image
 
 from model.images import decode
+from model.time_limit import time_limit, unlimited
 
 from .picture_files import HEIGHT, WIDTH, config, hand_made_tiff, png_chunk, png_header, random_image, rejection, saved
 
@@ -81,6 +83,44 @@ def test_threads_decode_without_a_time_limit():
         thread.join()
     assert len(found) == 8
     assert Image.MAX_IMAGE_PIXELS
+
+
+def test_the_clock_stands_still_where_nothing_may_be_broken_off():
+    broken_off, ended = False, False
+    try:
+        with time_limit(0.2, InterruptedError):
+            with unlimited():
+                time.sleep(0.25)
+                ended = True
+            assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 0.2, "the time that was left goes on"
+            time.sleep(5)
+    except InterruptedError:
+        broken_off = True
+    assert (ended, broken_off) == (True, True)
+
+
+def test_without_a_limit_there_is_no_clock_to_go_on():
+    before = signal.getitimer(signal.ITIMER_REAL)
+    with unlimited():
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL)[0] <= before[0]
+
+
+def test_the_first_image_of_a_worker_does_not_pay_for_loading_torch():
+    """In a process of its own, since an import that was broken off would spoil torch for all tests after it."""
+    program = """
+import sys
+from model.config import ImageConfig
+from model.images import decode, encode_png
+import numpy as np
+data = encode_png(np.zeros((1, 40, 40), np.uint8))
+assert "torch" not in sys.modules
+for _ in range(2):
+    decode(data, ImageConfig(decode_timeout_s=0.4))
+assert "torch" in sys.modules
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def scan_bomb() -> bytes:

@@ -16,6 +16,7 @@ from model.images import decode, decode_image, encode_png
 from .picture_files import (
     HEIGHT,
     LOSSLESS,
+    ORIENTED,
     WIDTH,
     as_chw,
     config,
@@ -221,13 +222,6 @@ def test_numbers_without_a_known_range_are_of_a_wrong_mode(mode):
     refusal = rejection(WRONG_MODES[mode])
     assert refusal.reason == "wrong_mode"
     assert refusal.detail == f"a TIFF of mode {mode}; 8 or 16 unsigned bits a channel are wanted"
-
-
-ORIENTED = {
-    1: lambda p: p, 2: np.fliplr, 3: lambda p: np.rot90(p, 2), 4: np.flipud,
-    5: lambda p: p.transpose(1, 0, 2), 6: lambda p: np.rot90(p, -1),
-    7: lambda p: np.rot90(p, 2).transpose(1, 0, 2), 8: lambda p: np.rot90(p, 1),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("orientation", ORIENTED)
