@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from .config import ImageConfig
 
 # Pillow can open more, but some of those run other programs (EPS starts Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"})
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+})  # fmt: skip
 MAX_DETAIL = 200
 ORIENTATION = 0x0112
 TILE_WIDTH, TILE_HEIGHT = 322, 323
@@ -81,7 +84,7 @@ def _decode(data: bytes, config: ImageConfig) -> Decoded:
         where, times = placement(width, height, config), 1
         pixels_HWC = None
         if is_jpeg:
-            check_scans(data, image)
+            check_scans(data)
             left, top, right, bottom = where.box
             times = reduction(right - left, bottom - top, where.width_px, where.height_px)
             pixels_HWC = jpeg_pixels(data, image, channels=config.channels, times=times)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HEIGHT, WIDTH = 6, 10
-LOSSLESS = ["PNG", "BMP", "TIFF", "PPM"]
+LOSSLESS = ["PNG", "BMP", "DIB", "TIFF", "PPM"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
 # What a viewer does to the pixels of a file with each EXIF orientation.

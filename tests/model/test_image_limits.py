@@ -9,11 +9,16 @@ import sys
 import threading
 import time
 import zlib
+from contextlib import suppress
 
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
 
+from model.errors import ImageRejectedError
 from model.images import decode
+from model.jpeg import check_scans
 from model.time_limit import time_limit, unlimited
 
 from .picture_files import HEIGHT, WIDTH, config, hand_made_tiff, png_chunk, png_header, random_image, rejection, saved
@@ -130,6 +135,58 @@ def scan_bomb() -> bytes:
     return data[:-2] + 200 * data[last:-2] + data[-2:]
 
 
+def empty_scans(num_scans: int) -> bytes:
+    """A baseline JPEG, of 64 x 64 and few bytes: one code of no length says that a block is zero, again and again."""
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
+
+    one_code = bytes([1, *[0] * 15, 0])
+    parts = [
+        b"\xff\xd8",
+        segment(0xDB, b"\0" + b"\1" * 64),
+        segment(0xC0, struct.pack(">BHHB", 8, 64, 64, 3) + bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])),
+        segment(0xC4, b"\x00" + one_code),
+        segment(0xC4, b"\x10" + one_code),
+        *(segment(0xDA, bytes([1, 1 + number % 3, 0, 0, 63, 0])) + bytes(16) for number in range(num_scans)),
+    ]
+    return b"".join([*parts, b"\xff\xd9"])
+
+
+def test_a_baseline_jpeg_of_many_scans_is_rejected():
+    assert decode(empty_scans(3), config(resize="stretch")).shape == (3, HEIGHT, WIDTH)
+    for num_scans in (101, 3000):
+        assert "a JPEG of more than 100 scans" in rejection(empty_scans(num_scans), resize="stretch").detail
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_only_looks_like_scans_is_not_counted(progressive):
+    """Behind the end of the image a camera may write what it likes, and before it a thumbnail or notes."""
+    image = random_image("RGB", 40, 40)
+    plain = saved(image, "JPEG", progressive=progressive)
+    wanted = decode(plain, config(resize="stretch"))
+    noted = plain[:2] + b"\xff\xec\x03\xea" + 500 * b"\xff\xda" + plain[2:]
+    for data in (plain + 500 * b"\xff\xda", noted):
+        assert (decode(data, config(resize="stretch")) == wanted).all()
+
+
+@given(st.binary(max_size=20), st.sampled_from([b"\xff", b"\xff\xda", b"\xff\xff\x01", b"\xff\xe0\0\0"]))
+def test_any_bytes_are_walked_to_their_end_in_little_time(data, filling):
+    started = time.monotonic()
+    with suppress(ImageRejectedError):
+        check_scans(data + filling * 10_000 + data + 101 * b"\xff\xda")
+    assert time.monotonic() - started < 2
+
+
+def test_a_png_may_hold_long_texts():
+    """An editor's notes of 10 MB, packed, say nothing against the picture."""
+    note = png_chunk(b"zTXt", b"notes\0\0" + zlib.compress(bytes(10 * 2**20), 1))
+    plain = saved(random_image(), "PNG")
+    before = PngImagePlugin.MAX_TEXT_CHUNK
+    assert (decode(plain[:33] + note + plain[33:], config()) == decode(plain, config())).all()
+    assert before == PngImagePlugin.MAX_TEXT_CHUNK, "put back for others"
+
+
 TEXT = b"key\0\0" + zlib.compress(bytes(200 * 2**20), 9)
 BOMBS = {
     "text": (png_header(1000, 1000, png_chunk(b"zTXt", TEXT)), "unreadable"),
@@ -154,6 +211,7 @@ BOMBS = {
     "strip": (hand_made_tiff(60_000, 60_000, b"x"), "too_large"),
     "samples": (hand_made_tiff(8, 8, b"x", t277=65_535), "unreadable"),
     "scans": (scan_bomb(), "unreadable"),
+    "empty scans": (empty_scans(3000), "unreadable"),
     "pgm": (b"P5 60000 60000 255\n", "too_large"),
     "ppm": (b"P6 " + 10_000_000 * b"9", "unreadable"),
     "bmp": (

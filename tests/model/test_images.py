@@ -11,7 +11,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from model.images import decode, decode_image, encode_png
+from model.images import FORMATS, SUFFIXES, decode, decode_image, encode_png
 
 from .picture_files import (
     HEIGHT,
@@ -273,6 +273,13 @@ def test_the_file_s_own_size_and_format_are_told(kind):
     np.testing.assert_array_equal(
         found.pixels_CHW, decode(saved(random_image(height=40, width=70), kind), config(resize="stretch"))
     )
+
+
+def test_every_suffix_of_a_format_that_is_read_is_taken():
+    Image.init()
+    of_formats = {suffix for suffix, kind in Image.EXTENSION.items() if kind in {*FORMATS, "MPO"}}
+    assert of_formats - SUFFIXES == {".pfm"}, "floats, whose range no one knows"
+    assert of_formats >= SUFFIXES
 
 
 @pytest.mark.parametrize("channels", [1, 3])
