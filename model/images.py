@@ -61,6 +61,7 @@ def decode_image(data: bytes, config: ImageConfig) -> Decoded:
     """
     if not data:
         raise ImageRejectedError("empty", "the file has 0 bytes")
+    check_file_bytes(len(data), config)
     try:
         with warnings.catch_warnings(), quiet.pillow():
             warnings.simplefilter("ignore")
@@ -68,9 +69,16 @@ def decode_image(data: bytes, config: ImageConfig) -> Decoded:
             with time_limit(config.decode_timeout_s, lambda: _too_slow(config)):
                 return _decode(data, config)
     except ImageRejectedError as error:
-        raise ImageRejectedError(error.reason, _printable(error.detail)) from error.__cause__
+        raise ImageRejectedError(error.reason, printable(error.detail)) from error.__cause__
     except Exception as error:  # a hostile file can make a decoder raise anything
-        raise ImageRejectedError("unreadable", _printable(f"{type(error).__name__}: {error}")) from error
+        raise ImageRejectedError("unreadable", printable(f"{type(error).__name__}: {error}")) from error
+
+
+def check_file_bytes(num_bytes: int, config: ImageConfig) -> None:
+    """Raise ImageRejectedError, too_large, for a file of so many bytes; whoever knows them asks before it reads."""
+    if num_bytes > config.max_file_bytes:
+        detail = f"a file of {num_bytes} bytes, the limit image.max_file_bytes is {config.max_file_bytes}"
+        raise ImageRejectedError("too_large", detail)
 
 
 def _decode(data: bytes, config: ImageConfig) -> Decoded:
@@ -157,7 +165,7 @@ def _too_slow(config: ImageConfig) -> ImageRejectedError:
     return ImageRejectedError("too_slow", f"not decoded within image.decode_timeout_s = {config.decode_timeout_s:g} s")
 
 
-def _printable(detail: str) -> str:
+def printable(detail: str) -> str:
     """Fit for a line of a log and the same in each run: a file can put anything into an error's text."""
     detail = re.sub(r" ?<_io\.BytesIO object at \w+>", "", detail)
     return "".join(c if c.isprintable() else " " for c in detail[: 2 * MAX_DETAIL])[:MAX_DETAIL]

@@ -36,6 +36,14 @@ def test_too_large_says_size_and_limit():
     assert refusal.detail == "2000 x 1000 pixels, the limit image.max_pixels is 1999999"
 
 
+def test_a_larger_file_than_allowed_says_both_sizes():
+    data = saved(random_image(), "BMP")
+    refusal = rejection(data, max_file_bytes=len(data) - 1)
+    assert refusal.reason == "too_large"
+    assert refusal.detail == f"a file of {len(data)} bytes, the limit image.max_file_bytes is {len(data) - 1}"
+    assert decode(data, config(max_file_bytes=len(data))).shape == (3, HEIGHT, WIDTH)
+
+
 def test_the_limit_is_the_configs_and_not_pillows():
     # 400 million pixels: over Pillow's own limit, under ours; the file is then cut short, and that is its fault.
     before = Image.MAX_IMAGE_PIXELS
