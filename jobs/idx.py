@@ -27,7 +27,9 @@ IMAGES, LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
 # Some unpack it to train-images.idx3-ubyte.
 _NAME = re.compile(r"(?P<stem>.*)-(?P<kind>images[-.]idx3|labels[-.]idx1)-ubyte(?:\.gz)?", re.DOTALL)
 _MAGIC = {IMAGES: 2051, LABELS: 2049}
-_MAX_PACKING = 1032  # deflate's limit
+# Deflate packs up to 1032 times, digits (MNIST) 5 times: what claims much more would fill the driver's memory.
+_MAX_PACKING = 100
+_FREE_BYTES = 64 * 2**20
 _SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "test": "test", "t10k": "test"}
 
 
@@ -93,11 +95,21 @@ def _read(uri: str, kind: str, *, num_dimensions: int) -> NDArray[np.uint8]:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) if is_packed else io.BytesIO(data) as stream:
             head = stream.read(head_bytes)
             found, *shape = struct.unpack(f">{1 + num_dimensions}I", head) if len(head) == head_bytes else (0,)
-            # No more is unpacked than the head tells, and it is believed only as far as gzip can pack.
-            is_whole = found == _MAGIC[kind] and math.prod(shape) <= _MAX_PACKING * len(data)
+            # No more is unpacked than the head tells, and it is believed only as far as the file's size makes likely.
+            is_whole = found == _MAGIC[kind] and (is_packed or head_bytes + math.prod(shape) == len(data))
+            if is_whole and is_packed:
+                _check_packing(uri, num_bytes=math.prod(shape), packed_bytes=len(data))
             values = stream.read(math.prod(shape) + 1) if is_whole else b""
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{uri}: not an IDX file: its gzip archive is damaged ({error})") from error
     if not is_whole or len(values) != math.prod(shape):
         raise UserError(f"{uri}: not an IDX file of unsigned bytes with {num_dimensions} dimensions, or cut short")
     return np.frombuffer(values, dtype=np.uint8).reshape(shape)
+
+
+def _check_packing(uri: str, *, num_bytes: int, packed_bytes: int) -> None:
+    if num_bytes > max(_FREE_BYTES, _MAX_PACKING * packed_bytes):
+        raise UserError(
+            f"{uri}: {packed_bytes} bytes that would unpack to {num_bytes}, more than {_MAX_PACKING} times as much: "
+            "not an IDX file, or unpack it yourself (gunzip)"
+        )

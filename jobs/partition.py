@@ -9,7 +9,6 @@ import hashlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from jobs.sources import Item, read_item
 from jobs.splits import HASH_BYTES, fixed_code, split_code
 from model import storage
 from model.errors import ImageRejectedError, WorldError
-from model.images import decode_image
+from model.images import check_file_bytes, decode_image, printable
 from model.manifest import SPLITS
 from model.shard_file import rows_table, write_shard
 
@@ -29,9 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from jobs.config import VectorizeJob
+    from model.config import ImageConfig
     from model.manifest import Shard
 
 NUM_READ_AHEAD = 16
+READ_AHEAD_BYTES = 64 * 2**20
+# What stores say of one object that may not be read, and of no object but of the way to them.
+REFUSED, NO_WAY = "ACCESS_DENIED", "NETWORK_CONNECTION"
 REPORT = pa.schema(
     [
         ("place", pa.int64()),
@@ -76,7 +79,7 @@ class PartitionReport:
 def vectorize_partition(task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> PartitionReport:
     """Make one partition's shards. Raises UserError and WorldError when what it needs can't be read or written."""
     made = _Made(task, job)
-    for number, content in enumerate(_contents(task.items)):
+    for number, content in enumerate(_contents(task.items, job.image)):
         try:
             if isinstance(content, Exception):
                 raise content
@@ -151,30 +154,47 @@ def example_id(content_hash: bytes, path: str) -> str:
     return f"{content_hash.hex()}-{hashlib.blake2b(path.encode(errors='surrogateescape'), digest_size=4).hexdigest()}"
 
 
-def _contents(items: Sequence[Item]) -> Iterator[bytes | Exception]:
+def _contents(items: Sequence[Item], config: ImageConfig) -> Iterator[bytes | Exception]:
     """The items' bytes in order, or for each the reason why there are none. Remote files are fetched ahead."""
     remote = any(storage.local_path(item.uri) is None for item in (*items[:1], *items[-1:]))
-    return _ahead(items) if remote else map(_content, items)
+    return _ahead(items, config) if remote else (_content(item, config) for item in items)
 
 
-def _ahead(items: Iterable[Item]) -> Iterator[bytes | Exception]:
-    waiting: deque[Future[bytes | Exception]] = deque()
-    rest = iter(items)
+def _ahead(items: Iterable[Item], config: ImageConfig) -> Iterator[bytes | Exception]:
+    """Many small files or few large ones at a time: those that wait have READ_AHEAD_BYTES, or are one."""
+    waiting: deque[tuple[int, Future[bytes | Exception]]] = deque()
     with ThreadPoolExecutor(NUM_READ_AHEAD) as pool:
-        waiting.extend(pool.submit(_content, item) for item in islice(rest, 2 * NUM_READ_AHEAD))
+        num_bytes = 0
+        for item in items:
+            size_bytes = min(item.size_bytes, config.max_file_bytes)  # a larger one is not read
+            while waiting and (len(waiting) >= 2 * NUM_READ_AHEAD or num_bytes + size_bytes > READ_AHEAD_BYTES):
+                first_bytes, first = waiting.popleft()
+                yield first.result()
+                num_bytes -= first_bytes
+                del first  # the next is not waited for with this one in memory
+            waiting.append((size_bytes, pool.submit(_content, item, config)))
+            num_bytes += size_bytes
         while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(_content, item) for item in islice(rest, 1))
+            yield waiting.popleft()[1].result()
 
 
-def _content(item: Item) -> bytes | Exception:
+def _content(item: Item, config: ImageConfig) -> bytes | Exception:
     try:
+        check_file_bytes(item.size_bytes, config)
         return read_item(item)
     except ImageRejectedError as error:
         return error
     except FileNotFoundError:
         return ImageRejectedError("vanished", "the file was there when the source was listed")
     except WorldError as error:
-        if isinstance(error.__cause__, PermissionError):
-            return ImageRejectedError("no_permission", "the file may not be read")
+        return _refusal(error)
+
+
+def _refusal(error: WorldError) -> Exception:
+    """What cannot be read is that image's trouble alone, and the next run tries again; a store out of reach is not."""
+    cause = error.__cause__
+    if not isinstance(cause, OSError) or NO_WAY in str(cause):
         return error
+    if isinstance(cause, PermissionError) or REFUSED in str(cause):
+        return ImageRejectedError("no_permission", "the file may not be read")
+    return ImageRejectedError("not_readable", printable(f"{cause.strerror or cause}; the next run tries again"))

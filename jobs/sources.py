@@ -112,9 +112,13 @@ def read_item(item: Item) -> bytes:
     WorldError when it can't be read.
     """
     if item.row is not None:
-        pixels_HW = idx.read_images(item.uri, item.modified_ns)[item.row]
-        height, width = pixels_HW.shape
-        return b"".join((b"P5\n%d %d\n255\n" % (width, height), pixels_HW.tobytes()))
+        pixels_NHW = idx.read_images(item.uri, item.modified_ns)
+        num_rows, height, width = pixels_NHW.shape
+        if item.row >= num_rows or height * width != item.size_bytes:
+            detail = f"row {item.row} of {item.size_bytes} bytes when the source was listed, "
+            detail += f"{num_rows} rows of {height * width} when it was read; the next run reads it"
+            raise ImageRejectedError("changed", detail)
+        return b"".join((b"P5\n%d %d\n255\n" % (width, height), pixels_NHW[item.row].tobytes()))
     try:
         # One byte more shows that a file has grown, and a file that never ends does no harm.
         content = storage.read_bytes(item.uri, max_bytes=item.size_bytes + 1)

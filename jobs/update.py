@@ -37,7 +37,7 @@ MAX_PARTITION_ITEMS = 4096
 MAX_PARTITION_BYTES = 256 * 2**20
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
 REMEMBERED = ("content_hash", "reason", "detail", "width", "height", "has_more_frames")
-OF_THE_WORLD = ("vanished", "changed", "no_permission", "too_slow")
+OF_THE_WORLD = ("vanished", "changed", "no_permission", "not_readable", "too_slow")
 # What changes which images there are is not among them: a source may grow by it.
 SOURCE_SETTINGS = (
     "label_from", "label_pattern", "path_column", "label_column", "split_folders", "split_column", "split_files",

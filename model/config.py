@@ -58,6 +58,8 @@ class ImageConfig(Settings):
     """Colour beside an image that resize=fit made narrower or lower than the example; written as background is."""
     max_pixels: Annotated[int, Field(ge=1, le=2**31)] = 64_000_000
     """Larger images (width x height, pixels, from the file's header) are rejected before they are decoded."""
+    max_file_bytes: Annotated[int, Field(ge=1, le=2**40)] = 256 * 2**20
+    """Larger image files, in bytes, are rejected before they are read."""
     min_side_px: Annotated[int, Field(ge=1, le=4096)] = 1
     """Images whose width or height is smaller, in pixels, are rejected."""
     decode_timeout_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 30

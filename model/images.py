@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ from . import quiet
 from .colours import to_pixels
 from .errors import ImageRejectedError
 from .jpeg import check_scans, jpeg_pixels, reduction
-from .resizing import Placement, place, placement
+from .resizing import place, placement
 from .time_limit import time_limit
 
 if TYPE_CHECKING:
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from .config import ImageConfig
 
 # Pillow can open more, but some of those run other programs (EPS starts Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"})
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+})  # fmt: skip
 MAX_DETAIL = 200
 ORIENTATION = 0x0112
 TILE_WIDTH, TILE_HEIGHT = 322, 323
@@ -58,15 +61,24 @@ def decode_image(data: bytes, config: ImageConfig) -> Decoded:
     """
     if not data:
         raise ImageRejectedError("empty", "the file has 0 bytes")
+    check_file_bytes(len(data), config)
     try:
         with warnings.catch_warnings(), quiet.pillow():
             warnings.simplefilter("ignore")
+            Image.init()  # loads Pillow's plugins, once: the clock must not ring inside an import
             with time_limit(config.decode_timeout_s, lambda: _too_slow(config)):
                 return _decode(data, config)
     except ImageRejectedError as error:
-        raise ImageRejectedError(error.reason, _printable(error.detail)) from error.__cause__
+        raise ImageRejectedError(error.reason, printable(error.detail)) from error.__cause__
     except Exception as error:  # a hostile file can make a decoder raise anything
-        raise ImageRejectedError("unreadable", _printable(f"{type(error).__name__}: {error}")) from error
+        raise ImageRejectedError("unreadable", printable(f"{type(error).__name__}: {error}")) from error
+
+
+def check_file_bytes(num_bytes: int, config: ImageConfig) -> None:
+    """Raise ImageRejectedError, too_large, for a file of so many bytes; whoever knows them asks before it reads."""
+    if num_bytes > config.max_file_bytes:
+        detail = f"a file of {num_bytes} bytes, the limit image.max_file_bytes is {config.max_file_bytes}"
+        raise ImageRejectedError("too_large", detail)
 
 
 def _decode(data: bytes, config: ImageConfig) -> Decoded:
@@ -80,7 +92,7 @@ def _decode(data: bytes, config: ImageConfig) -> Decoded:
         where, times = placement(width, height, config), 1
         pixels_HWC = None
         if is_jpeg:
-            check_scans(data, image)
+            check_scans(data)
             left, top, right, bottom = where.box
             times = reduction(right - left, bottom - top, where.width_px, where.height_px)
             pixels_HWC = jpeg_pixels(data, image, channels=config.channels, times=times)
@@ -89,8 +101,7 @@ def _decode(data: bytes, config: ImageConfig) -> Decoded:
                 image.draft("L", image.size)  # the file's own brightness, as above
             image.load()
             pixels_HWC, times = to_pixels(image, config), 1
-        box = tuple(edge / times for edge in where.box)
-        where = Placement(box, where.width_px, where.height_px, where.left_px, where.top_px)  # type: ignore[arg-type]
+        where = replace(where, box=_reduced(where.box, width, height, turn, times))
         example_CHW = place(_upright(pixels_HWC, turn), where, config)
         return Decoded(example_CHW, width, height, _has_more_frames(image), image.format or "")
 
@@ -118,6 +129,20 @@ def _turn(image: Image.Image) -> int:
     return turn if turn in range(1, 9) else 1
 
 
+def _reduced(
+    box: tuple[float, float, float, float], width: int, height: int, turn: int, times: int
+) -> tuple[float, float, float, float]:
+    """The box of an upright picture of this size in one that was decoded `times` smaller and then turned upright.
+
+    The smaller one is rounded up at the file's right and bottom; where a turn brings that part of a pixel to the left
+    or the top, the picture begins after it.
+    """
+    beyond_x = -(-width // times) - width / times if turn in (2, 3, 6, 7) else 0
+    beyond_y = -(-height // times) - height / times if turn in (3, 4, 7, 8) else 0
+    left, top, right, bottom = (edge / times for edge in box)
+    return left + beyond_x, top + beyond_y, right + beyond_x, bottom + beyond_y
+
+
 def _upright(pixels_HWC: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
     """Undo an EXIF orientation: 5 to 8 exchange rows and columns first; then left and right, top and bottom."""
     if turn >= 5:
@@ -140,7 +165,7 @@ def _too_slow(config: ImageConfig) -> ImageRejectedError:
     return ImageRejectedError("too_slow", f"not decoded within image.decode_timeout_s = {config.decode_timeout_s:g} s")
 
 
-def _printable(detail: str) -> str:
+def printable(detail: str) -> str:
     """Fit for a line of a log and the same in each run: a file can put anything into an error's text."""
     detail = re.sub(r" ?<_io\.BytesIO object at \w+>", "", detail)
     return "".join(c if c.isprintable() else " " for c in detail[: 2 * MAX_DETAIL])[:MAX_DETAIL]

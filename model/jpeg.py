@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,16 +16,31 @@ if TYPE_CHECKING:
 
 # Ordinary progressive files have 10. Each costs a walk over the whole picture, however few its bytes.
 MAX_SCANS = 100
-START_OF_SCAN = b"\xff\xda"
+START_OF_SCAN, END_OF_IMAGE, TEMPORARY = 0xDA, 0xD9, 0x01
+# 0 is a stuffed byte of a scan's data, and restarts (D0 to D7) stand within it; FF before a marker fills space.
+MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 LOST = ("premature end of data segment", "bad Huffman code", "bad arithmetic code", "instead of RST")
 REDUCTIONS = (8, 4, 2)
 
 
-def check_scans(data: bytes, image: Image.Image) -> None:
-    """Raise ImageRejectedError for a progressive file that would keep the decoder busy for minutes."""
-    num_scans = data.count(START_OF_SCAN) if "progressive" in image.info else 1
-    if num_scans > MAX_SCANS:
-        raise ImageRejectedError("unreadable", f"a JPEG of {num_scans} scans; at most {MAX_SCANS} are decoded")
+def check_scans(data: bytes) -> None:
+    """Raise ImageRejectedError for a file that would keep the decoder busy for minutes, progressive or not."""
+    # Counting bytes is fast and never finds too few; only where it finds many are the segments walked.
+    if data.count(bytes([0xFF, START_OF_SCAN])) > MAX_SCANS and _has_too_many_scans(data):
+        raise ImageRejectedError("unreadable", f"a JPEG of more than {MAX_SCANS} scans; no more are decoded")
+
+
+def _has_too_many_scans(data: bytes) -> bool:
+    """Count as the decoder does: not inside other segments (a thumbnail's), nor after the end of the image."""
+    num_scans, place = 0, 2
+    while num_scans <= MAX_SCANS and (found := MARKER.search(data, place)):
+        marker, place = found[1][0], found.end()
+        if marker == END_OF_IMAGE:
+            break
+        num_scans += marker == START_OF_SCAN
+        if marker != TEMPORARY:  # all others tell their length
+            place += int.from_bytes(data[place : place + 2], "big")
+    return num_scans > MAX_SCANS
 
 
 def reduction(box_width: float, box_height: float, width_px: int, height_px: int) -> int:

@@ -1,4 +1,4 @@
-"""Pillow without its own limit on pixels and without words on stderr, for as long as one of us decodes."""
+"""Pillow without its own limits on pixels and single texts and without words on stderr, while one of us decodes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LOCK = threading.Lock()
 _num_decoding = 0
-_pillows_limit: int | None = None
+_pillows_limits: tuple[int | None, int] = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
 
 
 @contextmanager
 def pillow() -> Iterator[None]:
-    """Lift Pillow's limit, which is a global of the process: ours comes from the config. Threads may overlap."""
-    global _num_decoding, _pillows_limit
+    """Lift limits of Pillow, which are globals of the process. Threads may overlap.
+
+    The limit on pixels comes from our config. A packed text of PNG (an editor's notes, say) is no reason to reject the
+    picture; Pillow's limit on all texts of a file, 64 MiB, stays.
+    """
+    global _num_decoding, _pillows_limits
     _silence()
     with _LOCK:
         if not _num_decoding:
-            _pillows_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            _pillows_limits = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = None, PngImagePlugin.MAX_TEXT_MEMORY
         _num_decoding += 1
     try:
         yield
@@ -35,7 +40,7 @@ def pillow() -> Iterator[None]:
         with _LOCK:
             _num_decoding -= 1
             if not _num_decoding:
-                Image.MAX_IMAGE_PIXELS = _pillows_limit
+                Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = _pillows_limits
 
 
 @cache

@@ -11,6 +11,7 @@ from PIL import Image
 
 from .config import ImageConfig, rgb_of
 from .errors import ImageRejectedError
+from .time_limit import unlimited
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,8 +85,9 @@ def _resize(pixels_HWC: NDArray[np.uint8], where: Placement) -> NDArray[np.uint8
     if part_HWC.shape[:2] == (where.height_px, where.width_px):
         return part_HWC.transpose(2, 0, 1)
     # Not above: what needs no resizing, digits of 28 x 28 say, does not wait for torch.
-    from torch import from_numpy
-    from torch.nn.functional import interpolate
+    with unlimited():  # no image's fault, and an import that is broken off spoils torch for the whole process
+        from torch import from_numpy
+        from torch.nn.functional import interpolate
 
     # Whole numbers and the same bits on each CPU; three times as fast as Pillow, and within 1 of it.
     pixels_1CHW = from_numpy(np.require(part_HWC, requirements=["C", "W"])).permute(2, 0, 1)[None]

@@ -1,4 +1,4 @@
-"""A time limit on a piece of work in this process, by the process's alarm clock."""
+"""A time limit on a piece of work in this process, by the process's alarm clock, and pauses of that clock."""
 
 from __future__ import annotations
 
@@ -42,4 +42,21 @@ def time_limit(limit_s: float, too_slow: Callable[[], Exception]) -> Iterator[No
         signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
         if theirs_s:
             left_s = max(theirs_s - (time.monotonic() - started), 1e-6)
+            signal.setitimer(signal.ITIMER_REAL, left_s, interval_s)
+
+
+@contextmanager
+def unlimited() -> Iterator[None]:
+    """Stop the clock of `time_limit` for a block that must not be broken off: an import, whose module stays half made.
+
+    Afterwards it goes on with the time that was left. Outside a limit, and in other threads, this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    left_s, interval_s = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        if left_s:
             signal.setitimer(signal.ITIMER_REAL, left_s, interval_s)

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config import SourceConfig
+from jobs.idx import read_images
 from jobs.sources import read_item, scan
 from jobs.vectorize import vectorize
-from model.errors import UserError
+from model.errors import ImageRejectedError, UserError
 from model.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -351,3 +352,40 @@ def test_idx_files_of_no_split(idx):
 def test_an_idx_file_that_claims_more_than_memory_holds(idx, refusal, pack):
     images = struct.pack(">4I", 2051, *[2**32 - 1] * 3) + bytes(1000)
     assert "not an IDX file" in refusal(idx(pack(images), idx_labels()), layout="idx")
+
+
+def test_a_packed_idx_bomb_is_refused_unread(idx, refusal):
+    """1.2 MB of zeros that would be 1.2 GB; only the head is unpacked."""
+    head = struct.pack(">4I", 2051, 300_000, 64, 64)
+    bomb = gzip.compress(head + bytes(2**20))[:-8] + bytes(1_200_000)
+    message = refusal(idx(bomb, gzip.compress(idx_labels()), suffix=".gz"), layout="idx")
+    assert f"{len(bomb)} bytes that would unpack to 1228800000, more than 100 times as much" in message
+    assert "unpack it yourself" in message
+
+
+def test_a_small_packed_idx_may_be_packed_well(idx):
+    blank = np.zeros((40, 500, 500), np.uint8)
+    folder = idx(gzip.compress(idx_images(blank)), gzip.compress(idx_labels()), suffix=".gz")
+    assert len(scan(SourceConfig(uri=str(folder), layout="idx")).items) == 40
+
+
+@pytest.mark.parametrize(
+    ("pixels_NHW", "num_changed"),
+    [(PIXELS[:30], 10), (PIXELS[:, :, :7], 40), (PIXELS, 0)],
+    ids=["rows", "size", "same"],
+)
+def test_an_idx_file_that_changes_after_it_was_listed(idx, pixels_NHW, num_changed):
+    items = scan(SourceConfig(uri=str(idx(idx_images(), idx_labels())), layout="idx")).items
+    idx(idx_images(pixels_NHW), idx_labels())
+    read_images.cache_clear()  # as in a task, which is another process
+    details = []
+    for item in items:
+        try:
+            read_item(item)
+        except ImageRejectedError as error:
+            details.append((error.reason, error.detail))
+    assert len(details) == num_changed
+    num, height, width = pixels_NHW.shape
+    for reason, detail in details:
+        assert reason == "changed"
+        assert f" of 144 bytes when the source was listed, {num} rows of {height * width} when it was read" in detail

@@ -19,9 +19,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HEIGHT, WIDTH = 6, 10
-LOSSLESS = ["PNG", "BMP", "TIFF", "PPM"]
+LOSSLESS = ["PNG", "BMP", "DIB", "TIFF", "PPM"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+# What a viewer does to the pixels of a file with each EXIF orientation.
+ORIENTED = {
+    1: lambda p: p, 2: np.fliplr, 3: lambda p: np.rot90(p, 2), 4: np.flipud,
+    5: lambda p: p.transpose(1, 0, 2), 6: lambda p: np.rot90(p, -1),
+    7: lambda p: np.rot90(p, 2).transpose(1, 0, 2), 8: lambda p: np.rot90(p, 1),
+}  # fmt: skip
 
 
 def random_pixels(height: int = HEIGHT, width: int = WIDTH, channels: int = 3) -> NDArray[np.uint8]:

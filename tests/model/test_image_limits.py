@@ -7,12 +7,19 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
+from contextlib import suppress
 
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
 
+from model.errors import ImageRejectedError
 from model.images import decode
+from model.jpeg import check_scans
+from model.time_limit import time_limit, unlimited
 
 from .picture_files import HEIGHT, WIDTH, config, hand_made_tiff, png_chunk, png_header, random_image, rejection, saved
 
@@ -27,6 +34,14 @@ def test_too_large_says_size_and_limit():
     refusal = rejection(png_header(2000, 1000), max_pixels=1_999_999)
     assert refusal.reason == "too_large"
     assert refusal.detail == "2000 x 1000 pixels, the limit image.max_pixels is 1999999"
+
+
+def test_a_larger_file_than_allowed_says_both_sizes():
+    data = saved(random_image(), "BMP")
+    refusal = rejection(data, max_file_bytes=len(data) - 1)
+    assert refusal.reason == "too_large"
+    assert refusal.detail == f"a file of {len(data)} bytes, the limit image.max_file_bytes is {len(data) - 1}"
+    assert decode(data, config(max_file_bytes=len(data))).shape == (3, HEIGHT, WIDTH)
 
 
 def test_the_limit_is_the_configs_and_not_pillows():
@@ -83,11 +98,101 @@ def test_threads_decode_without_a_time_limit():
     assert Image.MAX_IMAGE_PIXELS
 
 
+def test_the_clock_stands_still_where_nothing_may_be_broken_off():
+    broken_off, ended = False, False
+    try:
+        with time_limit(0.2, InterruptedError):
+            with unlimited():
+                time.sleep(0.25)
+                ended = True
+            assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 0.2, "the time that was left goes on"
+            time.sleep(5)
+    except InterruptedError:
+        broken_off = True
+    assert (ended, broken_off) == (True, True)
+
+
+def test_without_a_limit_there_is_no_clock_to_go_on():
+    before = signal.getitimer(signal.ITIMER_REAL)
+    with unlimited():
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL)[0] <= before[0]
+
+
+def test_the_first_image_of_a_worker_does_not_pay_for_loading_torch():
+    """In a process of its own, since an import that was broken off would spoil torch for all tests after it."""
+    program = """
+import sys
+from model.config import ImageConfig
+from model.images import decode, encode_png
+import numpy as np
+data = encode_png(np.zeros((1, 40, 40), np.uint8))
+assert "torch" not in sys.modules
+for _ in range(2):
+    decode(data, ImageConfig(decode_timeout_s=0.4))
+assert "torch" in sys.modules
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def scan_bomb() -> bytes:
     """A progressive JPEG whose last scan is repeated: each repetition costs the decoder a walk over the picture."""
     data = saved(random_image("RGB", 64, 64), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:-2] + 200 * data[last:-2] + data[-2:]
+
+
+def empty_scans(num_scans: int) -> bytes:
+    """A baseline JPEG, of 64 x 64 and few bytes: one code of no length says that a block is zero, again and again."""
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
+
+    one_code = bytes([1, *[0] * 15, 0])
+    parts = [
+        b"\xff\xd8",
+        segment(0xDB, b"\0" + b"\1" * 64),
+        segment(0xC0, struct.pack(">BHHB", 8, 64, 64, 3) + bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])),
+        segment(0xC4, b"\x00" + one_code),
+        segment(0xC4, b"\x10" + one_code),
+        *(segment(0xDA, bytes([1, 1 + number % 3, 0, 0, 63, 0])) + bytes(16) for number in range(num_scans)),
+    ]
+    return b"".join([*parts, b"\xff\xd9"])
+
+
+def test_a_baseline_jpeg_of_many_scans_is_rejected():
+    assert decode(empty_scans(3), config(resize="stretch")).shape == (3, HEIGHT, WIDTH)
+    for num_scans in (101, 3000):
+        assert "a JPEG of more than 100 scans" in rejection(empty_scans(num_scans), resize="stretch").detail
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_only_looks_like_scans_is_not_counted(progressive):
+    """Behind the end of the image a camera may write what it likes, and before it a thumbnail or notes."""
+    image = random_image("RGB", 40, 40)
+    plain = saved(image, "JPEG", progressive=progressive)
+    wanted = decode(plain, config(resize="stretch"))
+    noted = plain[:2] + b"\xff\xec\x03\xea" + 500 * b"\xff\xda" + plain[2:]
+    for data in (plain + 500 * b"\xff\xda", noted):
+        assert (decode(data, config(resize="stretch")) == wanted).all()
+
+
+@given(st.binary(max_size=20), st.sampled_from([b"\xff", b"\xff\xda", b"\xff\xff\x01", b"\xff\xe0\0\0"]))
+def test_any_bytes_are_walked_to_their_end_in_little_time(data, filling):
+    started = time.monotonic()
+    with suppress(ImageRejectedError):
+        check_scans(data + filling * 10_000 + data + 101 * b"\xff\xda")
+    assert time.monotonic() - started < 2
+
+
+def test_a_png_may_hold_long_texts():
+    """An editor's notes of 10 MB, packed, say nothing against the picture."""
+    note = png_chunk(b"zTXt", b"notes\0\0" + zlib.compress(bytes(10 * 2**20), 1))
+    plain = saved(random_image(), "PNG")
+    before = PngImagePlugin.MAX_TEXT_CHUNK
+    assert (decode(plain[:33] + note + plain[33:], config()) == decode(plain, config())).all()
+    assert before == PngImagePlugin.MAX_TEXT_CHUNK, "put back for others"
 
 
 TEXT = b"key\0\0" + zlib.compress(bytes(200 * 2**20), 9)
@@ -114,6 +219,7 @@ BOMBS = {
     "strip": (hand_made_tiff(60_000, 60_000, b"x"), "too_large"),
     "samples": (hand_made_tiff(8, 8, b"x", t277=65_535), "unreadable"),
     "scans": (scan_bomb(), "unreadable"),
+    "empty scans": (empty_scans(3000), "unreadable"),
     "pgm": (b"P5 60000 60000 255\n", "too_large"),
     "ppm": (b"P6 " + 10_000_000 * b"9", "unreadable"),
     "bmp": (

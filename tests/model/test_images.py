@@ -11,11 +11,12 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from model.images import decode, decode_image, encode_png
+from model.images import FORMATS, SUFFIXES, decode, decode_image, encode_png
 
 from .picture_files import (
     HEIGHT,
     LOSSLESS,
+    ORIENTED,
     WIDTH,
     as_chw,
     config,
@@ -223,13 +224,6 @@ def test_numbers_without_a_known_range_are_of_a_wrong_mode(mode):
     assert refusal.detail == f"a TIFF of mode {mode}; 8 or 16 unsigned bits a channel are wanted"
 
 
-ORIENTED = {
-    1: lambda p: p, 2: np.fliplr, 3: lambda p: np.rot90(p, 2), 4: np.flipud,
-    5: lambda p: p.transpose(1, 0, 2), 6: lambda p: np.rot90(p, -1),
-    7: lambda p: np.rot90(p, 2).transpose(1, 0, 2), 8: lambda p: np.rot90(p, 1),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("orientation", ORIENTED)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 def test_exif_orientation_is_obeyed_once(orientation, kind):
@@ -279,6 +273,13 @@ def test_the_file_s_own_size_and_format_are_told(kind):
     np.testing.assert_array_equal(
         found.pixels_CHW, decode(saved(random_image(height=40, width=70), kind), config(resize="stretch"))
     )
+
+
+def test_every_suffix_of_a_format_that_is_read_is_taken():
+    Image.init()
+    of_formats = {suffix for suffix, kind in Image.EXTENSION.items() if kind in {*FORMATS, "MPO"}}
+    assert of_formats - SUFFIXES == {".pfm"}, "floats, whose range no one knows"
+    assert of_formats >= SUFFIXES
 
 
 @pytest.mark.parametrize("channels", [1, 3])

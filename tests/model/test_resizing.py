@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from model.images import decode, encode_png
+from model.images import ORIENTATION, decode, encode_png
 from model.jpeg import reduction
 from model.resizing import placement
 
-from .picture_files import HEIGHT, WIDTH, as_chw, check_resized, config, random_image, random_pixels, saved
+from .picture_files import HEIGHT, ORIENTED, WIDTH, as_chw, check_resized, config, random_image, random_pixels, saved
 
 BILINEAR = Image.Resampling.BILINEAR
 SIDES = st.integers(1, 40)
@@ -146,6 +146,19 @@ def test_a_reduced_jpeg_is_cropped_at_its_centre():
         found = decode(data, config(3, 50, 50, resize="centre_crop"))
         wanted = full_way(data, 50, 50, "RGB", box=(106.5, 0, 533.5, 427))
         assert np.abs(found.astype(float) - as_chw(wanted)).mean() <= 1.0
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("resize", ["stretch", "centre_crop"])
+def test_a_reduced_jpeg_is_turned_about_its_own_centre(turn, resize):
+    """Its last pixels are partly beyond the picture; that part must be left out on whichever side a turn puts it."""
+    image, exif = Image.fromarray(load_sample_images().images[0]).crop((60, 50, 381, 325)), Image.Exif()  # 321 x 275
+    exif[ORIENTATION] = turn
+    plain = decode(saved(image, "JPEG"), config(3, 17, 20, resize=resize)).transpose(1, 2, 0)
+    height, width, _ = ORIENTED[turn](plain).shape
+    assert reduction(321, 275, 20, 17) == 8
+    found = decode(saved(image, "JPEG", exif=exif), config(3, height, width, resize=resize))
+    check_resized(found, ORIENTED[turn](plain).transpose(2, 0, 1))
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 500), st.integers(1, 500))
