@@ -27,7 +27,7 @@ from benchmarks.ours import BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
 from jobs.cluster import BarrierTransport, driver_host, open_session
 from model.averaging import Averager
-from model.meeting import Address, Meeting, Member
+from model.meeting import Meeting, Member
 from model.training import Training
 from model.training_config import AveragingConfig
 from model.transport import LocalTransport
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.processes import Answer
+    from model.board import Address
 
 NUM_WORKERS = (1, 2, 4)
 MILLIONS_OF_PARAMETERS = (0.07, 1, 10, 25)

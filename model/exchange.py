@@ -12,17 +12,24 @@ import hmac
 import selectors
 import socket
 import time
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.distributed import Store  # type: ignore[attr-defined]
+    from collections.abc import Callable
 
+    from torch import Tensor
+
+    from .board import Board
+
+T = TypeVar("T")
 _HELLO_BYTES = 4
 _BUFFER_BYTES = 4 * 2**20
+_SLICE_S = 1.0
+_HELLO_S = 5.0
 _BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
 
 
@@ -34,23 +41,37 @@ class LostPeersError(RuntimeError):
         self.peers = peers
 
 
+class UnmetPeersError(LostPeersError):
+    """Other workers did not come to the meeting in time."""
+
+    def __init__(self, rank: int, peers: list[int], text: str) -> None:
+        super().__init__(peers, f"worker {rank} could not meet {_names(peers)}: {text}")
+
+
 class Exchange:
     """One worker's connections to all others of its segment. Errors are RuntimeErrors that name the peer."""
 
     def __init__(
-        self, store: Store, *, secret: str, rank: int, num_workers: int, own_host: str, timeout_s: float
+        self, board: Board, *, secret: str, rank: int, num_workers: int, own_host: str, timeout_s: float
     ) -> None:
-        """Meet the others through `store`; each shows `secret`. Raises RuntimeError when one does not come."""
+        """Meet the others through `board`; each shows `secret`.
+
+        Raises UnmetPeersError when one does not come, AbortedError when the segment was given up.
+        """
         self._rank = rank
         self._num_workers = num_workers
         self._timeout_s = timeout_s
         self._inbox = torch.empty((0, 0))
         self._peers: dict[int, socket.socket] = {}
         try:
-            self._connect(store, secret.encode(), own_host)
+            self._connect(board, secret.encode(), own_host)
         except OSError as error:
+            missing = sorted({*range(num_workers)} - {rank, *self._peers})
             self.close()
-            raise RuntimeError(f"worker {rank} could not meet its peers: {error}") from error
+            raise UnmetPeersError(rank, missing, f"{error}") from error
+        except BaseException:
+            self.close()
+            raise
 
     def all_reduce(self, values: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """Sum float32 values on the CPU over all workers, in place; they travel as `dtype` and are added in float32."""
@@ -76,18 +97,17 @@ class Exchange:
             peer.close()
         self._peers = {}
 
-    def _connect(self, store: Store, secret: bytes, own_host: str) -> None:
+    def _connect(self, board: Board, secret: bytes, own_host: str) -> None:
         # Each connects to those of lower rank, so that there is one connection for every two.
-        with socket.create_server((own_host, 0), backlog=self._num_workers) as server:
-            server.settimeout(self._timeout_s)
-            store.set(f"peer/{self._rank}", f"{own_host} {server.getsockname()[1]}")
+        deadline = time.monotonic() + self._timeout_s
+        family = socket.AF_INET6 if ":" in own_host else socket.AF_INET
+        with socket.create_server((own_host, 0), family=family, backlog=self._num_workers) as server:
+            board.set(f"peer/{self._rank}", f"{own_host} {server.getsockname()[1]}")
             for peer in range(self._rank):
-                host, port = store.get(f"peer/{peer}").decode().split()
-                connection = socket.create_connection((host, int(port)), self._timeout_s)
-                connection.sendall(secret + self._rank.to_bytes(_HELLO_BYTES, "big"))
-                self._peers[peer] = connection
+                self._peers[peer] = self._call(peer, board, secret, deadline)
+            server.settimeout(_SLICE_S)
             while len(self._peers) < self._num_workers - 1:
-                connection, _ = server.accept()
+                connection, _ = self._in_slices(board, deadline, server.accept)
                 self._welcome(connection, secret)
         for connection in self._peers.values():
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -95,14 +115,33 @@ class Exchange:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
             connection.setblocking(False)
 
+    def _call(self, peer: int, board: Board, secret: bytes, deadline: float) -> socket.socket:
+        try:
+            host, port = board.get(f"peer/{peer}").split()
+            connection = self._in_slices(board, deadline, partial(_dial, (host, int(port))))
+            connection.sendall(secret + self._rank.to_bytes(_HELLO_BYTES, "big"))
+        except OSError as error:
+            raise UnmetPeersError(self._rank, [peer], f"{error}") from error
+        return connection
+
+    def _in_slices(self, board: Board, deadline: float, attempt: Callable[[], T]) -> T:
+        """Try until the deadline what takes a second at most; in between look whether the segment was given up."""
+        while True:
+            try:
+                return attempt()
+            except TimeoutError as error:
+                board.look()
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no connection for {self._timeout_s:g} s") from error
+
     def _welcome(self, connection: socket.socket, secret: bytes) -> None:
-        connection.settimeout(self._timeout_s)
-        hello = b""
-        while len(hello) < len(secret) + _HELLO_BYTES:
-            more = connection.recv(len(secret) + _HELLO_BYTES - len(hello))
-            if not more:
-                break
-            hello += more
+        # Others may come by: a scanner of ports that says nothing or hangs up costs a few seconds, no segment.
+        connection.settimeout(min(_HELLO_S, self._timeout_s))
+        try:
+            hello = _received(connection, len(secret) + _HELLO_BYTES)
+        except OSError:
+            connection.close()
+            return
         peer = int.from_bytes(hello[len(secret) :], "big")
         is_peer = self._rank < peer < self._num_workers and peer not in self._peers
         if hmac.compare_digest(hello[: len(secret)], secret) and is_peer:
@@ -147,6 +186,18 @@ class Exchange:
             return
         except OSError as error:
             raise LostPeersError([peer], f"{_names([peer])} was lost: {error.strerror}") from error
+
+
+def _dial(address: tuple[str, int]) -> socket.socket:
+    return socket.create_connection(address, _SLICE_S)
+
+
+def _received(connection: socket.socket, size: int) -> bytes:
+    """As many bytes, or fewer when the other side hangs up."""
+    found = b""
+    while len(found) < size and (more := connection.recv(size - len(found))):
+        found += more
+    return found
 
 
 def _bytes_of(part: Tensor) -> memoryview:

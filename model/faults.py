@@ -10,7 +10,7 @@ from .errors import UserError, WorldError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .meeting import Progress
+    from .board import Progress
     from .tasks import Failure
 
 # The user's mistake is shown before the world's fault, that before our bug, and that before lost peers.
@@ -26,15 +26,30 @@ class LostWorkerError(WorldError):
         self.rank = rank
 
 
+class FailedWorkerError(WorldError):
+    """A worker gave back a failure. `repeated_key` is the same if the same worker fails in the same way again.
+
+    It is None where that may well be the world's fault.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{_where(failure)}: {failure.message}")
+        # On a cluster a worker may be on another host the next time.
+        key = (failure.kind, failure.rank, failure.message)
+        self.repeated_key = key if failure.kind in ("diverged", "bug") else None
+
+
 def cause(failures: list[Failure]) -> Exception:
-    """The error to show for what workers gave back as failures."""
-    failure = min(failures, key=lambda f: (ORDER.index(f.kind), f.rank))
-    where = f"worker {failure.rank} on {failure.host}"
-    if failure.kind == "user":
-        return UserError(f"{where}: {failure.message}")
-    if failure.kind in ("bug", "peer"):
-        log.error("%s failed:\n%s", where, failure.trace)
-    return WorldError(f"{where}: {failure.message}")
+    """The error to show for what workers gave back as failures; the traces of all that are not peers' are logged."""
+    first = min(failures, key=lambda f: (ORDER.index(f.kind), f.rank))
+    for failure in failures:
+        if failure.kind != "user" and (failure is first or failure.kind != "peer"):
+            log.error("%s failed:\n%s", _where(failure), failure.trace)
+    return UserError(f"{_where(first)}: {first.message}") if first.kind == "user" else FailedWorkerError(first)
+
+
+def _where(failure: Failure) -> str:
+    return f"worker {failure.rank} on {failure.host}"
 
 
 def blame(error: WorldError, said: Mapping[int, Progress], abort_reason: str) -> WorldError:

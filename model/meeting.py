@@ -5,20 +5,20 @@ Spark's own `barrier()` and `allGather()` poll once a second; a TCPStore answers
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import secrets
 import socket
+import threading
 import time
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
-from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # its stubs name them elsewhere
 
-from .exchange import Exchange
+from .board import ABORT, Address, Board, Progress, progress_key
+from .environment import check_same_cuda
+from .exchange import Exchange, UnmetPeersError
 from .gpus import GroupExchange, check_distinct, gpu_name
 
 if TYPE_CHECKING:
@@ -28,61 +28,63 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROGRESS_INTERVAL_S = 1.0
-_ABORT = "abort"
-
-
-class AbortedError(RuntimeError):
-    """The driver, or another worker that failed, told all workers to stop."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """How a worker finds the meeting of one segment: the driver's host and port, and a prefix that holds a secret."""
-
-    host: str
-    port: int
-    prefix: str
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a worker last said: where it is, examples seen in this segment and their mean loss, whether it is done."""
-
-    host: str
-    round_index: int = 0
-    num_examples: int = 0
-    loss: float = 0.0
-    is_done: bool = False
+log = logging.getLogger(__name__)
 
 
 class Meeting:
     """The driver's side. One store serves all segments of a training; each segment has keys of its own."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
+        """Listen at `host`, the address by which workers reach the driver."""
         self._host = host
-        self._store = TCPStore(host, 0, None, is_master=True, wait_for_workers=False)
-        self._secret = secrets.token_hex(16)
+        self._store = _store_at(host)
+        self._prefix = secrets.token_hex(16)
         self._num_segments = 0
+        self._reading = threading.Lock()
 
     def new_address(self) -> Address:
         """The meeting place of the next segment."""
         self._num_segments += 1
-        return Address(self._host, self._store.port, f"{self._secret}/{self._num_segments}")
+        prefix = f"{self._prefix}/{self._num_segments}"
+        return Address(self._host, self._store.port, prefix, secrets.token_hex(16))
 
     def progress(self, address: Address, num_workers: int) -> dict[int, Progress]:
         """What the workers that have spoken last said, by rank."""
         store = PrefixStore(address.prefix, self._store)
-        ranks = [rank for rank in range(num_workers) if store.check([_progress_key(rank)])]
-        return {rank: Progress(**json.loads(store.get(_progress_key(rank)))) for rank in ranks}
+        with self._reading:
+            ranks = [rank for rank in range(num_workers) if store.check([progress_key(rank)])]
+            return {rank: Progress(**json.loads(store.get(progress_key(rank)))) for rank in ranks}
 
     def abort(self, address: Address, reason: str) -> None:
         """Tell a segment's workers to stop: each fails with AbortedError at its next report."""
-        PrefixStore(address.prefix, self._store).compare_set(_ABORT, "", reason)
+        PrefixStore(address.prefix, self._store).compare_set(ABORT, "", reason)
 
     def abort_reason(self, address: Address) -> str:
         """Why a segment was aborted, by the first who said so; empty when it was not."""
         store = PrefixStore(address.prefix, self._store)
-        return store.get(_ABORT).decode() if store.check([_ABORT]) else ""
+        return store.get(ABORT).decode() if store.check([ABORT]) else ""
+
+    def end(self, address: Address) -> None:
+        """Delete a segment's keys, but for the abort flag: a worker that Spark lost sight of may still look at it."""
+        # Who reads a key checks for it first, and would wait for one that is deleted in between.
+        with self._reading:
+            for key in self._store.list_keys():
+                if address.prefix + "/" in key and not key.endswith(f"/{ABORT}"):
+                    self._store.delete_key(key)
+
+
+def _store_at(host: str) -> TCPStore:
+    # By itself torch listens at all addresses of the machine, and its store asks nobody who they are.
+    try:
+        family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+        server = socket.create_server((host, 0), family=family)
+    except OSError as error:
+        log.warning(
+            "can't listen at the driver's host %s (%s): listening at all addresses of this machine", host, error
+        )
+        return TCPStore("localhost", 0, None, is_master=True, wait_for_workers=False)
+    port = server.getsockname()[1]
+    return TCPStore(host, port, None, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
 
 
 class Member:
@@ -102,25 +104,31 @@ class Member:
         device: str = "cpu",
         allow_shared_gpu: bool = False,
     ) -> None:
-        """Meet the others. Raises UserError when two share a GPU and may not, RuntimeError when one does not come."""
-        timeout = timedelta(seconds=timeout_s)
-        self._store = PrefixStore(address.prefix, _client(address.host, address.port, timeout, rank))
+        """Meet the others.
+
+        Raises UserError when two share a GPU and may not, UnmetPeersError when one does not come.
+        """
+        self._board = Board(address, rank=rank, timeout_s=timeout_s)
         self._rank = rank
         self._num_workers = num_workers
         self._last_report_s = 0.0
-        self._progress = Progress(socket.gethostname())
+        self._progress = Progress(socket.gethostname(), is_ready=True)
         self.sums_on = "cpu"
         self.report(lambda progress: progress)
         self._exchange: Exchange | GroupExchange | None = None
         if not sums or num_workers == 1:
             return
         common = {"rank": rank, "num_workers": num_workers, "timeout_s": timeout_s}
-        if device != "cpu" and check_distinct(self._gather("gpu", gpu_name(device)), allow_shared=allow_shared_gpu):
+        if device != "cpu" and self._has_own_gpu(device, allow_shared=allow_shared_gpu):
             self.sums_on = device
-            self._exchange = GroupExchange(self._store, backend="nccl", device=device, **common)
+            self._exchange = GroupExchange(self._board.store, backend="nccl", device=device, **common)
         else:
-            own_host = _own_host(address)
-            self._exchange = Exchange(self._store, secret=address.prefix, own_host=own_host, **common)
+            own_host = _own_host(address, timeout_s)
+            self._exchange = Exchange(self._board, secret=address.secret, own_host=own_host, **common)
+
+    def _has_own_gpu(self, device: str, *, allow_shared: bool) -> bool:
+        check_same_cuda(self._gather("cuda", f"{socket.gethostname()} {torch.version.cuda}"))
+        return check_distinct(self._gather("gpu", gpu_name(device)), allow_shared=allow_shared)
 
     def all_reduce(self, values: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """Sum float32 values on `sums_on` over all workers, in place; they travel as `dtype`.
@@ -136,19 +144,21 @@ class Member:
         Raises AbortedError when the segment was given up.
         """
         if time.monotonic() - self._last_report_s >= PROGRESS_INTERVAL_S:
-            self._tell(changed(self._progress))
-            if self._store.check([_ABORT]):
-                raise AbortedError(f"worker {self._rank} was told to stop: {self._store.get(_ABORT).decode()}")
-
-    def _tell(self, progress: Progress) -> None:
-        self._last_report_s = time.monotonic()
-        self._progress = progress
-        self._store.set(_progress_key(self._rank), json.dumps(asdict(progress)))
+            self._last_report_s = time.monotonic()
+            self._progress = changed(self._progress)
+            self._board.tell(self._progress)
+            self._board.look()
 
     def _gather(self, name: str, value: str) -> list[str]:
         """What all workers give for `name`, in the order of ranks."""
-        self._store.set(f"{name}/{self._rank}", value)
-        return [self._store.get(f"{name}/{rank}").decode() for rank in range(self._num_workers)]
+        self._board.set(f"{name}/{self._rank}", value)
+        found: list[str] = []
+        try:
+            while len(found) < self._num_workers:
+                found.append(self._board.get(f"{name}/{len(found)}"))
+        except TimeoutError as error:
+            raise UnmetPeersError(self._rank, [len(found)], f"{error}") from error
+        return found
 
     def __enter__(self) -> Self:
         return self
@@ -160,24 +170,10 @@ class Member:
         """
         if self._exchange is not None:
             self._exchange.close()
-        with contextlib.suppress(RuntimeError):  # the driver may be gone
-            if error is not None:
-                self._store.compare_set(_ABORT, "", f"{error}")
-            self._tell(replace(self._progress, is_done=True))
+        self._board.leave(error)
 
 
-@lru_cache(maxsize=8)
-def _client(host: str, port: int, timeout: timedelta, rank: int) -> TCPStore:  # noqa: ARG001 - ranks share none
-    # A connection is kept for the training: each new one makes torch ask the name server for the host's name, which
-    # can take seconds where that is slow. While one rank waits for a key, its connection serves no other.
-    return TCPStore(host, port, None, False, timeout, wait_for_workers=False)
-
-
-def _own_host(address: Address) -> str:
+def _own_host(address: Address, timeout_s: float) -> str:
     # The address by which this machine reaches the driver is one that other machines of the cluster reach too.
-    with socket.create_connection((address.host, address.port)) as probe:
+    with socket.create_connection((address.host, address.port), timeout_s) as probe:
         return str(probe.getsockname()[0])
-
-
-def _progress_key(rank: int) -> str:
-    return f"progress/{rank}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .meeting import Progress
+    from .board import Progress
 
 INTERVAL_S = 2.0
 log = logging.getLogger(__name__)
@@ -37,16 +37,19 @@ OnProgress = Callable[[Moment], None]
 
 @contextmanager
 def every(interval_s: float, say: Callable[[], None]) -> Iterator[None]:
-    """Call `say` in a thread every `interval_s` seconds until the block ends; its errors end it, not the work."""
+    """Call `say` in a thread every `interval_s` seconds until the block ends; its errors are logged, once each."""
     done = threading.Event()
+    logged: set[str] = set()
 
     def loop() -> None:
         while not done.wait(interval_s):
             try:
                 say()
-            except Exception:
-                log.debug("progress stopped", exc_info=True)
-                return
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}"
+                if text not in logged:
+                    log.warning("watching the workers failed and goes on: %s", text)
+                logged.add(text)
 
     thread = threading.Thread(target=loop, name="progress", daemon=True)
     thread.start()
@@ -110,24 +113,29 @@ def _by_worker(rates: Mapping[int, float]) -> str:
 class Silence:
     """Notices a worker that says nothing for too long: it hangs, or its machine is gone.
 
-    Silence counts from when the first worker spoke, since all start together.
+    Silence counts from when the first worker spoke, since all start together. The first word has a time of its own.
     """
 
-    def __init__(self, num_workers: int, limit_s: float) -> None:
+    def __init__(self, num_workers: int, limit_s: float, *, first_word_s: float) -> None:
         self._num_workers = num_workers
         self._limit_s = limit_s
+        self._first_word_s = first_word_s
+        self._start_s: float | None = None
         self._last: dict[int, tuple[Progress | None, float]] = {}
 
     def complaint(self, said: Mapping[int, Progress], now_s: float) -> str | None:
         """What is wrong with the worker that is furthest behind, or None while all have spoken lately."""
+        self._start_s = now_s if self._start_s is None else self._start_s
         if not said:
-            return None
+            waited_s = now_s - self._start_s
+            text = f"no worker has said a word for {waited_s:.0f} s; wait_for_workers_s and timeout_s are the limit"
+            return text if waited_s > self._first_word_s else None
         for rank in range(self._num_workers):
             progress = said.get(rank)
             if rank not in self._last or self._last[rank][0] != progress:
                 self._last[rank] = (progress, now_s)
         silent = [
-            (progress.round_index if progress else -1, since_s, rank)
+            (progress.round_index if progress and progress.is_ready else -1, since_s, rank)
             for rank, (progress, since_s) in self._last.items()
             if now_s - since_s > self._limit_s and not (progress and progress.is_done)
         ]
@@ -135,5 +143,11 @@ class Silence:
             return None
         _, since_s, rank = min(silent)
         last = self._last[rank][0]
-        where = f"worker {rank} on {last.host}, last heard in round {last.round_index}," if last else f"worker {rank}"
+        where = f"worker {rank}"
+        if last:
+            where += f" on {last.host}, last heard {_when(last)},"
         return f"{where} has said nothing for {now_s - since_s:.0f} s; timeout_s is the limit"
+
+
+def _when(last: Progress) -> str:
+    return f"in round {last.round_index}" if last.is_ready else "at its start"

@@ -5,30 +5,36 @@ from __future__ import annotations
 import socket
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.distributed import DistError
 
 from . import storage
-from .averaging import DivergedError
+from .averaging import DivergedError, PeerDivergedError, PeerLostError
+from .board import AbortedError, Board, Progress
 from .environment import Environment, this_environment
 from .errors import UserError, WorldError
+from .exchange import LostPeersError
 from .manifest import load_manifest
-from .meeting import Address, Member
+from .meeting import Member
 from .shard_cache import ShardCache, cache_folder
 from .shards import Dataset
 
 if TYPE_CHECKING:
+    from .board import Address
     from .evaluation import Evaluation
     from .manifest import Split
     from .plan import Leg
     from .training_config import TrainingConfig
 
 ReplicaState = dict[str, Any]
+# How a worker sees that another left or stopped it: the other's own report names the cause.
+PEER_ERRORS = (AbortedError, DistError, LostPeersError, PeerDivergedError, PeerLostError)
 
 
 @dataclass(frozen=True)
@@ -101,23 +107,34 @@ Work = Callable[[Task, str], Report]
 def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
     """Run a task and give its error back as a value: the driver then knows who failed and why."""
     try:
+        _board(task).tell(Progress(socket.gethostname()))
         this_environment().check_same(task.environment)
         return work(task, device if isinstance(device, str) else device())
-    except UserError as error:
-        return _failure(task, "user", error)
-    except DivergedError as error:
-        return _failure(task, "diverged", error)
-    except (WorldError, OSError) as error:
-        return _failure(task, "world", error)
-    except RuntimeError as error:
-        # A lost peer shows as a RuntimeError of the exchange or the store; the peer's own report names the cause.
-        return _failure(task, "peer", error)
     except Exception as error:
-        return _failure(task, "bug", error)
+        failure = Failure(task.rank, socket.gethostname(), *_described(task, error))
+        # Peers may wait for this worker already, whether it came to meet them or not.
+        with suppress(RuntimeError):
+            _board(task).leave(error)
+        return failure
 
 
-def _failure(task: Task, kind: str, error: Exception) -> Failure:
-    return Failure(task.rank, socket.gethostname(), kind, f"{error}", traceback.format_exc())
+def _board(task: Task) -> Board:
+    return Board(task.address, rank=task.rank, timeout_s=task.config.timeout_s)
+
+
+def _described(task: Task, error: Exception) -> tuple[str, str, str]:
+    """Kind, message and trace of a failure."""
+    text, trace = task.address.hidden(f"{error}"), task.address.hidden(traceback.format_exc())
+    match error:
+        case UserError():
+            return "user", text, trace
+        case DivergedError():
+            return "diverged", text, trace
+        case WorldError() | OSError():
+            return "world", text, trace
+        case _ if isinstance(error, PEER_ERRORS):
+            return "peer", text, trace
+    return "bug", f"{type(error).__name__}: {text}", trace
 
 
 @lru_cache(maxsize=4)

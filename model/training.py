@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint
 from .environment import this_environment
 from .errors import UserError, WorldError
 from .evaluation import Evaluation
-from .faults import blame, cause
+from .faults import FailedWorkerError, blame, cause
 from .merging import merged
 from .packaging import describe
 from .plan import EpochPlan, Leg
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from .board import Address, Progress
     from .manifest import Split
-    from .meeting import Address, Meeting, Progress
+    from .meeting import Meeting
     from .shards import Dataset
     from .training_config import FigureName, TrainingConfig
 
@@ -181,17 +182,19 @@ class Training:
         watch: Watch | None = None,
     ) -> list[Report]:
         """Run a segment; when workers are lost run it again, from the same states and so to the same end."""
-        earlier: list[str] = []
+        earlier: set[tuple[str, int, str]] = set()
         for retry in itertools.count(1):
             try:
                 states, other = tasks()
                 return self._run_once(work, states, watch=watch, **other)
             except WorldError as error:
+                key = error.repeated_key if isinstance(error, FailedWorkerError) else None
+                if key in earlier:
+                    raise UserError(f"{error} (twice, so it is no accident)") from error
                 if retry > self.config.max_segment_retries:
                     raise
-                if "diverged" in str(error) and str(error) in earlier:
-                    raise UserError(f"{error} (twice, so it is no accident)") from error
-                earlier.append(str(error))
+                if key is not None:
+                    earlier.add(key)
                 log.warning("%s; trying again (%d of %d)", error, retry, self.config.max_segment_retries)
         raise AssertionError("the loop ends by return or raise")
 
@@ -222,6 +225,8 @@ class Training:
                 results = self.transport.run(work, tasks)
         except WorldError as error:
             raise blame(error, ask(), self.transport.meeting.abort_reason(address)) from error
+        finally:
+            self.transport.meeting.end(address)
         failures = [result for result in results if isinstance(result, Failure)]
         if failures:
             raise cause(failures)
@@ -229,7 +234,8 @@ class Training:
 
     def _guarded(self, ask: Ask, address: Address, num_workers: int) -> AbstractContextManager[None]:
         # Peers that wait for a silent worker give up after timeout_s and say so first.
-        silence = Silence(num_workers, self.config.timeout_s + GRACE_S)
+        limit_s = self.config.timeout_s + GRACE_S
+        silence = Silence(num_workers, limit_s, first_word_s=self.config.wait_for_workers_s + limit_s)
 
         def look() -> None:
             complaint = silence.complaint(ask(), time.monotonic())

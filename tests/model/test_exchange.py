@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.exchange import Exchange
+from model.board import AbortedError, Board
+from model.exchange import Exchange, UnmetPeersError
 from model.meeting import Meeting
 
 if TYPE_CHECKING:
@@ -21,21 +23,24 @@ if TYPE_CHECKING:
 
 
 class Notes:
-    """A store for threads of one process."""
+    """A board for threads of one process."""
 
     def __init__(self) -> None:
-        self._notes: dict[str, bytes] = {}
+        self._notes: dict[str, str] = {}
         self._changed = threading.Condition()
 
     def set(self, key: str, value: str) -> None:
         with self._changed:
-            self._notes[key] = value.encode()
+            self._notes[key] = value
             self._changed.notify_all()
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str) -> str:
         with self._changed:
             assert self._changed.wait_for(lambda: key in self._notes, 10)
             return self._notes[key]
+
+    def look(self) -> None:
+        """Nobody gives this segment up."""
 
 
 def together(num_workers: int, work: Callable[[int, Exchange], Any], timeout_s: float = 10) -> list[Any]:
@@ -138,6 +143,64 @@ def test_a_stranger_is_sent_away(hello):
     with ThreadPoolExecutor(2) as pool:
         results = pool.map(lambda rank: work(rank, Exchange(notes, rank=rank, **meet)), range(2))
         assert list(results) == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_a_stranger_that_says_nothing_or_breaks_off_fails_no_segment(monkeypatch, is_silent):
+    monkeypatch.setattr("model.exchange._HELLO_S", 0.1)
+    strangers = []
+
+    class Watched(Notes):
+        def set(self, key: str, value: str) -> None:
+            if key == "peer/0":
+                host, port = value.split()
+                strangers.append(socket.create_connection((host, int(port))))
+                if not is_silent:  # closing sends a reset
+                    strangers[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    strangers[0].close()
+            super().set(key, value)
+
+    assert met(Watched(), 2, "127.0.0.1") == [2.0, 2.0]
+    strangers[0].close()
+
+
+def met(notes: Notes, num_workers: int, own_host: str) -> list[float]:
+    """Each worker's sum of ones after they met by `notes`."""
+
+    def work(rank: int) -> float:
+        meet = {"secret": "secret", "num_workers": num_workers, "own_host": own_host, "timeout_s": 10}
+        exchange = Exchange(notes, rank=rank, **meet)
+        values = torch.ones(2)
+        exchange.all_reduce(values)
+        exchange.close()
+        return values[0].item()
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        return list(pool.map(work, range(num_workers)))
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_workers_meet_by_ipv6():
+    assert met(Notes(), 2, "::1") == [2.0, 2.0]
+
+
+def test_workers_that_do_not_come_are_named(monkeypatch):
+    monkeypatch.setattr("model.exchange._SLICE_S", 0.1)
+    with pytest.raises(UnmetPeersError, match=r"worker 0 could not meet workers 1, 2: no connection for 0\.2 s"):
+        Exchange(Notes(), secret="secret", rank=0, num_workers=3, own_host="127.0.0.1", timeout_s=0.2)
+
+
+def test_who_waits_for_a_worker_hears_that_the_segment_was_given_up(monkeypatch):
+    monkeypatch.setattr("model.exchange._SLICE_S", 0.1)
+    meeting = Meeting()
+    for rank in (0, 1):  # one waits for a connection, the other for a word
+        address = meeting.new_address()
+        meeting.abort(address, "worker 1 found no data")
+        with pytest.raises(AbortedError, match=f"worker {rank} was told to stop: worker 1 found no data"):
+            Exchange(
+                Board(address, rank=rank, timeout_s=60),
+                secret="secret", rank=rank, num_workers=2 + rank, own_host="127.0.0.1", timeout_s=60,
+            )  # fmt: skip
 
 
 def test_progress_reaches_the_driver_by_rank():

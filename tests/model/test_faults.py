@@ -7,15 +7,22 @@ import os
 import re
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch.distributed import DistBackendError, DistStoreError
 
 from model import segment
+from model.averaging import DivergedError, PeerDivergedError, PeerLostError
+from model.board import AbortedError
+from model.environment import this_environment
 from model.errors import UserError, WorldError
+from model.exchange import LostPeersError, UnmetPeersError
+from model.meeting import Meeting
+from model.tasks import Failure, Task, attempt
 from model.training import Training
 from model.training_config import TrainingConfig
 from model.transport import LocalTransport
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model.checkpoint import Checkpoint
-    from model.tasks import Report, Task, Work
+    from model.tasks import Report, Work
 
 RANK = 1
 
@@ -127,7 +134,7 @@ def undisturbed(dataset, transport) -> Checkpoint:
     [
         ("killed", r"a worker was lost: its process ended without a word"),
         ("hangs", r"worker 1 on \S+, last heard in round \d, has said nothing for \d+ s"),
-        ("raises", r"worker 1 on \S+: 'a bug of ours'"),
+        ("raises", r"worker 1 on \S+: KeyError: 'a bug of ours'"),
         ("reads badly", r"worker 1 on \S+: \[Errno 5\] Input/output error"),
         ("diverges", r"worker 1 on \S+: worker 1 diverged: its parameters were not finite after round 2"),
     ],
@@ -154,6 +161,123 @@ def test_parameters_that_blow_up_twice_are_the_users_mistake(dataset, transport,
         fitted(training(dataset, Struck(transport, Fault("diverges", tmp_path, times=9))))
     assert len(list(tmp_path.iterdir())) == 2
     assert "trying again (2" not in caplog.text
+
+
+def test_a_bug_that_strikes_twice_is_not_tried_a_third_time(dataset, transport, tmp_path, caplog):
+    with pytest.raises(UserError, match=r"worker 1 on \S+: KeyError: 'a bug of ours' \(twice, so it is no accident\)"):
+        fitted(training(dataset, Struck(transport, Fault("raises", tmp_path, times=9))))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert "in strike" in caplog.text, "the trace is logged"
+
+
+class Scripted(Struck):
+    """A transport whose segments end as the script says; `text` is what the last failure said."""
+
+    def __init__(self, *ends: Exception | list[Failure]) -> None:
+        super().__init__(LocalTransport(1), None)
+        self._ends = list(ends)
+
+    def run(self, work: Work, tasks: list[Task]) -> Any:
+        end = self._ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+def failure(kind: str, text: str, *, rank: int = 1, host: str = "a") -> Failure:
+    return Failure(rank, host, kind, text, f"trace of {text}")
+
+
+def test_a_worker_that_moved_and_diverged_again_diverged_twice(dataset):
+    ends = [[failure("diverged", "not finite after round 3", host=host)] for host in "abcd"]
+    with pytest.raises(UserError, match=r"worker 1 on b: not finite after round 3 \(twice"):
+        fitted(training(dataset, Scripted(*ends), num_workers=1))
+
+
+def test_the_worlds_faults_are_tried_again_whatever_they_are_called(dataset):
+    ends = [WorldError("can't read s3://bucket/diverged-runs: timeout")] * 4
+    with pytest.raises(WorldError, match=r"diverged-runs: timeout$"):
+        fitted(training(dataset, Scripted(*ends), num_workers=1))
+
+
+def test_the_cause_is_shown_before_peers_that_it_stopped(dataset, caplog):
+    ends = [failure("peer", "worker 1 left", rank=0), failure("bug", "RuntimeError: CUDA out of memory")]
+    with pytest.raises(WorldError, match="worker 1 on a: RuntimeError: CUDA out of memory"):
+        fitted(training(dataset, Scripted(ends), num_workers=1, max_segment_retries=0))
+    assert "trace of RuntimeError: CUDA out of memory" in caplog.text
+    assert "trace of worker 1 left" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (RuntimeError("mat1 and mat2 shapes"), "bug", "RuntimeError: mat1 and mat2 shapes"),
+        (ValueError("one value per channel"), "bug", "ValueError: one value per channel"),
+        (PeerLostError("worker 1 left"), "peer", "worker 1 left"),
+        (PeerDivergedError("a peer"), "peer", "a peer"),
+        (LostPeersError([1], "worker 1 left"), "peer", "worker 1 left"),
+        (UnmetPeersError(0, [1], "gone"), "peer", "worker 0 could not meet worker 1: gone"),
+        (AbortedError("told to stop"), "peer", "told to stop"),
+        (DistBackendError("NCCL"), "peer", "NCCL"),
+        (DivergedError("not finite"), "diverged", "not finite"),
+        (OSError("disk"), "world", "disk"),
+    ],
+)
+def test_errors_are_told_apart_and_all_are_told_to_the_others(alone, error, kind, said):
+    task, meeting = alone
+
+    def work(task: Task, device: str) -> Report:
+        assert meeting.progress(task.address, 1)[0].is_done is False, "a word comes first of all"
+        raise error
+
+    found = attempt(work, task, "cpu")
+    assert (found.kind, found.message) == (kind, said)
+    assert meeting.abort_reason(task.address) == str(error)
+    assert meeting.progress(task.address, 1)[0].is_done
+
+
+def test_what_only_workers_know_is_not_in_their_errors(alone):
+    task, _ = alone
+    found = attempt(lambda task, device: 1 / len(task.address.prefix + task.address.secret) / 0, task, "cpu")
+    assert found.message == "ZeroDivisionError: float division by zero"
+
+    def work(task: Task, device: str) -> Report:
+        raise DistStoreError(f"wait timeout after 1 ms, keys: /{task.address.prefix}/x, {task.address.secret}")
+
+    found = attempt(work, task, "cpu")
+    assert found.message == "wait timeout after 1 ms, keys: /segment/x, secret"
+    assert task.address.prefix not in found.trace
+    assert task.address.secret not in repr(task.address)
+
+
+@pytest.fixture
+def alone() -> tuple[Task, Meeting]:
+    """A worker's task, and the meeting that hears of it."""
+    meeting = Meeting()
+    address = meeting.new_address()
+    return Task(TrainingConfig(timeout_s=5), "nowhere", "", 0, 1, {}, address, this_environment()), meeting
+
+
+class Misled(Struck):
+    """A transport one of whose workers fails before it has met the others."""
+
+    def run(self, work: Work, tasks: list[Task]) -> Any:
+        tasks = [replace(task, dataset_uri="/nowhere") if task.rank == RANK else task for task in tasks]
+        return self._transport.run(work, tasks)
+
+
+def test_peers_do_not_wait_for_a_worker_that_failed_before_it_came(dataset, transport):
+    fitted(training(dataset, transport))  # the processes are there
+    started = time.monotonic()
+    with pytest.raises((UserError, WorldError), match=r"worker 1 on \S+: .*/nowhere"):
+        fitted(training(dataset, Misled(transport, None), max_segment_retries=0))
+    assert time.monotonic() - started < 20, "and timeout_s is 300"
+
+
+def test_a_training_leaves_no_keys(dataset):
+    with LocalTransport(1) as transport:
+        fitted(training(dataset, transport, num_workers=1))
+        assert not [key for key in transport.meeting._store.list_keys() if "progress" in key]
 
 
 def test_the_users_mistake_is_not_tried_again(dataset, transport, tmp_path, caplog):

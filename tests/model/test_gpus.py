@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from model.errors import UserError
 from model.gpus import GroupExchange, check_distinct
-from model.meeting import Address, Meeting
+from model.meeting import Meeting
+
+if TYPE_CHECKING:
+    from model.board import Address
 
 NUM_WORKERS = 2
 

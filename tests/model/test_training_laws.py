@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from model.environment import this_environment
 from model.errors import UserError, WorldError
-from model.meeting import Address
 from model.segment import evaluate_split, train_rounds
 from model.tasks import Failure, Rounds, Task, attempt
 from model.training_config import TrainingConfig
@@ -200,9 +199,11 @@ def _vanish(task: Task, device: str) -> None:
 
 
 def test_a_lost_worker_process_is_the_worlds_fault():
-    task = Task(TrainingConfig(), "nowhere", "", 0, 1, {}, Address("127.0.0.1", 1, ""), this_environment())
-    with LocalTransport(2) as transport, pytest.raises(WorldError):
-        transport.run(_vanish, [task])
+    with LocalTransport(2) as transport:
+        address = transport.meeting.new_address()
+        task = Task(TrainingConfig(), "nowhere", "", 0, 1, {}, address, this_environment())
+        with pytest.raises(WorldError):
+            transport.run(_vanish, [task])
 
 
 def test_workers_of_other_versions_are_refused_with_both_hosts_and_values(tiny_data, transports):

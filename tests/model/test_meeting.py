@@ -1,0 +1,117 @@
+"""Where driver and workers meet: who can reach it, what it tells strangers, broken connections, what is left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from torch.distributed import TCPStore
+
+from model.board import AbortedError, Board, Progress
+from model.environment import check_same_cuda
+from model.errors import UserError
+from model.meeting import Meeting, Member
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from model.board import Address
+
+
+def test_it_listens_at_the_drivers_host_alone():
+    port = Meeting("127.0.0.1").new_address().port
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port))
+
+
+def test_a_host_that_is_not_this_machines_is_listened_for_everywhere(caplog):
+    """As behind NAT, where spark.driver.host is an address that others reach and this machine does not have."""
+    address = Meeting("203.0.113.7").new_address()
+    assert address.host == "203.0.113.7"
+    assert "can't listen at the driver's host 203.0.113.7" in caplog.text
+    TCPStore("127.0.0.1", address.port, None, False).set("key", "value")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_a_driver_may_have_an_ipv6_address():
+    meeting = Meeting("::1")
+    address = meeting.new_address()
+    Board(address, rank=0, timeout_s=5).tell(Progress("a"))
+    assert meeting.progress(address, 2) == {0: Progress("a")}
+
+
+def test_strangers_that_list_its_keys_do_not_learn_the_secret():
+    meeting = Meeting()
+    address = meeting.new_address()
+    Member(address, rank=0, num_workers=1, timeout_s=5)
+    stranger = TCPStore(address.host, address.port, None, False)
+    told = [part for key in stranger.list_keys() for part in (key, stranger.get(key).decode())]
+    assert any(address.prefix in part for part in told)
+    assert not any(address.secret in part for part in told)
+    assert address.secret != meeting.new_address().secret
+
+
+def test_a_connection_that_broke_between_segments_is_made_anew():
+    meeting = Meeting()
+    sockets_before = set(sockets_to(meeting.new_address()))
+    Member(meeting.new_address(), rank=0, num_workers=1, timeout_s=5)
+    for number in set(sockets_to(meeting.new_address())) - sockets_before:
+        with socket.socket(fileno=os.dup(number)) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+    address = meeting.new_address()
+    with Member(address, rank=0, num_workers=1, timeout_s=5):
+        assert not meeting.progress(address, 1)[0].is_done
+
+
+def sockets_to(address: Address) -> Iterator[int]:
+    """Numbers of this process's connections to the meeting."""
+    for number in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+        with suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
+            if connection.getpeername()[1] == address.port:
+                yield number
+
+
+def test_a_word_that_does_not_come_is_waited_for_until_the_timeout_or_the_end():
+    meeting = Meeting()
+    address = meeting.new_address()
+    board = Board(address, rank=1, timeout_s=0.1)
+    with pytest.raises(TimeoutError, match=r"no peer/0 for 0\.1 s"):
+        board.get("peer/0")
+    meeting.abort(address, "worker 2 found no data")
+    with pytest.raises(AbortedError, match="worker 1 was told to stop: worker 2 found no data"):
+        Board(address, rank=1, timeout_s=300).get("peer/0")
+
+
+def test_the_first_who_fails_says_why_and_all_that_leave_are_done():
+    meeting = Meeting()
+    address = meeting.new_address()
+    boards = [Board(address, rank=rank, timeout_s=5) for rank in range(3)]
+    for board in boards:
+        board.tell(Progress("a", round_index=4))
+    boards[1].leave(OSError("disk"))
+    boards[0].leave(RuntimeError("worker 1 left"))
+    boards[2].leave(None)
+    assert meeting.abort_reason(address) == "disk"
+    assert meeting.progress(address, 3) == dict.fromkeys(range(3), Progress("a", round_index=4, is_done=True))
+
+
+def test_of_a_segment_that_ended_only_the_word_to_stop_is_left():
+    meeting = Meeting()
+    address, other = meeting.new_address(), meeting.new_address()
+    for each in (address, other):
+        Board(each, rank=0, timeout_s=5).tell(Progress("a"))
+    meeting.abort(address, "a worker was lost")
+    meeting.end(address)
+    assert meeting.progress(address, 1) == {}
+    assert meeting.abort_reason(address) == "a worker was lost"
+    assert meeting.progress(other, 1) == {0: Progress("a")}
+
+
+def test_workers_on_gpus_need_torch_of_one_cuda():
+    check_same_cuda(["a 12.8", "b 12.8"])
+    with pytest.raises(UserError, match=r"different versions of CUDA \(12\.8 on a; 13\.0 on c\): install one build"):
+        check_same_cuda(["a 12.8", "b 12.8", "c 13.0"])
