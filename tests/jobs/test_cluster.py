@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlflow
 import psutil
 import pytest
 import torch
@@ -200,7 +201,12 @@ def test_a_driver_that_slept_while_another_took_over_stops_and_writes_nothing_mo
     out, err = first.communicate(timeout=100)
     assert first.returncode == 1, out + err
     assert f"this training was taken over by process {second.pid}" in out + err
+    # The winner trains in the same run of MLflow, which the loser may not mark as failed.
+    (run,) = mlflow.MlflowClient(job.tracking.uri).search_runs(["1"])
+    assert run.info.status != "FAILED"
     out, err = second.communicate(timeout=200)
     assert second.returncode == 0, out + err
     assert "going on after epoch" in out
     assert last_checkpoint(job).epoch == 12
+    (run,) = mlflow.MlflowClient(job.tracking.uri).search_runs(["1"])
+    assert run.info.status == "FINISHED"
