@@ -165,19 +165,24 @@ def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoi
 
 
 def _say_epoch(state: Checkpoint, config: TrainingConfig, checkpoint_s: float) -> None:
-    h, metric, num_epochs = state.history[-1], config.early_stopping.metric, config.num_epochs
-    deciding = "" if metric in ("accuracy", "loss") else f"{metric} {h[f'validation_{metric}']:.4f}, "
+    h, num_epochs = state.history[-1], config.num_epochs
     log.info(
-        "epoch %d/%d: loss %.4f, validation %.2f %% (%sloss %.4f), %.1f s, %.0f examples/s%s",
-        state.epoch, num_epochs, h["train_loss"], 100 * h["validation_accuracy"], deciding,
-        h["validation_loss"], h["epoch_seconds"], h["examples_per_second"],
-        ", best" if state.best_epoch == state.epoch else "",
+        "epoch %d/%d: loss %.4f, %s, %.1f s, %.0f examples/s%s",
+        state.epoch, num_epochs, h["train_loss"], _validation(h, config.early_stopping.metric), h["epoch_seconds"],
+        h["examples_per_second"], ", best" if state.best_epoch == state.epoch else "",
     )  # fmt: skip
     phases = ", ".join(f"{phase} {h.get(f'{phase}_s', 0.0):.2f}" for phase in PHASES)
     log.info(
         "epoch %d/%d: seconds of a worker: %s; Spark %.2f; checkpoint %.2f",
         state.epoch, num_epochs, phases, h["spark_s"], checkpoint_s,
     )  # fmt: skip
+
+
+def _validation(h: dict[str, float], metric: str) -> str:
+    if "validation_loss" not in h:
+        return "no validation"
+    deciding = "" if metric in ("accuracy", "loss") else f"{metric} {h[f'validation_{metric}']:.4f}, "
+    return f"validation {100 * h['validation_accuracy']:.2f} % ({deciding}loss {h['validation_loss']:.4f})"
 
 
 def _evaluation_split(manifest: Manifest) -> Split:
