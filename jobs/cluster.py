@@ -19,6 +19,7 @@ from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import SparkSession
 
 from jobs.java import java_environment
+from jobs.states import no_room, packed, unpacked
 from model.errors import UserError, WorldError
 from model.faults import LostWorkerError
 from model.progress import INTERVAL_S, every
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pyspark import SparkContext
     from pyspark.resource import ResourceProfile
 
+    from jobs.states import Parcel
     from model.meeting import Meeting
     from model.tasks import Failure, Report, Task, Work
 
@@ -144,26 +146,37 @@ class BarrierTransport:
         return int(scala.maxNumConcurrentTasks(profile))
 
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
-        """Run one worker per task. Raises LostWorkerError when Spark lost a worker's process or machine."""
+        """Run one worker per task.
+
+        Raises LostWorkerError when Spark lost a worker's process or machine, UserError when states have no room.
+        """
+        self._reason = ""
+        try:
+            with packed(self._context, tasks) as parcel:
+                return self._run(work, parcel)
+        except UserError:
+            raise
+        except Exception as error:
+            _reraise_interrupt(error)
+            if self._reason:
+                raise WorldError(self._reason) from error
+            mistake = no_room(self._context, str(error))
+            raise mistake or LostWorkerError(first_cause(error), _lost_rank(error)) from error
+
+    def _run(self, work: Work, parcel: Parcel) -> list[Report | Failure]:
+        large = parcel.large
 
         def in_task(mine: Iterable[Task]) -> Iterator[Report | Failure]:
             from model.tasks import attempt
 
             for task in mine:
-                yield attempt(work, _with_own_threads(task), partial(task_device, task.config.device))
+                yield attempt(work, unpacked(_with_own_threads(task), large), partial(task_device, task.config.device))
 
-        self._reason = ""
-        try:
-            self._context.setJobGroup(self._group, "a segment of training", interruptOnCancel=True)
-            tasks_rdd = self._context.parallelize(tasks, len(tasks))
-            if self._profile is not None:
-                tasks_rdd = tasks_rdd.withResources(self._profile)
-            return tasks_rdd.barrier().mapPartitions(in_task).collect()
-        except Exception as error:
-            _reraise_interrupt(error)
-            if self._reason:
-                raise WorldError(self._reason) from error
-            raise LostWorkerError(first_cause(error), _lost_rank(error)) from error
+        self._context.setJobGroup(self._group, "a segment of training", interruptOnCancel=True)
+        tasks_rdd = self._context.parallelize(parcel.tasks, len(parcel.tasks))
+        if self._profile is not None:
+            tasks_rdd = tasks_rdd.withResources(self._profile)
+        return tasks_rdd.barrier().mapPartitions(in_task).collect()
 
     def cancel(self, reason: str) -> None:
         """End the running job; `run` then raises WorldError with this reason."""
@@ -238,7 +251,10 @@ def first_cause(error: BaseException) -> str:
     if isinstance(error, PySparkException) and error.getMessage():
         return error.getMessage().splitlines()[0]
     text = str(error)
-    for pattern in (r"Python worker exited unexpectedly[^\n]*", r"^\w*(?:Error|Exception): .*", r"Caused by: (.*)"):
+    for pattern in (
+        r"Python worker exited unexpectedly[^\n]*", r"^\w*(?:Error|Exception): .*", r"Caused by: (.*)",
+        r"Job aborted[^\n]*",
+    ):  # fmt: skip
         found = re.findall(pattern, text, re.MULTILINE)
         if found:
             return str(found[-1]).strip()

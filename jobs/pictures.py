@@ -38,17 +38,21 @@ def augmentation(images_NECHW: NDArray[np.uint8]) -> Figure:
 def learning_curves(history: Sequence[dict[str, float]], best_epoch: int, metric: str = "accuracy") -> Figure:
     """Loss, and the validation figure that decides, by epoch; a line marks the epoch whose state became the model.
 
-    Where the loss decides, the accuracy stands beside it.
+    Where the loss decides, the accuracy stands beside it. Without a validation split the training loss decides.
     """
     shown = "accuracy" if metric == "loss" else metric
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, deciding = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
     loss.plot(epochs, [h["train_loss"] for h in history], color=TRAIN, marker=".", label="train")
-    loss.plot(epochs, [h["validation_loss"] for h in history], color=HELD_OUT, marker=".", label="validation")
+    if all("validation_loss" in h for h in history):
+        loss.plot(epochs, [h["validation_loss"] for h in history], color=HELD_OUT, marker=".", label="validation")
+        deciding.plot(epochs, [100 * h[f"validation_{shown}"] for h in history], color=HELD_OUT, marker=".")
+        deciding.set(title=f"Validation {shown.replace('_', ' ')} (%)", xlabel="epoch")
+    else:
+        metric = "train loss"
+        deciding.set(title="No validation split", xlabel="epoch")
     loss.set(title="Loss (cross-entropy)", xlabel="epoch", yscale="log")
-    deciding.plot(epochs, [100 * h[f"validation_{shown}"] for h in history], color=HELD_OUT, marker=".")
-    deciding.set(title=f"Validation {shown.replace('_', ' ')} (%)", xlabel="epoch")
     for axes in (loss, deciding):
         label = f"chosen by {metric.replace('_', ' ')}: epoch {best_epoch}"
         axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=":", label=label)

@@ -49,3 +49,5 @@ def _checkpoint(uri: str) -> tuple[str, Checkpoint]:
         return uri, checkpoint.load(uri)
     except FileNotFoundError:
         raise UserError(f"{uri}: not found; give a checkpoint's file, or the folder of its run") from None
+    except checkpoint.DamagedError as error:
+        raise UserError(f"{error}; give one that this project wrote, or a registered model (models:/NAME)") from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import BarrierTransport, driver_host, open_session
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from model.evaluation import Evaluation
     from model.manifest import Split
     from model.packaging import ImageModel
+    from model.progress import Moment
     from model.starting import Origin
     from model.training_config import TrainingConfig
 
@@ -82,10 +85,11 @@ def train(job: TrainJob) -> TrainResult:
                 tracker.log_dataset_report()
                 if job.augmentation.is_on:
                     tracker.log_augmentation(preview(job, dataset))
-                training = Training(job, dataset, transport, tracker.log_progress, origin)
+                training = Training(job, dataset, transport, partial(_log_progress, tracker, lease), origin)
                 return _to_the_end(training, tracker, run, start)
             except BaseException as error:
-                if not isinstance(error, LeaseLostError):
+                # Whoever took the run over goes on with the same run in MLflow, which is not ours to end.
+                if not (isinstance(error, LeaseLostError) or lease.is_lost()):
                     tracker.fail()
                 raise
 
@@ -126,6 +130,13 @@ def _announce(job: TrainJob, manifest: Manifest, tracker: Tracker, start: Checkp
         log.info("going on after epoch %d%s of %d from the last checkpoint", start.epoch, within, job.num_epochs)
 
 
+def _log_progress(tracker: Tracker, lease: Lease, moment: Moment) -> None:
+    # The next write stops a driver that lost the run; until then it may not disturb the winner's figures.
+    with contextlib.suppress(WorldError):
+        lease.check()
+        tracker.log_progress(moment)
+
+
 def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoint | None) -> TrainResult:
     def on_state(state: Checkpoint) -> None:
         saving = time.monotonic()
@@ -136,6 +147,8 @@ def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoi
 
     try:
         final = training.fit(start, on_state)
+    except LeaseLostError:
+        raise
     except WorldError as error:
         raise WorldError(f"{error}; the same command goes on from the last checkpoint") from error
     split = _evaluation_split(training.dataset.manifest)
@@ -152,19 +165,24 @@ def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoi
 
 
 def _say_epoch(state: Checkpoint, config: TrainingConfig, checkpoint_s: float) -> None:
-    h, metric, num_epochs = state.history[-1], config.early_stopping.metric, config.num_epochs
-    deciding = "" if metric in ("accuracy", "loss") else f"{metric} {h[f'validation_{metric}']:.4f}, "
+    h, num_epochs = state.history[-1], config.num_epochs
     log.info(
-        "epoch %d/%d: loss %.4f, validation %.2f %% (%sloss %.4f), %.1f s, %.0f examples/s%s",
-        state.epoch, num_epochs, h["train_loss"], 100 * h["validation_accuracy"], deciding,
-        h["validation_loss"], h["epoch_seconds"], h["examples_per_second"],
-        ", best" if state.best_epoch == state.epoch else "",
+        "epoch %d/%d: loss %.4f, %s, %.1f s, %.0f examples/s%s",
+        state.epoch, num_epochs, h["train_loss"], _validation(h, config.early_stopping.metric), h["epoch_seconds"],
+        h["examples_per_second"], ", best" if state.best_epoch == state.epoch else "",
     )  # fmt: skip
     phases = ", ".join(f"{phase} {h.get(f'{phase}_s', 0.0):.2f}" for phase in PHASES)
     log.info(
         "epoch %d/%d: seconds of a worker: %s; Spark %.2f; checkpoint %.2f",
         state.epoch, num_epochs, phases, h["spark_s"], checkpoint_s,
     )  # fmt: skip
+
+
+def _validation(h: dict[str, float], metric: str) -> str:
+    if "validation_loss" not in h:
+        return "no validation"
+    deciding = "" if metric in ("accuracy", "loss") else f"{metric} {h[f'validation_{metric}']:.4f}, "
+    return f"validation {100 * h['validation_accuracy']:.2f} % ({deciding}loss {h['validation_loss']:.4f})"
 
 
 def _evaluation_split(manifest: Manifest) -> Split:

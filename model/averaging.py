@@ -8,6 +8,7 @@ average gradients instead.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,23 +62,27 @@ class Averager:
         self._dtype = EXCHANGE_DTYPES[config.exchange]
         self._floats_before = None if self._dtype == torch.float32 else _flat(self._tensors()[0])
 
-    def average(self, weight: float, *, rank: int, round_index: int) -> None:
+    def average(self, weight: float, *, rank: int, round_index: int, loss: float = 0.0) -> None:
         """Replace this worker's state by the weighted mean over all workers, then take the outer step.
 
-        `weight` is this worker's share; all workers' shares sum to 1. Raises DivergedError when this worker's state is
-        not finite and PeerDivergedError when another's is; then nothing was changed.
+        `weight` is this worker's share; all workers' shares sum to 1. Raises DivergedError when this worker's state or
+        `loss` is not finite and PeerDivergedError when another's is; then nothing was changed. Raises DivergedError
+        when the outer step's result is not finite.
         """
         floats, counters = self._tensors()
         values = _flat(floats)
         before = self._before(values)
         advances = self._counter_values(counters) - self._counters_before_of(counters)
         changes = values if before is None else values - before
-        mean, tail = self._sum(changes, (advances * weight).to(values), weight, rank=rank, round_index=round_index)
+        # Parameters may be finite still, such as where the network itself makes a score -inf.
+        wrong = "" if math.isfinite(loss) else "training loss was"
+        tail = (advances * weight).to(values)
+        mean, tail = self._sum(changes, tail, weight, wrong, rank=rank, round_index=round_index)
         if before is not None:
             mean += before
         _unflat(mean, floats)
         self._advance(counters, tail)
-        self._take_outer_step()
+        self._take_outer_step(rank=rank, round_index=round_index)
         if before is not None:
             self._floats_before = _flat(floats)
 
@@ -92,14 +97,18 @@ class Averager:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in params if parameter.grad is not None]
         values = _flat(gradients)
-        mean, _ = self._sum(values, values.new_zeros(0), weight, rank=rank, round_index=round_index)
+        mean, _ = self._sum(values, values.new_zeros(0), weight, "", rank=rank, round_index=round_index)
         _unflat(mean, gradients)
 
     def _sum(
-        self, values: Tensor, tail: Tensor, weight: float, *, rank: int, round_index: int
+        self, values: Tensor, tail: Tensor, weight: float, wrong: str, *, rank: int, round_index: int
     ) -> tuple[Tensor, Tensor]:
-        """The weighted mean of `values`, and the sum of `tail`, over all workers. Not finite ones never enter it."""
-        is_finite = bool(torch.isfinite(values).all())
+        """The weighted mean of `values`, and the sum of `tail`, over all workers. Not finite ones never enter it.
+
+        `wrong` says what else of this worker is not finite, if anything.
+        """
+        wrong = wrong if torch.isfinite(values).all() else "parameters were"
+        is_finite = not wrong
         weighted = values * weight if is_finite else torch.zeros_like(values)
         tail = torch.cat([tail, values.new_tensor([not is_finite])])
         try:
@@ -115,12 +124,11 @@ class Averager:
         except LostPeersError as error:
             raise PeerLostError(f"worker {rank} lost a peer in round {round_index}: {error}") from error
         if not is_finite:
-            raise DivergedError(
-                f"worker {rank} diverged: its parameters were not finite after round {round_index}; "
-                "lower optimizer.learning_rate (or check the images: a constant channel, wrong labels)"
-            )
+            raise _diverged(rank, round_index, wrong)
         if tail[-1] > 0:
-            raise PeerDivergedError(f"worker {rank} stopped in round {round_index}: a peer's parameters are not finite")
+            raise PeerDivergedError(
+                f"worker {rank} stopped in round {round_index}: a peer's state or loss is not finite"
+            )
         return weighted, tail[:-1]
 
     def _before(self, values: Tensor) -> Tensor | None:
@@ -156,7 +164,7 @@ class Averager:
         _unflat(now, counters)
         self._counters_before = now
 
-    def _take_outer_step(self) -> None:
+    def _take_outer_step(self, *, rank: int, round_index: int) -> None:
         if self._previous is None:
             return
         outer = self._config.outer
@@ -167,14 +175,25 @@ class Averager:
         if outer.nesterov:
             step = delta + outer.momentum * step
         self._previous = self._previous - outer.learning_rate * step
+        if not torch.isfinite(self._previous).all():
+            # All workers take the same step, so all stop here.
+            raise _diverged(rank, round_index, "parameters, by the outer step, were", "averaging.outer or ")
         _unflat(self._previous, self._params)
+
+
+def _diverged(rank: int, round_index: int, what: str, also: str = "") -> DivergedError:
+    return DivergedError(
+        f"worker {rank} diverged: its {what} not finite after round {round_index}; "
+        f"lower {also}optimizer.learning_rate (or check the images: a constant channel, wrong labels)"
+    )
 
 
 def _changing_buffers(model: nn.Module) -> list[Tensor]:
     held = {id(buffer) for module in model.modules() if not module.training for buffer in module.buffers(recurse=False)}
-    names = dict(model.named_parameters())
-    state = model.state_dict(keep_vars=True)
-    return [tensor for name, tensor in state.items() if name not in names and id(tensor) not in held]
+    # By identity, since a state has a tensor under each of its names where a module is used twice.
+    state = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
+    others = held | {id(parameter) for parameter in model.parameters()}
+    return [tensor for key, tensor in state.items() if key not in others]
 
 
 def _is_moment(key: str, value: object) -> bool:

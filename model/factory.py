@@ -26,7 +26,8 @@ def is_factory(network: str) -> bool:
 def build_by_factory(network: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """What the factory `package.module:name` gives for (shape, num_classes).
 
-    Raises UserError where it is not allowed, can't be imported, fails, or gives anything but a module of scores (B, K).
+    Raises UserError where it is not allowed, can't be imported, fails, gives anything but a module of
+    scores (B, K), or has complex state.
     """
     allowed = [entry.strip() for entry in os.environ.get(VARIABLE, "").split(",") if entry.strip()]
     if network not in allowed:
@@ -50,8 +51,19 @@ def build_by_factory(network: str, shape: tuple[int, int, int], num_classes: int
         raise UserError(f"network {network}: the factory failed: {type(error).__name__}: {error}") from error
     if not isinstance(body, nn.Module):
         raise UserError(f"network {network}: expected a torch.nn.Module from the factory, got {type(body).__name__}")
+    _check_state(body, network)
     _check_scores(body, network, shape, num_classes)
     return body
+
+
+def _check_state(body: nn.Module, network: str) -> None:
+    # Averages are taken in float32, which would drop the imaginary parts.
+    for name, value in body.state_dict().items():
+        if isinstance(value, Tensor) and value.is_complex():
+            raise UserError(
+                f"network {network}: {name} is {str(value.dtype).removeprefix('torch.')}, and complex numbers are not "
+                "averaged: keep real and imaginary parts as two tensors (torch.view_as_real)"
+            )
 
 
 def _check_scores(body: nn.Module, network: str, shape: tuple[int, int, int], num_classes: int) -> None:

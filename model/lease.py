@@ -1,9 +1,9 @@
 """A lease: at most one process at a time writes to a folder, on any store, and one that lost it writes nothing more.
 
 Each holder has a number, greater than any before it (a fencing token). It takes the number by creating a file that
-must not exist yet, and shows life by writing that file anew. A holder that is silent for `silent_after_s`, or that ran
-on this machine and is dead, is passed over. Whoever holds the greatest number holds the lease: `check` asks before
-each write.
+must not exist yet, and shows life by writing that file anew. A holder that is silent for `silent_after_s`, or that was
+one of this machine's processes and is dead, is passed over. Whoever holds the greatest number holds the lease: `check`
+asks before each write.
 
 Source: M. Kleppmann, "How to do distributed locking" (2016), for the fencing tokens.
 """
@@ -45,6 +45,7 @@ class Lease:
         self._what = what
         self._silent_after_s = silent_after_s
         self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())}
+        self._holder |= {"kernel": _kernel()}
         self._holder["nonce"] = secrets.token_hex(8)
         self._number = 0
         self._beats = 0
@@ -87,6 +88,10 @@ class Lease:
                 f"{self._what} was taken over by process {other.get('pid')} on {other.get('host')} while this one was "
                 "silent: this one stops and writes nothing more"
             )
+
+    def is_lost(self) -> bool:
+        """Whether another process took the folder over."""
+        return self._newest() != self._number
 
     def _wait_until_passed(self, number: int) -> None:
         # Another machine's clock is not ours: a holder is silent when its file stays the same while we look.
@@ -182,8 +187,20 @@ def _is_over(holder: dict[str, Any]) -> bool:
     return bool(not holder or holder.get("released") or (_is_here(holder) and not _is_alive_here(holder)))
 
 
+def _kernel() -> str:
+    """The machine's start and this process's set of process numbers: containers may share a host's name, not these.
+
+    Empty where there is no /proc.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
 def _is_here(holder: dict[str, Any]) -> bool:
-    return holder.get("host") == socket.gethostname()
+    return holder.get("host") == socket.gethostname() and holder.get("kernel") == _kernel() != ""
 
 
 def _is_alive_here(holder: dict[str, Any]) -> bool:

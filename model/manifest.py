@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SHARD_NAME = r"^[a-z]+-[0-9a-f]{20}\.parquet$"
 FileName = Annotated[str, Field(pattern=r"^[0-9a-f]{20}\.parquet$")]
 
 
@@ -27,7 +28,7 @@ class Shard(Settings):
     `sums` and `squares` are those of all values and of their squares, per channel: exact, so that they merge.
     """
 
-    name: Annotated[str, Field(pattern=r"^[a-z]+-[0-9a-f]{20}\.parquet$")]
+    name: Annotated[str, Field(pattern=SHARD_NAME)]
     split: Split
     num_examples: Annotated[int, Field(ge=1)]
     num_bytes: Annotated[int, Field(ge=1)]

@@ -88,8 +88,12 @@ def _figures(running: dict[str, float], evaluation: Evaluation) -> dict[str, flo
         "spark_s": running["spark_s"],
         **_means(workers),
         **workers,
-        **{f"validation_{name}": value for name, value in evaluation.figures().items()},
+        **(_validation(evaluation) if evaluation.num_examples else {}),
     }
+
+
+def _validation(evaluation: Evaluation) -> dict[str, float]:
+    return {f"validation_{name}": value for name, value in evaluation.figures().items()}
 
 
 def _means(workers: dict[str, float]) -> dict[str, float]:

@@ -102,5 +102,14 @@ class OptimizerConfig(Settings):
         return self
 
 
+def num_moments(config: OptimizerConfig) -> int:
+    """Numbers that the optimizer keeps for each parameter, beside its counters."""
+    if config.name == "sgd":
+        return int(config.momentum > 0)
+    if config.name == "rmsprop":
+        return 1 + int(config.momentum > 0) + config.centered
+    return 1 if config.name == "adagrad" else 2 + config.amsgrad
+
+
 def _text(value: bool | float) -> str:
     return "true" if value is True else f"{value:g}"

@@ -95,7 +95,8 @@ def _train(task: Task, dataset: Dataset, member: Member, device: str, clock: Clo
                 _step(task, plan, replica, averager, batch, step, round_index)
                 member.report(partial(_progress, replica, round_index))
                 clock.lap("step")
-            averager.average(_round_weight(plan, task, round_index), rank=task.rank, round_index=round_index)
+            weight = _round_weight(plan, task, round_index)
+            averager.average(weight, rank=task.rank, round_index=round_index, loss=replica.mean_loss)
             if config.averaging.optimizer_state == "reset":
                 replica.reset_optimizer()
             clock.lap("average")

@@ -5,25 +5,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import storage
 from .errors import WorldError
+from .manifest import SHARD_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import pyarrow as pa
 
 log = logging.getLogger(__name__)
+# A worker that was killed while it wrote leaves a temporary file, which must go like any other.
+_OURS = re.compile(rf"^\.?{SHARD_NAME.strip('^$')}(\.\w+\.tmp)?$")
 
 
 def cache_folder() -> Path:
-    """SHARDMEAN_CACHE_DIR, else a folder of the user's own in the system's place for temporary files."""
-    own = Path(tempfile.gettempdir()) / f"shardmean-shards-{os.getuid()}"
-    return Path(os.environ.get("SHARDMEAN_CACHE_DIR") or own)
+    """The user's own folder in SHARDMEAN_CACHE_DIR, else in the system's place for temporary files."""
+    place = os.environ.get("SHARDMEAN_CACHE_DIR") or tempfile.gettempdir()
+    return Path(place) / f"shardmean-shards-{os.getuid()}"
 
 
 class ShardCache:
@@ -58,10 +63,15 @@ class ShardCache:
     def _is_ours(self) -> bool:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            owner = self._folder.stat().st_uid
+            found = self._folder.lstat()
         except OSError as error:
             log.warning("the shard cache can't be used: %s", error)
             return False
+        if not stat.S_ISDIR(found.st_mode):
+            # Whoever made a link may turn it to another folder at any time.
+            log.warning("the shard cache can't be used: %s is a link, not a folder", self._folder)
+            return False
+        owner = found.st_uid
         if owner != os.getuid():
             log.warning("the shard cache can't be used: %s belongs to user %d", self._folder, owner)
         return owner == os.getuid()
@@ -70,12 +80,19 @@ class ShardCache:
         """Delete the shards whose use lies furthest back until there is room; False when there can be none."""
         if num_bytes > self._max_bytes:
             return False
-        files = sorted(((file.stat(), file) for file in self._folder.iterdir()), key=lambda pair: pair[0].st_mtime_ns)
-        excess = sum(stat.st_size for stat, _ in files) + num_bytes - self._max_bytes
-        for stat, file in files:
+        files = sorted(self._files(), key=lambda pair: pair[0].st_mtime_ns)
+        excess = sum(found.st_size for found, _ in files) + num_bytes - self._max_bytes
+        for found, file in files:
             if excess <= 0:
                 break
             # Another worker may have deleted it; one that has it mapped keeps its content.
             file.unlink(missing_ok=True)
-            excess -= stat.st_size
+            excess -= found.st_size
         return True
+
+    def _files(self) -> Iterator[tuple[os.stat_result, Path]]:
+        """The shards that are kept; whatever else lies there is not ours to count or delete."""
+        for file in self._folder.iterdir():
+            if _OURS.match(file.name):
+                with contextlib.suppress(FileNotFoundError):
+                    yield file.lstat(), file

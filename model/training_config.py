@@ -29,6 +29,12 @@ class OuterConfig(Settings):
         """Whether the outer step is the mean itself."""
         return self.learning_rate == 1 and self.momentum == 0
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum over 0: set averaging.outer.momentum, such as 0.9")
+        return self
+
 
 Frequency = Annotated[
     Annotated[int, Field(ge=1, le=1_000_000)] | Literal["epoch"],

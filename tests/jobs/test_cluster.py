@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlflow
 import psutil
 import pytest
 import torch
@@ -98,6 +99,38 @@ def test_a_cluster_gives_the_bits_of_local_workers_also_after_an_executor_was_ki
     assert not said or re.search(r"was lost: .*; trying again", said[0]), said
 
 
+LARGE_STATE = """
+import json, sys
+from jobs.cluster import BarrierTransport, driver_host, open_session
+from model.meeting import Meeting
+from model.shards import Dataset
+from model.manifest import load_manifest
+from model.training import Training
+from jobs.config import TrainJob
+
+with open(sys.argv[1]) as file:
+    job = TrainJob.model_validate_json(file.read())
+with open_session("large", job.spark) as session:
+    transport = BarrierTransport(session, Meeting(driver_host(session)), 2)
+    training = Training(job, Dataset(job.dataset_uri, load_manifest(job.dataset_uri)), transport)
+    print("trained", training.fit(None, lambda state: None).epoch)
+"""
+
+
+def test_states_larger_than_a_spark_message_are_trained(cluster_job):
+    """As over 128 MB by default: a task that carries its state is refused, and each worker's own state counts too."""
+    file, _ = cluster_job(
+        num_epochs=2, network="layers", layers=[{"layer": "flatten"}, {"layer": "linear", "features": 700}],
+        averaging={"frequency": "epoch", "optimizer_state": "keep"}, spark={"spark.rpc.message.maxSize": "1"},
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE_STATE, str(file)],
+        capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trained 2" in done.stdout
+
+
 GPU_SCRIPT = """#!/bin/sh
 echo '{"name": "gpu", "addresses": ["ADDRESS"]}'
 """
@@ -168,7 +201,12 @@ def test_a_driver_that_slept_while_another_took_over_stops_and_writes_nothing_mo
     out, err = first.communicate(timeout=100)
     assert first.returncode == 1, out + err
     assert f"this training was taken over by process {second.pid}" in out + err
+    # The winner trains in the same run of MLflow, which the loser may not mark as failed.
+    (run,) = mlflow.MlflowClient(job.tracking.uri).search_runs(["1"])
+    assert run.info.status != "FAILED"
     out, err = second.communicate(timeout=200)
     assert second.returncode == 0, out + err
     assert "going on after epoch" in out
     assert last_checkpoint(job).epoch == 12
+    (run,) = mlflow.MlflowClient(job.tracking.uri).search_runs(["1"])
+    assert run.info.status == "FINISHED"

@@ -149,3 +149,9 @@ def test_learning_curves_show_the_figure_that_decides(metric, shown):
     loss, deciding = pictures.learning_curves(history, 2, metric).axes
     assert deciding.get_title() == f"Validation {shown} (%)"
     assert loss.get_legend().get_texts()[-1].get_text() == f"chosen by {metric.replace('_', ' ')}: epoch 2"
+
+
+def test_learning_curves_without_a_validation_split_say_so():
+    loss, deciding = pictures.learning_curves([{"train_loss": 1.0}, {"train_loss": 0.5}], 2, "f1_macro").axes
+    assert deciding.get_title() == "No validation split"
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "chosen by train loss: epoch 2"]

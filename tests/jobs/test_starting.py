@@ -184,6 +184,12 @@ def test_a_stored_model_that_would_execute_something_is_refused(source, tracking
         find(f"models:/evil/{logged.registered_model_version}")
 
 
+def test_a_file_of_torchs_that_is_no_checkpoint_is_the_users_mistake(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other.pt: not a readable checkpoint .*; give one that this project wrote"):
+        find(str(tmp_path / "other.pt"))
+
+
 def test_a_checkpoint_tells_what_it_is_of(source):
     about = checkpoint.load_latest(str(source[1])).about
     assert about["class_names"] == ["low", "middle", "top"]

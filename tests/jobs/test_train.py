@@ -14,9 +14,10 @@ from mlflow.exceptions import MlflowException
 from jobs.cluster import BarrierTransport
 from jobs.config import TrackingConfig
 from jobs.tracking import Tracker
-from jobs.train import train
+from jobs.train import _log_progress, _Run, train
 from model.environment import this_environment
 from model.errors import UserError, WorldError
+from model.lease import LeaseLostError
 from model.manifest import load_manifest
 from model.meeting import Meeting
 from model.optimizer_config import OptimizerConfig
@@ -107,6 +108,29 @@ def test_a_training_that_diverges_is_the_users_mistake(train_job, tmp_path, new_
         train(train_job(optimizer=bad, num_epochs=30, tracking=tracking))
     (run,) = mlflow.MlflowClient(tracking.uri).search_runs(["1"])
     assert run.info.status == "FAILED"
+
+
+def test_a_driver_that_lost_its_lease_neither_ends_the_winners_run_nor_sends_to_it(
+    train_job, tmp_path, new_store, monkeypatch
+):
+    """The second epoch finds a greater number in the lease, as where another driver took over."""
+    tracking, save, seen = new_store(tmp_path), _Run.save, []
+
+    def log_progress(_tracker, moment):
+        seen.append(moment)
+
+    def save_then_lose(run, state):
+        save(run, state)
+        run.lease._create(run.lease._number + 1)
+        _log_progress(Tracker, run.lease, None)
+
+    monkeypatch.setattr(_Run, "save", save_then_lose)
+    monkeypatch.setattr(Tracker, "log_progress", log_progress)
+    with pytest.raises(LeaseLostError, match="this training was taken over by process"):
+        train(train_job(tracking=tracking))
+    (run,) = mlflow.MlflowClient(tracking.uri).search_runs(["1"])
+    assert run.info.status == "RUNNING"
+    assert not seen
 
 
 def test_a_dataset_that_is_none(train_job, tmp_path):

@@ -80,8 +80,8 @@ class Worker:
             nn.functional.cross_entropy(self.model(inputs), labels).backward()
             self.optimizer.step()
 
-    def average(self, weight: float, round_index: int = 0) -> None:
-        self.averager.average(weight, rank=self.rank, round_index=round_index)
+    def average(self, weight: float, round_index: int = 0, loss: float = 0.0) -> None:
+        self.averager.average(weight, rank=self.rank, round_index=round_index, loss=loss)
 
     def state(self) -> State:
         """Copies of all state, by name."""
@@ -277,9 +277,43 @@ def test_a_state_that_is_not_finite_stops_all_and_changes_nobody(members, templa
     assert "worker 1 diverged" in str(errors[1])
     assert "after round 4" in str(errors[1])
     assert "lower optimizer.learning_rate" in str(errors[1])
-    assert "worker 2 stopped in round 4: a peer's parameters are not finite" in str(errors[2])
+    assert "worker 2 stopped in round 4: a peer's state or loss is not finite" in str(errors[2])
     for _, before, after in results:
         assert_bits(before, after)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_all_and_changes_nobody(members, template, loss):
+    def work(rank: int, member: Member) -> tuple[Exception, State, State]:
+        worker = Worker(template, rank, member, AveragingConfig(), "adam")
+        worker.steps(2)
+        before = worker.state()
+        with pytest.raises((DivergedError, PeerDivergedError)) as failure:
+            worker.average(1 / 2, 3, loss if rank == 1 else 1.0)
+        return failure.value, before, worker.state()
+
+    results = together(members[2], work)
+    assert str(results[0][0]) == "worker 0 stopped in round 3: a peer's state or loss is not finite"
+    assert "worker 1 diverged: its training loss was not finite after round 3; lower " in str(results[1][0])
+    for _, before, after in results:
+        assert_bits(before, after)
+
+
+def test_an_outer_step_that_overflows_stops_all_before_it_is_written(members, template):
+    config = AveragingConfig(outer=OuterConfig(learning_rate=1e6))
+
+    def work(rank: int, member: Member) -> tuple[str, State]:
+        worker = Worker(template, rank, member, config, "sgd")
+        with torch.no_grad():
+            worker.model[0].weight.add_(1e36)
+        with pytest.raises(DivergedError) as failure:
+            worker.average(1 / 2, 5)
+        return str(failure.value), worker.state()
+
+    for rank, (text, state) in enumerate(together(members[2], work)):
+        assert f"worker {rank} diverged: its parameters, by the outer step, were not finite after round 5" in text
+        assert "lower averaging.outer or optimizer.learning_rate" in text
+        assert all(value.isfinite().all() for value in state.values())
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])

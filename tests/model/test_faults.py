@@ -72,10 +72,10 @@ def struck(work: Work, fault: Fault, task: Task, device: str) -> Report:
     """Do a task in which the fault befalls its worker."""
     average, step = segment.Averager.average, segment.Replica.backward
 
-    def average_after_fault(self: Any, weight: float, *, rank: int, round_index: int) -> None:
+    def average_after_fault(self: Any, weight: float, *, rank: int, round_index: int, loss: float) -> None:
         if (rank, round_index) == (RANK, fault.round_index):
             fault.strike(self)
-        average(self, weight, rank=rank, round_index=round_index)
+        average(self, weight, rank=rank, round_index=round_index, loss=loss)
 
     def slow_step(self: Any, batch: Any) -> None:
         if task.rank != RANK:

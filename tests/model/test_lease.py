@@ -70,6 +70,18 @@ def test_a_dead_process_of_this_machine_is_passed_over_at_once(tmp_path, other):
         assert files(tmp_path) == ["00000002.json"]
 
 
+@pytest.mark.parametrize("change", [{"kernel": "other-boot pid:[1]"}, {"kernel": ""}, {"host": "elsewhere"}])
+def test_one_whose_process_numbers_are_not_ours_is_not_taken_for_dead(tmp_path, monkeypatch, change):
+    """A container on the same host has a process of each number, or none: only silence tells."""
+    with lease(tmp_path, silent_after_s=1000):
+        as_if_elsewhere(tmp_path, **{"host": os.uname().nodename, "pid": 2**22 + 1} | change)
+        waited = []
+        monkeypatch.setattr("model.lease.time.sleep", lambda _s: waited.append(as_if_elsewhere(tmp_path, beats=1)))
+        with pytest.raises(WorldError, match="this training is at work already"), lease(tmp_path, silent_after_s=5):
+            pass
+        assert waited
+
+
 def as_if_elsewhere(folder, **changes) -> None:
     (file,) = (folder / "lease").glob("*.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"host": "elsewhere"} | changes))

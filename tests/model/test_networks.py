@@ -210,6 +210,37 @@ def fails_later(shape, num_classes):
 
 def function(shape, num_classes):
     return torch.flatten
+
+def with_complex_weights(shape, num_classes):
+    body = make(shape, num_classes)
+    body.register_parameter("phase", nn.Parameter(torch.zeros(3, dtype=torch.complex64)))
+    return body
+
+class Tied(nn.Module):
+    def __init__(self, shape, num_classes):
+        super().__init__()
+        self.once = nn.Conv2d(shape[0], shape[0], 3, padding=1)
+        self.again, self.norm = self.once, nn.BatchNorm2d(shape[0])
+        head = [nn.Flatten(), nn.LazyLinear(num_classes)]
+        self.body = nn.Sequential(self.once, self.norm, nn.ReLU(), self.again, self.norm, *head)
+
+    def forward(self, images):
+        return self.body(images)
+
+def tied(shape, num_classes):
+    return Tied(shape, num_classes)
+
+class Masked(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, images):
+        scores = self.body(images)
+        return scores.masked_fill(torch.arange(scores.shape[1]) == 0, float("-inf"))
+
+def masked(shape, num_classes):
+    return Masked(make(shape, num_classes))
 """
 
 
@@ -244,6 +275,7 @@ def test_a_factory_that_is_not_allowed_is_not_even_imported(factories, tmp_path,
     ("breaks", "the factory failed: KeyError: 'sizes'"),
     ("fails_later", "its module failed on images (2, 3, 32, 32): RuntimeError: "),
     ("function", "expected a torch.nn.Module from the factory, got builtin_function_or_method"),
+    ("with_complex_weights", "phase is complex64, and complex numbers are not averaged"),
     ("missing", "module 'nets_of_a_test' has no attribute 'missing'; install its package for the driver"),
 ])  # fmt: skip
 def test_factories_that_are_wrong(factories, name, message):
@@ -251,6 +283,26 @@ def test_factories_that_are_wrong(factories, name, message):
     with pytest.raises(UserError) as caught:
         built(f"nets_of_a_test:{name}")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("averaging", [{}, {"outer": {"momentum": 0.5}}, {"exchange": "bfloat16"}])
+def test_a_module_that_is_used_twice_is_trained_and_averaged_once(factories, tiny_data, transports, averaging):
+    factories("tied")
+    trained = training(tiny_data, transports, optimizer={}, num_epochs=1, averaging={"frequency": 2} | averaging)
+    config = trained.config.model_copy(update={"network": "nets_of_a_test:tied"})
+    state = fit(type(trained)(config, tiny_data, trained.transport))
+    assert torch.equal(state.model["body.once.weight"], state.model["body.again.weight"])
+    assert int(state.model["body.norm.num_batches_tracked"]) == 2 * 7, "twice a step, and 7 steps"
+
+
+def test_a_loss_that_is_not_finite_ends_a_training_though_parameters_are(factories, tiny_data, transports):
+    factories("masked")
+    trained = training(tiny_data, transports, optimizer={}, num_epochs=1)
+    config = trained.config.model_copy(update={"network": "nets_of_a_test:masked"})
+    saved = []
+    with pytest.raises(UserError, match=r"worker 0 diverged: its training loss was not finite after round 0"):
+        type(trained)(config, tiny_data, trained.transport).fit(None, saved.append)
+    assert not saved
 
 
 def test_a_factory_of_no_package_here(monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from model.optimizer_config import OPTIONS, OptimizerConfig
+from model.optimizer_config import OPTIONS, OptimizerConfig, num_moments
 from model.optimizers import OPTIMIZERS, build_optimizer
 
 from .fitting import bits, fit, training
@@ -63,6 +63,18 @@ def test_an_option_that_an_optimizer_does_not_have_is_refused(name):
 def test_nesterov_needs_momentum(wrong):
     with pytest.raises(ValidationError, match="nesterov needs momentum over 0 and no dampening"):
         OptimizerConfig(name="sgd", **wrong)
+
+
+@pytest.mark.parametrize("options", [False, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_moments_that_are_counted_are_those_that_torch_keeps(name, options):
+    config = OptimizerConfig(name=name, **(all_options(name) if options else {}))
+    model = nn.Linear(5, 3)
+    optimizer = build_optimizer(config, model)
+    model(torch.ones(2, 5)).sum().backward()
+    optimizer.step()
+    kept = [value for value in optimizer.state[model.weight].values() if torch.is_tensor(value) and value.numel() == 15]
+    assert num_moments(config) == len(kept)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

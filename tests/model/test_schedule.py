@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from model.averaging import Averager
 from model.errors import UserError
@@ -150,6 +151,11 @@ class _Alone:
 
     def all_reduce(self, values: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """The sum over one worker."""
+
+
+def test_nesterovs_outer_step_needs_momentum():
+    with pytest.raises(ValidationError, match=r"nesterov needs momentum over 0: set averaging.outer.momentum"):
+        AveragingConfig(outer={"nesterov": True})
 
 
 def test_nesterovs_outer_step_is_torchs():

@@ -157,6 +157,13 @@ def test_a_diverging_training_names_the_worker(lenet_data, transports, num_worke
         fit(training(lenet_data, transports, optimizer=huge, num_workers=num_workers))
 
 
+def test_without_a_validation_split_there_are_no_figures_of_it(make_dataset, transports, tmp_path):
+    dataset = make_dataset(tmp_path, rows={"train": 20}, shape=(3, 8, 8))
+    (figures,) = fit(training(dataset, transports, optimizer={"name": "sgd"}, num_epochs=1)).history
+    assert figures["train_loss"] > 0
+    assert not [name for name in figures if name.startswith("validation")]
+
+
 def test_a_lost_shard_is_the_worlds_fault_and_found_at_once(make_dataset, transports, tmp_path):
     dataset = make_dataset(tmp_path, rows={"train": 50}, shape=(3, 8, 8))
     lost = dataset.manifest.shards_of("train")[0].name

@@ -1,0 +1,134 @@
+"""The workers' states on their way through Spark: large ones are broadcast, because a task's own size has a limit."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from model.errors import UserError
+from model.optimizer_config import num_moments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pyspark import Broadcast, SparkContext
+
+    from model.tasks import Task
+
+LARGE_BYTES = 2**18
+# Of what comes back, in the driver's heap: measured with 1 GiB, where 250 MiB had room and 330 MiB had none, and in
+# local mode, where the driver's Java holds the executor too, 134 MiB and 180 MiB.
+COPIES, COPIES_IN_LOCAL_MODE = 2.5, 5
+# What Spark has no room for: the driver's settings are to blame, and trying again would end the same way.
+_REMEDIES = {
+    "spark.rpc.message.maxSize": ("exceeds max allowed",),
+    "spark.driver.maxResultSize": ("is bigger than spark.driver.maxResultSize",),
+    "spark.driver.memory": ("java.lang.OutOfMemoryError",),
+}
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Tasks without the large parts of their states, and those as broadcasts, by rank and name."""
+
+    tasks: list[Task]
+    large: dict[int, dict[str, Broadcast[Any]]]
+
+
+@contextmanager
+def packed(context: SparkContext, tasks: Sequence[Task]) -> Iterator[Parcel]:
+    """The tasks to send in place of `tasks`. A part of a state that several tasks share is broadcast once.
+
+    Raises UserError where the states have no room in the driver.
+    """
+    sizes = {id(part): num_bytes(part) for task in tasks for part in task.state.values()}
+    _check_room(context, tasks, sum(sizes.values()))
+    sent: dict[int, Broadcast[Any]] = {}
+    try:
+        for part in (part for task in tasks for part in task.state.values()):
+            if sizes[id(part)] >= LARGE_BYTES and id(part) not in sent:
+                sent[id(part)] = context.broadcast(part)
+        yield Parcel(
+            [replace(task, state={k: v for k, v in task.state.items() if id(v) not in sent}) for task in tasks],
+            {task.rank: {k: sent[id(v)] for k, v in task.state.items() if id(v) in sent} for task in tasks},
+        )
+    finally:
+        for broadcast in sent.values():
+            broadcast.destroy()
+
+
+def unpacked(task: Task, large: dict[int, dict[str, Broadcast[Any]]]) -> Task:
+    """Inside a Spark task: the task as it was before it was packed."""
+    return replace(task, state=task.state | {name: broadcast.value for name, broadcast in large[task.rank].items()})
+
+
+def num_bytes(state: Any) -> int:
+    """Bytes of all tensors in a state."""
+    from torch import Tensor  # the ETL, which sends no states, can do without
+
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, dict):
+        return sum(num_bytes(value) for value in state.values())
+    return sum(num_bytes(value) for value in state) if isinstance(state, list | tuple) else 0
+
+
+def no_room(context: SparkContext, text: str) -> UserError | None:
+    """The user's mistake where the text of Spark's error says that states had no room in the driver."""
+    if "Job aborted" in text and "OutOfMemoryError" in text:
+        return None  # an executor's memory: a machine with more of it may do
+    for setting, signs in _REMEDIES.items():
+        if any(sign in text for sign in signs):
+            line = next(line.strip() for line in text.splitlines() if any(sign in line for sign in signs))
+            return UserError(
+                f"the workers' states are too large for Spark's driver: {line}; {_raise(context, setting)}"
+            )
+    return None
+
+
+def _check_room(context: SparkContext, tasks: Sequence[Task], sent_bytes: int) -> None:
+    """Raise UserError where the states have no room in the driver; one out of memory would hang, not fail."""
+    returned_bytes = _returned_bytes(tasks)
+    limit = _bytes_of(context, "spark.driver.maxResultSize", "1g")
+    if 0 < limit < returned_bytes:
+        raise UserError(
+            f"the workers' states are {_mib(returned_bytes)}, more than Spark's driver takes back at once "
+            f"({_mib(limit)}): {_raise(context, 'spark.driver.maxResultSize')}, or use a smaller network, or fewer "
+            "workers where averaging.optimizer_state is keep"
+        )
+    runtime = context._jvm.java.lang.Runtime  # type: ignore[union-attr]  # noqa: SLF001 - PySpark has no name for it
+    copies = COPIES_IN_LOCAL_MODE if (context.master or "").startswith("local") else COPIES
+    needed_bytes, heap_bytes = sent_bytes + int(copies * returned_bytes), int(runtime.getRuntime().maxMemory())
+    if needed_bytes > heap_bytes:
+        raise UserError(
+            f"the workers' states are {_mib(returned_bytes)}, for which Spark's driver needs about "
+            f"{_mib(needed_bytes)} of memory, and it has {_mib(heap_bytes)}: {_raise(context, 'spark.driver.memory')}"
+        )
+
+
+def _returned_bytes(tasks: Sequence[Task]) -> int:
+    """Bytes of the states that come back: the model and outer momentum once, and the optimizers' by their policy."""
+    config, state = tasks[0].config, tasks[0].state
+    if tasks[0].rounds is None:
+        return 0
+    model_bytes, policy = num_bytes(state["model"]), config.averaging.optimizer_state
+    optimizer_bytes = 0 if policy == "reset" else num_bytes(state["optimizer"])
+    if state["optimizer"] is None and policy != "reset" and not config.fine_tuning.freeze:
+        # Optimizers make their state at the first step; what is frozen has none.
+        optimizer_bytes = num_moments(config.optimizer) * model_bytes
+    outer_bytes = 0 if config.averaging.outer.is_plain else model_bytes
+    return model_bytes + outer_bytes + optimizer_bytes * (len(tasks) if policy == "keep" else 1)
+
+
+def _raise(context: SparkContext, setting: str) -> str:
+    value = context.getConf().get(setting) or "not set"
+    return f"raise {setting} ({value}) in `spark` of the job, or in spark-submit's settings"
+
+
+def _mib(num: int) -> str:
+    return f"{num / 2**20:.0f} MiB"
+
+
+def _bytes_of(context: SparkContext, setting: str, default: str) -> int:
+    return int(context._jsc.sc().conf().getSizeAsBytes(setting, default))  # noqa: SLF001 - PySpark has no name for it

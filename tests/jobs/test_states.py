@@ -1,0 +1,106 @@
+"""States on their way through Spark: whole on the other side, and refused where the driver has no room for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jobs import states
+from jobs.cluster import BarrierTransport, first_cause
+from jobs.states import no_room, num_bytes
+from model.environment import this_environment
+from model.errors import UserError
+from model.faults import LostWorkerError
+from model.meeting import Meeting
+from model.tasks import Report, Rounds, Task
+from model.training_config import TrainingConfig
+
+MODEL = {"weight": torch.arange(200_000.0)}
+TOO_LONG = (
+    "An error occurred while calling z:org.apache.spark.api.python.PythonRDD.collectAndServe.\n: "
+    "org.apache.spark.SparkException: Job aborted due to stage failure: Serialized task 0:0 was 140522323 bytes, which "
+    "exceeds max allowed: spark.rpc.message.maxSize (134217728 bytes). Consider increasing it.\n\tat org.apache"
+)
+
+
+@pytest.fixture
+def transport(spark):
+    return BarrierTransport(spark, Meeting("127.0.0.1"), 2)
+
+
+def tasks_with(transport, optimizers, *, rounds=None, **config) -> list[Task]:
+    return [
+        Task(
+            config=TrainingConfig(**config), dataset_uri="", digest="", rank=rank, num_workers=len(optimizers),
+            state={"model": MODEL, "optimizer": optimizer, "outer_momentum": None},
+            address=transport.meeting.new_address(), environment=this_environment(), rounds=rounds,
+        )
+        for rank, optimizer in enumerate(optimizers)
+    ]  # fmt: skip
+
+
+def _echo(task: Task, _device: str) -> Report:
+    return Report(task.rank, "here", state=task.state)
+
+
+@pytest.mark.parametrize("large_bytes", [1, 500_000, 10**9])
+def test_each_worker_gets_the_state_that_was_meant_for_it(transport, monkeypatch, large_bytes):
+    monkeypatch.setattr(states, "LARGE_BYTES", large_bytes)
+    optimizers = [{"state": {0: {"step": torch.tensor(rank), "sum": torch.full((9,), rank)}}} for rank in (1.0, 2.0)]
+    reports = transport.run(_echo, tasks_with(transport, optimizers))
+    for report, optimizer in zip(reports, optimizers, strict=True):
+        assert report.state.keys() == {"model", "optimizer", "outer_momentum"}
+        assert torch.equal(report.state["model"]["weight"], MODEL["weight"])
+        assert torch.equal(report.state["optimizer"]["state"][0]["sum"], optimizer["state"][0]["sum"])
+        assert report.state["outer_momentum"] is None
+
+
+def test_what_workers_share_is_broadcast_once_and_let_go(transport, spark, monkeypatch):
+    sent = []
+    broadcast = type(spark.sparkContext).broadcast
+    monkeypatch.setattr(type(spark.sparkContext), "broadcast", lambda c, v: sent.append(broadcast(c, v)) or sent[-1])
+    transport.run(_echo, tasks_with(transport, [None, None]))
+    assert len(sent) == 1
+    with pytest.raises(Exception, match="destroyed"):
+        sent[0].destroy() or sent[0].unpersist()
+
+
+@pytest.mark.parametrize(("policy", "copies"), [("average", 3), ("keep", 5), ("reset", 1)])
+def test_states_over_the_limit_of_results_are_refused_before_a_task_starts(transport, monkeypatch, policy, copies):
+    total_bytes = copies * num_bytes(MODEL)
+    monkeypatch.setattr(states, "_bytes_of", lambda *_names: total_bytes - 1)
+    tasks = tasks_with(
+        transport, [None, None], rounds=Rounds(epoch=0, first=0, stop=1), averaging={"optimizer_state": policy}
+    )
+    with pytest.raises(UserError, match=r"states are \d+ MiB, more .* raise spark.driver.maxResultSize \(not set\)"):
+        transport.run(_echo, tasks)
+    monkeypatch.setattr(states, "_bytes_of", lambda *_names: total_bytes)
+    assert len(transport.run(_echo, tasks)) == 2
+
+
+def test_states_over_the_drivers_memory_are_refused_before_a_task_starts(transport, monkeypatch):
+    monkeypatch.setattr(states, "COPIES_IN_LOCAL_MODE", 10**6)
+    tasks = tasks_with(transport, [None, None], rounds=Rounds(epoch=0, first=0, stop=1))
+    with pytest.raises(
+        UserError, match=r"needs about \d+ MiB of memory, and it has \d+ MiB: raise spark.driver.memory"
+    ):
+        transport.run(_echo, tasks)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (TOO_LONG, r"too large .*140522323 bytes, which exceeds .*; raise spark.rpc.message.maxSize \(not set\)"),
+    ("Job aborted: Total size of serialized results of 2 tasks (1.2 GiB) is bigger than spark.driver.maxResultSize (1)",
+     r"Total size .*; raise spark.driver.maxResultSize \(not set\)"),
+    ("An error occurred\n: java.lang.OutOfMemoryError: Java heap space", r"Java heap space; raise spark.driver.memory"),
+])  # fmt: skip
+def test_no_room_is_the_users_mistake(spark, text, message):
+    with pytest.raises(UserError, match=message):
+        raise no_room(spark.sparkContext, text)
+
+
+def test_an_executor_out_of_memory_is_a_lost_worker(spark):
+    assert no_room(spark.sparkContext, "Job aborted: task 3 failed: java.lang.OutOfMemoryError: Java heap") is None
+
+
+def test_the_cause_of_an_aborted_job_is_named():
+    assert "Serialized task 0:0 was 140522323 bytes" in first_cause(LostWorkerError(TOO_LONG))
