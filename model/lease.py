@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import re
 import secrets
 import socket
@@ -58,8 +59,7 @@ class Lease:
         if newest:
             self._wait_until_passed(newest)
         self._number = newest + 1
-        if not self._create(self._number):
-            raise self._refused(self._read(self._number))
+        self._take()
         for number in self._numbers():
             if number < self._number:
                 storage.delete(self._file(number))
@@ -139,6 +139,24 @@ class Lease:
 
     def _write(self, number: int, content: dict[str, Any]) -> None:
         storage.write_bytes(self._file(number), json.dumps(content).encode())
+
+    def _take(self) -> None:
+        """Create the number's file. Raises WorldError that names whoever was first."""
+        seen, since = self._claims(), time.monotonic()
+        while not self._create(self._number):
+            newest = self._newest()
+            if newest >= self._number:
+                raise self._refused(self._read(newest))
+            if time.monotonic() - since > self._silent_after_s:
+                # A claim lives for a moment: one that stood all this time is of a process that was killed.
+                for name in seen & self._claims():
+                    storage.delete(storage.join(self._uri, name))
+                seen, since = self._claims(), time.monotonic()
+            # Two that withdrew for each other try again at different times.
+            time.sleep(random.uniform(0.1, 1) * min(1.0, self._silent_after_s / 10))  # noqa: S311 - no secret
+
+    def _claims(self) -> set[str]:
+        return {n for n in storage.list_names(self._uri) if n.startswith(f"claim-{self._number:08d}-")}
 
     def _create(self, number: int) -> bool:
         """Take a number, unless another has it. Two that try at once: one wins at most."""

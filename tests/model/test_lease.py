@@ -12,6 +12,7 @@ import threading
 
 import pytest
 
+from model import storage
 from model.errors import WorldError
 from model.lease import Lease, LeaseLostError
 
@@ -151,3 +152,36 @@ def test_a_damaged_lease_file_holds_nothing(tmp_path):
     with lease(tmp_path) as held:
         held.check()
         assert files(tmp_path) == ["00000008.json"]
+
+
+def test_a_claim_of_a_killed_process_does_not_lock_a_store_for_ever(new_bucket):
+    folder = storage.join(new_bucket(), "set")
+    storage.write_bytes(storage.join(folder, "lease", "claim-00000001-dead"), b"{}")
+    with Lease(folder, what="this training", silent_after_s=0.5) as held:
+        held.check()
+    assert storage.list_names(storage.join(folder, "lease")) == ["00000001.json"]
+
+
+def test_of_two_that_try_at_once_on_a_store_one_wins_and_is_named(new_bucket):
+    for round_index in range(3):
+        folder, outcomes, both = storage.join(new_bucket(), "set"), [], threading.Barrier(2)
+        done = threading.Barrier(2)
+
+        def compete(folder=folder, outcomes=outcomes, both=both, done=done) -> None:
+            both.wait()
+            try:
+                with Lease(folder, what="this training", silent_after_s=5):
+                    outcomes.append("won")
+                    done.wait(20)
+            except WorldError as error:
+                outcomes.append(str(error))
+                done.wait(20)
+
+        threads = [threading.Thread(target=compete) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        won, refused = sorted(outcomes, key=len)
+        assert won == "won", round_index
+        assert f"process {os.getpid()} on" in refused
