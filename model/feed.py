@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -10,16 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from .shards import Dataset, Examples
-
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Iterator
 
     from numpy.typing import NDArray
 
     from .accounting import Clock
     from .manifest import Split
     from .plan import Window
+    from .shards import Dataset, Examples
 
 T = TypeVar("T")
 
@@ -56,18 +56,17 @@ def _windows(
 ) -> Generator[tuple[Examples, NDArray[np.int64]]]:
     shards = dataset.manifest.shards_of(split)
     for window in windows:
-        pieces = [
-            piece
-            for rows in window.ranges
-            for piece in dataset.read(shards[rows.shard_index], rows.start, rows.stop, **wanted)
-        ]
-        yield _joined(pieces), window.order
+        read = (dataset.read(shards[rows.shard_index], rows.start, rows.stop, **wanted) for rows in window.ranges)
+        num_rows = sum(rows.stop - rows.start for rows in window.ranges)
+        yield _joined((piece for pieces in read for piece in pieces), num_rows), window.order
 
 
 def _cut(windows: Generator[tuple[Examples, NDArray[np.int64]]], batch_size: int) -> Generator[Examples]:
     for joined, order in windows:
         for first in range(0, len(order), batch_size):
             yield joined.take(order[first : first + batch_size])
+        # Before the next window is read, or memory would hold both.
+        del joined
 
 
 def _pinned(batch: Examples) -> Examples:
@@ -75,17 +74,24 @@ def _pinned(batch: Examples) -> Examples:
     return replace(batch, features_NCHW=features, labels_N=labels)
 
 
-def _joined(pieces: list[Examples]) -> Examples:
-    if len(pieces) == 1:
-        return pieces[0]
-    keys = [piece.keys_N for piece in pieces if piece.keys_N is not None]
-    return Examples(
-        np.concatenate([piece.features_NCHW for piece in pieces]),
-        np.concatenate([piece.labels_N for piece in pieces]),
-        [name for piece in pieces for name in piece.ids],
-        [path for piece in pieces for path in piece.paths],
-        np.concatenate(keys) if keys else None,
+def _joined(pieces: Iterator[Examples], num_rows: int) -> Examples:
+    """All pieces as one; each is let go when it is copied, so that memory holds the images once."""
+    first = next(pieces)
+    if len(first.labels_N) == num_rows:
+        return first
+    whole = replace(
+        first, features_NCHW=np.empty((num_rows, *first.features_NCHW.shape[1:]), np.uint8), ids=[], paths=[]
     )
+    labels, keys, done = [], [], 0
+    for piece in itertools.chain([first], pieces):
+        whole.features_NCHW[done : done + len(piece.labels_N)] = piece.features_NCHW
+        done += len(piece.labels_N)
+        labels.append(piece.labels_N)
+        keys += [] if piece.keys_N is None else [piece.keys_N]
+        whole.ids.extend(piece.ids)
+        whole.paths.extend(piece.paths)
+    assert done == num_rows, "a window's ranges are read whole"
+    return replace(whole, labels_N=np.concatenate(labels), keys_N=np.concatenate(keys) if keys else None)
 
 
 def ahead(items: Generator[T], num_ahead: int) -> Generator[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from model.accounting import Clock
 from model.errors import WorldError
 from model.feed import ahead, minibatches
+from model.plan import plan_epoch
 
 from .fitting import bits, fit, plan_of, training
 
@@ -95,3 +97,19 @@ def test_memory_holds_windows_not_the_dataset(make_dataset, tmp_path):
         [b.labels_N for b in minibatches(dataset, plan.windows(0), "train", batch_size=8, with_names=False)]
     )
     assert len(seen) == 300
+
+
+@pytest.mark.parametrize(("prefetch_batches", "most"), [(0, 1.5), (4, 3)])
+def test_the_images_of_a_window_are_held_once(make_dataset, tmp_path, prefetch_batches, most):
+    dataset = make_dataset(tmp_path, rows={"train": 400}, shape=(3, 64, 64), shard_bytes=2**17)
+    rows = [shard.num_examples for shard in dataset.manifest.shards_of("train")]
+    example_bytes, buffer_rows = dataset.manifest.image.example_bytes, 100
+    plan = plan_epoch(rows, num_workers=1, batch_size=4, frequency=5, seed=0, epoch=0, buffer_rows=buffer_rows)
+    options = {"batch_size": 4, "with_names": False, "prefetch_batches": prefetch_batches}
+    tracemalloc.start()
+    try:
+        assert sum(len(batch.labels_N) for batch in minibatches(dataset, plan.windows(0), "train", **options)) == 400
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < most * buffer_rows * example_bytes
