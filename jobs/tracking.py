@@ -69,6 +69,8 @@ class Tracker:
         """Start a run, or go on with `run_id`. Raises WorldError when MLflow can't be reached."""
         self._job = job
         self._manifest = manifest
+        self.checkpoint_s: dict[int, float] = {}
+        """Seconds of saving checkpoints, by epoch: known after the epoch's figures were saved with them."""
         self.tracking_uri = connect(job.tracking)
         self._client = mlflow.MlflowClient()
         try:
@@ -143,7 +145,8 @@ class Tracker:
         for epoch, figures in enumerate(history, start=1):
             if epoch not in sent:
                 now = int(time.time() * 1000)
-                metrics = [Metric(name, value, now, epoch) for name, value in figures.items()]
+                saved = {"checkpoint_s": self.checkpoint_s[epoch]} if epoch in self.checkpoint_s else {}
+                metrics = [Metric(name, value, now, epoch) for name, value in (figures | saved).items()]
                 self._client.log_batch(self.run_id, metrics=metrics)
 
     def finish(

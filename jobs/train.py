@@ -141,9 +141,11 @@ def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoi
     def on_state(state: Checkpoint) -> None:
         saving = time.monotonic()
         run.save(state)
+        epoch = state.epoch if state.ends_epoch else state.epoch + 1
+        tracker.checkpoint_s[epoch] = tracker.checkpoint_s.get(epoch, 0.0) + time.monotonic() - saving
         if state.ends_epoch:
             tracker.log_epochs(state.history)
-            _say_epoch(state, training.config, time.monotonic() - saving)
+            _say_epoch(state, training.config, tracker.checkpoint_s[state.epoch])
 
     try:
         final = training.fit(start, on_state)
@@ -173,8 +175,9 @@ def _say_epoch(state: Checkpoint, config: TrainingConfig, checkpoint_s: float) -
     )  # fmt: skip
     phases = ", ".join(f"{phase} {h.get(f'{phase}_s', 0.0):.2f}" for phase in PHASES)
     log.info(
-        "epoch %d/%d: seconds of a worker: %s; Spark %.2f; checkpoint %.2f",
+        "epoch %d/%d: seconds of a worker: %s; Spark %.2f; checkpoint %.2f%s",
         state.epoch, num_epochs, phases, h["spark_s"], checkpoint_s,
+        f"; failed tries {h['retry_s']:.2f}" if h["retry_s"] else "",
     )  # fmt: skip
 
 

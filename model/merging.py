@@ -21,13 +21,18 @@ def merged(
     legs: tuple[Leg, ...],
     reports: list[Report],
     evaluation: Evaluation | None,
-    seconds: float,
     plan: EpochPlan,
+    *,
+    seconds: float,
+    retry_s: float,
 ) -> Checkpoint:
-    """The state after a segment of `seconds`; with an `evaluation` the epoch has ended, and its figures are added."""
+    """The state after a segment of `seconds`, `retry_s` of which failed tries took.
+
+    With an `evaluation` the epoch has ended, and its figures are added.
+    """
     first = reports[0].state
     assert first is not None, "rank 0 reports the averaged state"
-    running = _running(state, reports, seconds, plan, legs)
+    running = _running(state, reports, plan, legs, seconds=seconds, retry_s=retry_s)
     ended = evaluation is not None
     return Checkpoint(
         epoch=state.epoch + ended,
@@ -46,7 +51,13 @@ def merged(
 
 
 def _running(
-    state: Checkpoint, reports: list[Report], seconds: float, plan: EpochPlan, legs: tuple[Leg, ...]
+    state: Checkpoint,
+    reports: list[Report],
+    plan: EpochPlan,
+    legs: tuple[Leg, ...],
+    *,
+    seconds: float,
+    retry_s: float,
 ) -> dict[str, float]:
     """Sums over the epoch's segments so far."""
     new = {
@@ -54,7 +65,8 @@ def _running(
         "loss_sum": sum(report.loss_sum for report in reports),
         "seconds": seconds,
         "rounds": float(legs[-1].num_rounds - _rounds_before(state, legs)),
-        "spark_s": seconds - max(sum(_own(report).values()) for report in reports),
+        "retry_s": retry_s,
+        "spark_s": seconds - retry_s - max(sum(_own(report).values()) for report in reports),
     }
     for report in reports:
         for phase, value in report.seconds.items():
@@ -86,6 +98,7 @@ def _figures(running: dict[str, float], evaluation: Evaluation) -> dict[str, flo
         "examples_per_second": num_examples / seconds,
         "rounds": running["rounds"],
         "spark_s": running["spark_s"],
+        "retry_s": running["retry_s"],
         **_means(workers),
         **workers,
         **(_validation(evaluation) if evaluation.num_examples else {}),

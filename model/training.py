@@ -111,7 +111,7 @@ class Training:
             num_workers = max(1, min(self.config.num_workers, self.transport.num_slots()))
             return [{"model": model}] * num_workers, {"split": split}
 
-        return _evaluation(self._run(evaluate_split, tasks))
+        return _evaluation(self._run(evaluate_split, tasks)[0])
 
     def next_state(self, state: Checkpoint) -> Checkpoint:
         """The state after one more segment: an epoch, or fewer rounds where `checkpoint_every_rounds` says so."""
@@ -127,9 +127,10 @@ class Training:
             return _states(state, legs[-1].num_workers), {"rounds": rounds}
 
         with watched(name, total, num_before=num_before, epoch=state.epoch, on_progress=self.on_progress) as watch:
-            reports = self._run(train_rounds, tasks, watch=watch)
+            reports, retry_s = self._run(train_rounds, tasks, watch=watch)
         evaluation = _evaluation(reports) if reports[0].evaluation is not None else None
-        new = merged(state, legs, reports, evaluation, time.monotonic() - started, self._plan(state, legs))
+        seconds = time.monotonic() - started
+        new = merged(state, legs, reports, evaluation, self._plan(state, legs), seconds=seconds, retry_s=retry_s)
         seen = new.running["num_examples"] if not new.ends_epoch else new.history[-1]["examples"]
         assert new.ends_epoch is (seen == total), "every example is seen exactly once an epoch"
         return self._judged(new) if new.ends_epoch else new
@@ -180,13 +181,18 @@ class Training:
         tasks: Callable[[], tuple[list[ReplicaState], dict[str, Any]]],
         *,
         watch: Watch | None = None,
-    ) -> list[Report]:
-        """Run a segment; when workers are lost run it again, from the same states and so to the same end."""
+    ) -> tuple[list[Report], float]:
+        """Run a segment; when workers are lost run it again, from the same states and so to the same end.
+
+        Gives the reports, and the seconds that failed tries took.
+        """
+        begun = time.monotonic()
         earlier: set[tuple[str, int, str]] = set()
         for retry in itertools.count(1):
             try:
+                retry_s = time.monotonic() - begun
                 states, other = tasks()
-                return self._run_once(work, states, watch=watch, **other)
+                return self._run_once(work, states, watch=watch, **other), retry_s
             except WorldError as error:
                 key = error.repeated_key if isinstance(error, FailedWorkerError) else None
                 if key in earlier:

@@ -73,7 +73,7 @@ def test_a_whole_training(job, client, dataset):
 
     for name in (
         "train_loss", "validation_accuracy", "validation_loss", "validation_f1_macro", "epoch_seconds",
-        "step_s", "wait_s", "average_s", "spark_s", "worker_0/step_s", "worker_1/average_s",
+        "step_s", "wait_s", "average_s", "spark_s", "retry_s", "checkpoint_s", "worker_0/step_s", "worker_1/average_s",
     ):  # fmt: skip
         history = client.get_metric_history(result.run_id, name)
         assert [metric.step for metric in history] == [1, 2, 3, 4]

@@ -146,6 +146,9 @@ def test_the_segment_is_run_again_to_the_same_bits(dataset, transport, undisturb
     assert re.search(said, warning), warning
     for name, value in undisturbed.model.items():
         assert torch.equal(again.model[name], value), name
+    figures = again.history[0]
+    assert figures["retry_s"] > 0 == undisturbed.history[0]["retry_s"]
+    assert figures["spark_s"] < figures["epoch_seconds"] - figures["retry_s"]
 
 
 def test_the_number_of_retries_is_kept(dataset, transport, tmp_path, caplog):
