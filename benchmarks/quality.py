@@ -1,11 +1,12 @@
 """How good the averaged network is: test accuracy by averaging frequency and number of workers, 3 seeds each.
 
-python -m benchmarks.quality [--seeds 3] [--epochs 5] [--picture docs/quality.png] [--only-print]
+python -m benchmarks.quality [--seeds 3] [--epochs 5] [--results docs/quality.jsonl] [--picture docs/quality.png]
+    [--only-print]
 
 LeNet with AdaGrad, batch 32 a worker, on Fashion-MNIST: 55,000 images to train on, 5,000 to choose learning rates
 with, the official 10,000 to test on. Each setting has its own learning rate: from 0.02 halved or doubled for as long
 as that raises the validation accuracy of seed 0. The test accuracy is that of the state after the last epoch. No
-timing, so it may run beside other work. Each training is a line of WORK/quality.jsonl; what is there is not run again.
+timing, so it may run beside other work. Each training is a line of the results; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -74,9 +75,10 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--epochs", type=int, default=5)
     options.add_argument("--picture", type=Path, help="where to draw the plot (PNG)")
+    options.add_argument("--results", type=Path, help="the file of results; default: quality.jsonl in WORK")
     options.add_argument("--only-print", action="store_true", help="train nothing: show what was trained already")
     given = parsed(options)
-    runs = Runs(given.work / "quality.jsonl", official_dataset(given.work), given.epochs)
+    runs = Runs(given.results or given.work / "quality.jsonl", official_dataset(given.work), given.epochs)
     chosen = {setting: runs.known_best(setting) for setting in SETTINGS}
     if not given.only_print:
         for setting in SETTINGS:
