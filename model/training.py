@@ -186,11 +186,10 @@ class Training:
 
         Gives the reports, and the seconds that failed tries took.
         """
-        begun = time.monotonic()
+        begun, retry_s = time.monotonic(), 0.0
         earlier: set[tuple[str, int, str]] = set()
         for retry in itertools.count(1):
             try:
-                retry_s = time.monotonic() - begun
                 states, other = tasks()
                 return self._run_once(work, states, watch=watch, **other), retry_s
             except WorldError as error:
@@ -202,6 +201,7 @@ class Training:
                 if key is not None:
                     earlier.add(key)
                 log.warning("%s; trying again (%d of %d)", error, retry, self.config.max_segment_retries)
+                retry_s = time.monotonic() - begun
         raise AssertionError("the loop ends by return or raise")
 
     def _run_once(self, work: Work, states: list[ReplicaState], *, watch: Watch | None, **other: Any) -> list[Report]:
