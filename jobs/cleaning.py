@@ -47,6 +47,7 @@ def clean(
         for uri in (dataset_uri, storage.join(dataset_uri, "lease")):
             for name, written_ns in storage.list_ages(uri).items():
                 if name.startswith(".") and name.endswith(".tmp") and written_ns < oldest_ns:
+                    before_delete()
                     storage.delete(storage.join(uri, name))
                     num_deleted += 1
     except WorldError as error:

@@ -152,7 +152,7 @@ class BarrierTransport:
         """
         self._reason = ""
         try:
-            with packed(self._context, tasks) as parcel:
+            with packed(self._context, tasks, is_local=is_local_mode(self._context)) as parcel:
                 return self._run(work, parcel)
         except UserError:
             raise

@@ -48,6 +48,8 @@ INDEX = pa.schema(
         ("extra_hash", pa.int64()),
     ]
 )
+# What reading an image tells of it.
+REMEMBERED = ("content_hash", "reason", "detail", "width", "height", "has_more_frames")
 REJECTED = ("path", "reason", "detail", "size_bytes")
 _LISTED = ("path", "uri", "row", "size_bytes", "modified_ns", "class_name", "group", "extra_hash")
 
@@ -117,7 +119,16 @@ def to_parquet(table: pa.Table) -> tuple[str, pa.Buffer]:
     stream = pa.BufferOutputStream()
     pq.write_table(table, stream, compression="zstd")
     data = stream.getvalue()
-    return f"{hashlib.sha256(data).hexdigest()[:20]}.parquet", data
+    return _name_of(data), data
+
+
+def _name_of(data: pa.Buffer) -> str:
+    return f"{hashlib.sha256(data).hexdigest()[:20]}.parquet"
+
+
+def is_named_by(name: str, data: pa.Buffer) -> bool:
+    """Whether a table's name is that of its bytes."""
+    return name == _name_of(data)
 
 
 def rejected_table(index: pa.Table) -> pa.Table:
@@ -134,7 +145,7 @@ def read_index(dataset_uri: str, name: str | None) -> pa.Table:
         data = storage.read_buffer(uri)
     except FileNotFoundError:
         raise WorldError(f"{uri}: missing; {_MEND}") from None
-    if not name.startswith(hashlib.sha256(data).hexdigest()[:20]):
+    if not is_named_by(name, data):
         raise WorldError(f"{uri}: damaged (its SHA-256 is not its name); {_MEND}")
     return pq.read_table(pa.BufferReader(data)).cast(INDEX)
 

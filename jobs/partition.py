@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from jobs.index import INDEX, REMEMBERED
 from jobs.sources import Item, read_item
 from jobs.splits import HASH_BYTES, fixed_code, split_code
 from model import storage
@@ -38,14 +39,9 @@ REFUSED, NO_WAY = "ACCESS_DENIED", "NETWORK_CONNECTION"
 REPORT = pa.schema(
     [
         ("place", pa.int64()),
-        ("content_hash", pa.binary(HASH_BYTES)),
         ("shard_number", pa.int32()),
         ("is_same", pa.bool_()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("has_more_frames", pa.bool_()),
+        *(INDEX.field(name) for name in REMEMBERED),
     ]
 )
 

@@ -37,13 +37,13 @@ class Parcel:
 
 
 @contextmanager
-def packed(context: SparkContext, tasks: Sequence[Task]) -> Iterator[Parcel]:
+def packed(context: SparkContext, tasks: Sequence[Task], *, is_local: bool) -> Iterator[Parcel]:
     """The tasks to send in place of `tasks`. A part of a state that several tasks share is broadcast once.
 
     Raises UserError where the states have no room in the driver.
     """
     sizes = {id(part): num_bytes(part) for task in tasks for part in task.state.values()}
-    _check_room(context, tasks, sum(sizes.values()))
+    _check_room(context, tasks, sum(sizes.values()), is_local=is_local)
     sent: dict[int, Broadcast[Any]] = {}
     try:
         for part in (part for task in tasks for part in task.state.values()):
@@ -87,7 +87,7 @@ def no_room(context: SparkContext, text: str) -> UserError | None:
     return None
 
 
-def _check_room(context: SparkContext, tasks: Sequence[Task], sent_bytes: int) -> None:
+def _check_room(context: SparkContext, tasks: Sequence[Task], sent_bytes: int, *, is_local: bool) -> None:
     """Raise UserError where the states have no room in the driver; one out of memory would hang, not fail."""
     returned_bytes = _returned_bytes(tasks)
     limit = _bytes_of(context, "spark.driver.maxResultSize", "1g")
@@ -98,7 +98,7 @@ def _check_room(context: SparkContext, tasks: Sequence[Task], sent_bytes: int) -
             "workers where averaging.optimizer_state is keep"
         )
     runtime = context._jvm.java.lang.Runtime  # type: ignore[union-attr]  # noqa: SLF001 - PySpark has no name for it
-    copies = COPIES_IN_LOCAL_MODE if (context.master or "").startswith("local") else COPIES
+    copies = COPIES_IN_LOCAL_MODE if is_local else COPIES
     needed_bytes, heap_bytes = sent_bytes + int(copies * returned_bytes), int(runtime.getRuntime().maxMemory())
     if needed_bytes > heap_bytes:
         raise UserError(

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.index import INDEX, Comparison, bytes_of, codes_of, compare, listed_table, places_of, read_index
+from jobs.index import INDEX, REMEMBERED, Comparison, bytes_of, codes_of, compare, listed_table, places_of, read_index
 from jobs.partition import REPORT, PartitionTask, vectorize_partition
 from jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, rewrite
 from jobs.runner import Work, run_all
@@ -36,7 +36,6 @@ MAX_PARTITION_ITEMS = 4096
 # What a lost task costs, and how far apart its signs of life are: some seconds of decoding.
 MAX_PARTITION_BYTES = 256 * 2**20
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
-REMEMBERED = ("content_hash", "reason", "detail", "width", "height", "has_more_frames")
 OF_THE_WORLD = ("vanished", "changed", "no_permission", "not_readable", "too_slow")
 # What changes which images there are is not among them: a source may grow by it.
 SOURCE_SETTINGS = (

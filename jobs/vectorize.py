@@ -93,12 +93,13 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
 
 def _scan(job: VectorizeJob) -> Scan:
     # The collector would look at every item again and again, and none is ever garbage.
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         return scan(job.source)
     finally:
-        gc.freeze()
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def _is_current(job: VectorizeJob, found: Scan, present: Manifest) -> bool:

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.index import is_named_by
 from jobs.report_images import pieces
+from jobs.splits import HASH_BYTES
 from model import storage
 from model.errors import WorldError
 from model.manifest import SPLITS, index_uri, rejected_uri, shard_uri
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from model.manifest import Manifest, Shard
     from model.shards import Dataset
 
-HASH_DIGITS = 32  # of the hash of an image's bytes, with which its id begins
+HASH_DIGITS = 2 * HASH_BYTES  # of the hash of an image's bytes, with which its id begins
 MAX_FAULTS = 5
 _DAMAGES = (WorldError, OSError, ValueError, KeyError, pa.ArrowException)
 _MEND = "restore the DataSet, or run vectorize with replace=true"
@@ -89,7 +91,7 @@ class Verification:
     def _table(self, uri: str, name: str, faults: Callable[[pa.Table, Manifest], Iterator[str]]) -> Iterator[str]:
         """Check a table whose name begins with the hash of its content."""
         content = storage.read_buffer(uri)
-        if not name.startswith(hashlib.sha256(content).hexdigest()[:20]):
+        if not is_named_by(name, content):
             raise ValueError("its SHA-256 is not that of its name")
         yield from faults(pq.read_table(pa.BufferReader(content)), self.dataset.manifest)
 

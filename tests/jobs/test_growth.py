@@ -21,7 +21,6 @@ from jobs.sources import Item
 from jobs.update import partitions
 from jobs.vectorize import vectorize
 from model import storage
-from model.config import SplitConfig
 from model.errors import UserError, WorldError
 from model.manifest import load_manifest
 
@@ -265,60 +264,6 @@ def test_classes_are_balanced_by_leaving_images_out(pile, caplog, most, expected
     pile.run(source={"max_per_class": most})
     again = index_of(pile.uri)
     assert len(set(again.path) - set(index.path)) <= 1, "one more image displaces one at most"
-
-
-STRATIFIED = SplitConfig(train=0.6, validation=0.2, test=0.2, method="stratified")
-
-
-@pytest.fixture
-def dealt(tmp_path):
-    """A pile of stratified splits, published, and the split of each image's bytes."""
-    pile = Pile(tmp_path, settings={"split": STRATIFIED})
-    pile.write({f"{name}/{number}": 100 * place + number for place, name in enumerate("ab") for number in range(20)})
-    pile.run()
-    return pile, splits_of_bytes(pile)
-
-
-def splits_of_bytes(pile) -> dict[bytes, str]:
-    rows = rows_of(pile.uri)
-    return dict(zip(rows.features, rows.split, strict=True))
-
-
-def test_a_new_name_leaves_an_image_in_its_split(dealt):
-    pile, before = dealt
-    for number in range(20):
-        pile.write({f"a/{number}": GONE, f"a/renamed {number}": number})
-    pile.run()
-    assert splits_of_bytes(pile) == before
-
-
-def test_a_conflict_that_passes_leaves_an_image_in_its_split(dealt):
-    pile, before = dealt
-    pile.write({f"b/copy {number}": number for number in range(20)})
-    pile.run()
-    assert load_manifest(pile.uri).num_rejected_by_reason == {"conflicting_labels": 40}
-    pile.write({f"b/copy {number}": GONE for number in range(20)})
-    pile.run()
-    assert splits_of_bytes(pile) == before
-
-
-def test_images_out_of_reach_for_a_while_come_back_into_their_splits(dealt, monkeypatch):
-    pile, before = dealt
-    original = jobs.partition.read_item
-
-    def read_item(item):
-        if item.path.startswith("a/"):
-            raise FileNotFoundError(item.path)
-        return original(item)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(jobs.partition, "read_item", read_item)
-        for number in range(20):
-            pile.touch(f"a/{number}")
-        pile.run()
-    assert load_manifest(pile.uri).num_rejected_by_reason == {"vanished": 20}
-    pile.run()
-    assert splits_of_bytes(pile) == before
 
 
 def test_a_version_that_would_name_a_lost_shard_is_not_published(pile):

@@ -39,8 +39,10 @@ def test_they_are_steps_on_the_joint_batch(lenet_data, transports, one_thread, n
     state = fit(
         training(lenet_data, transports, optimizer=options, averaging=averaging, num_epochs=2, num_workers=num_workers)
     )
+    # Adam divides by roots of means that may be near zero, which makes more of a sum's rounding than the others do.
+    atol = 5e-5 if name == "adam" else 2e-5
     for key, tensor in model.state_dict().items():
-        torch.testing.assert_close(state.model[key], tensor, rtol=2e-5, atol=5e-5)
+        torch.testing.assert_close(state.model[key], tensor, rtol=2e-5, atol=atol)
 
 
 def test_post_local_training_is_synchronous_for_the_given_steps_and_local_after(lenet_data, transports, one_thread):
