@@ -93,7 +93,9 @@ def free_ports(count: int) -> list[int]:
 def _wait_until_ready(cluster: Cluster, num_workers: int) -> None:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(
+            OSError, json.JSONDecodeError
+        ):  # Until its handlers stand, the master answers in HTML.
             if cluster.num_alive() == num_workers:
                 return
         time.sleep(0.2)

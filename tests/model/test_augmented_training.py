@@ -89,7 +89,7 @@ def seen_in_training(trained: Training, *, epoch: int) -> Seen:
     state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
     plan = segment.plan_training(config, manifest, epoch=epoch, num_workers=config.num_workers)
     tasks = {"rounds": Rounds(epoch=epoch, first=0, stop=plan.num_rounds), "trace_ids": True}
-    reports = trained._run(recorded, lambda: ([state] * config.num_workers, tasks))
+    reports, _ = trained._run(recorded, lambda: ([state] * config.num_workers, tasks))
     lines = [line.split() for report in reports for line in report.ids]
     assert len(lines) == 50
     return {example_id: (int(label), image) for example_id, label, image in lines}

@@ -141,7 +141,7 @@ def test_every_example_is_seen_exactly_once_an_epoch(tiny_data, transports, num_
     for epoch in range(2):
         whole = Rounds(epoch=epoch, first=0, stop=plan_of(tiny_data, num_workers=num_workers, epoch=epoch).num_rounds)
         tasks = {"rounds": whole, "trace_ids": True}
-        reports = trained._run(train_rounds, lambda tasks=tasks: ([state] * num_workers, tasks))
+        reports, _ = trained._run(train_rounds, lambda tasks=tasks: ([state] * num_workers, tasks))
         ids = [example_id for report in reports for example_id in report.ids]
         assert Counter(ids) == Counter(f"train-{row:05d}" for row in range(50))
         assert [report.num_examples for report in reports] == [len(report.ids) for report in reports]
