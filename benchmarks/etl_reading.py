@@ -3,7 +3,7 @@
 python -m benchmarks.etl_reading [--images 2000] [--repeats 5] [--work /tmp/shardmean-benchmarks]
 
 Sides: as training reads from its second epoch on, pixels and labels alone; the same with ids and paths, as evaluation
-reads; and a first reading, which checks each shard's SHA-256. By CPU seconds, as there is nothing to wait for.
+reads; and a first reading, which checks each shard's BLAKE3 hash. By CPU seconds, as there is nothing to wait for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIN_BYTES = 2 * 10**8
-TRAINING, WITH_NAMES, FIRST = "as training reads", "with ids and paths", "first reading, with SHA-256"
+TRAINING, WITH_NAMES, FIRST = "as training reads", "with ids and paths", "first reading, with BLAKE3"
 
 
 def main() -> None:

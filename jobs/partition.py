@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from blake3 import blake3
 
 from jobs.index import INDEX, REMEMBERED
 from jobs.sources import Item, read_item
@@ -103,7 +104,7 @@ class _Made:
     def take(self, number: int, content: bytes) -> None:
         """Make an example of an item's bytes, unless they are known. Raises ImageRejectedError."""
         fact = self.facts[number]
-        fact["content_hash"] = content_hash = hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
+        fact["content_hash"] = content_hash = blake3(content).digest(length=HASH_BYTES)
         fact["is_same"] = content_hash == self._task.known[number]
         if fact["is_same"]:
             return

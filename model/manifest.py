@@ -15,7 +15,7 @@ from .errors import UserError, WorldError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SHARD_NAME = r"^[a-z]+-[0-9a-f]{20}\.parquet$"
@@ -32,7 +32,7 @@ class Shard(Settings):
     split: Split
     num_examples: Annotated[int, Field(ge=1)]
     num_bytes: Annotated[int, Field(ge=1)]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    blake3: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     num_per_class: dict[int, int]
     """Examples by label, of the classes that are in it."""
     sums: list[int] = []
@@ -61,7 +61,7 @@ class Manifest(Settings):
     tables: all images of the source, and those that became no example.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     digest: str = ""
     image: ImageConfig
     split: SplitConfig
@@ -95,7 +95,7 @@ class Manifest(Settings):
 
     def split_digest(self, split: str) -> str:
         """32 hex digits that are equal exactly when a split holds the same examples, pixels and classes."""
-        parts = [*sorted(shard.sha256 for shard in self.shards_of(split)), *self.class_names]
+        parts = [*sorted(shard.blake3 for shard in self.shards_of(split)), *self.class_names]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def sealed(self) -> Manifest:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from blake3 import blake3
 
 from jobs.index import INDEX
 from model.config import ImageConfig, SplitConfig
@@ -43,7 +44,7 @@ class Made:
     @property
     def content_hash(self) -> bytes | None:
         content = self.content if self.pixels_CHW is None else self.pixels_CHW.tobytes() + (self.content or b"")
-        return None if content is None else hashlib.blake2b(content, digest_size=16).digest()
+        return None if content is None else blake3(content).digest(length=16)
 
 
 def publish_indexed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 from PIL import Image
 
 from jobs.runner import LocalRunner
@@ -61,7 +61,7 @@ def test_shards_hold_what_the_manifest_says(images, tmp_path, vectorize_job):
     assert len(manifest.shards) > 4
     for shard in manifest.shards:
         path = tmp_path / "set" / "shards" / shard.name
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256
+        assert blake3(path.read_bytes()).hexdigest() == shard.blake3
         assert path.stat().st_size == shard.num_bytes
         table = pq.read_table(path).to_pandas()
         assert len(table) == shard.num_examples

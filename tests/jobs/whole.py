@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from blake3 import blake3
 
 from jobs.index import INDEX, read_index
 from model import storage
@@ -21,7 +21,7 @@ def rows_of(uri: str, digest: str | None = None) -> pd.DataFrame:
     parts = []
     for shard in manifest.shards:
         content = storage.read_bytes(shard_uri(uri, shard.name))
-        assert hashlib.sha256(content).hexdigest() == shard.sha256
+        assert blake3(content).hexdigest() == shard.blake3
         table = pq.read_table(io.BytesIO(content)).to_pandas()
         assert len(table) == shard.num_examples
         assert Counter(table.label.tolist()) == shard.num_per_class

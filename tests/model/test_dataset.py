@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def manifest_with(class_names: list[str], **other) -> Manifest:
         "std": [1 / 3],
         "shards": [
             Shard(
-                name=f"train-{'ab' * 10}.parquet", split="train", num_examples=3, num_bytes=9, sha256="c" * 64,
+                name=f"train-{'ab' * 10}.parquet", split="train", num_examples=3, num_bytes=9, blake3="c" * 64,
                 num_per_class={0: 3},
             )
         ],
@@ -117,7 +117,7 @@ def test_half_written_json_is_told(make_dataset, tmp_path, share):
         load_manifest(str(tmp_path))
 
 
-@pytest.mark.parametrize("text", [b"[1, 2]", b"null", b'{"schema_version": 2}', b"\xff\xfe\x00"])
+@pytest.mark.parametrize("text", [b"[1, 2]", b"null", b'{"schema_version": 3}', b"\xff\xfe\x00"])
 def test_other_json_is_no_manifest(tmp_path, text):
     (tmp_path / "manifest.json").write_bytes(text)
     with pytest.raises(WorldError, match="not a manifest"):
@@ -126,8 +126,8 @@ def test_other_json_is_no_manifest(tmp_path, text):
 
 def test_a_newer_schema_is_told(make_dataset, tmp_path):
     make_dataset(tmp_path, rows={"train": 5})
-    edit(tmp_path, lambda content: content.update(schema_version=3, some_new_field=3))
-    with pytest.raises(UserError, match="schema version 3, but this Shardmean reads 2; use a matching version"):
+    edit(tmp_path, lambda content: content.update(schema_version=4, some_new_field=3))
+    with pytest.raises(UserError, match="schema version 4, but this Shardmean reads 3; use a matching version"):
         load_manifest(str(tmp_path))
 
 
@@ -157,8 +157,8 @@ def test_shards_are_named_by_content_and_writing_twice_gives_the_same(make_datas
     assert len(one.manifest.shards) == 3 + 1, "64-byte examples, 16 of which reach 1000 bytes"
     for shard in one.manifest.shards:
         content = shard_path(one, shard).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == shard.sha256
-        assert shard.name == f"{shard.split}-{shard.sha256[:20]}.parquet"
+        assert blake3(content).hexdigest() == shard.blake3
+        assert shard.name == f"{shard.split}-{shard.blake3[:20]}.parquet"
         assert shard.num_bytes == len(content)
     assert sum(shard.num_examples for shard in one.manifest.shards_of("train")) == 40
 
