@@ -80,4 +80,4 @@ def _param(key: str, field: dict[str, Any], value: Any, *, section: str | None) 
 
 def _section(key: str) -> str:
     group = key.split(".")[0]
-    return group.capitalize() if "." in key else "More"
+    return group.capitalize().replace("_", " ") if "." in key else "More"

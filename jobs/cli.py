@@ -134,8 +134,10 @@ def _demo(_options: argparse.Namespace) -> int:
 
 
 def _up(options: argparse.Namespace) -> int:
+    from jobs.demo import write_first_images
     from jobs.stack import up
 
+    write_first_images()
     return up(host=options.host, airflow_port=options.airflow_port, mlflow_port=options.mlflow_port)
 
 

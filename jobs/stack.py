@@ -189,7 +189,7 @@ def components(host: str, airflow_port: int, mlflow_port: int) -> list[Component
 
 def up(*, host: str, airflow_port: int, mlflow_port: int) -> int:
     """Run the stack until Ctrl-C or SIGTERM, then stop it all. Returns the exit code."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if airflow_port == mlflow_port:
         raise UserError(f"--airflow-port and --mlflow-port are both {airflow_port}: choose two")
     check_port(host, airflow_port, "--airflow-port")
