@@ -21,16 +21,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 MAX_PATH = 300
+# Why a listed path cannot be read: nothing stands there; or a folder, pipe, socket or device does.
+MISSING, NOT_A_FILE = "missing", "not_a_file"
 log = logging.getLogger(__name__)
 
 
 class File(NamedTuple):
-    """One file: its path below the source, where it is, its size, and when it was written."""
+    """One file: its path below the source, where it is, its size, and when it was written.
+
+    With a `reason` (MISSING or NOT_A_FILE) it is none: size and time are 0, and it must not be opened.
+    """
 
     path: str
     uri: str
     size_bytes: int
     modified_ns: int
+    reason: str | None = None
 
 
 def list_files(uri: str) -> list[File]:
@@ -105,9 +111,8 @@ def _file(entry: os.DirEntry[str], path: str) -> File | None:
     except FileNotFoundError:
         _warn(entry.path, "vanished while the source was listed")
         return None
-    if not (S_ISREG(found.st_mode) or S_ISLNK(found.st_mode)):
-        _warn(entry.path, "is a pipe, socket or device and is passed over")
-        return None
+    if not S_ISREG(found.st_mode):
+        return File(path, entry.path, 0, 0, MISSING if S_ISLNK(found.st_mode) else NOT_A_FILE)
     return File(path, entry.path, found.st_size, found.st_mtime_ns)
 
 
@@ -116,7 +121,7 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result:
         return entry.stat()
     except OSError as error:
         if entry.is_symlink() and error.errno in (errno.ELOOP, errno.ENOENT):
-            # A link to nowhere, or in a ring, is listed as itself: reading it then rejects and counts it.
+            # A link to nowhere, or in a ring, is listed as itself.
             return entry.stat(follow_symlinks=False)
         raise
 
@@ -148,7 +153,8 @@ def _list_store(uri: str) -> Iterator[File]:
 def find_files(table_uri: str, names: Sequence[str]) -> list[File]:
     """The files that a table names: by a URI, from the root of its store, or from the table's folder.
 
-    Raises UserError when one is missing or named twice, WorldError when the store can't be asked.
+    Those that are not there have a reason. Raises UserError when none is there or one is named twice, WorldError when
+    the store can't be asked.
     """
     folder_uri = _parent(table_uri)
     uris = [_resolved(folder_uri, name) for name in names]
@@ -156,15 +162,19 @@ def find_files(table_uri: str, names: Sequence[str]) -> list[File]:
         seen: set[str] = set()
         twice = next(uri for uri in uris if uri in seen or seen.add(uri))  # type: ignore[func-returns-value]
         raise UserError(f"the path {twice} stands in more than one row; keep one")
-    infos = _look_up(uris)
-    missing = [uri for uri, info in zip(uris, infos, strict=True) if info.type != fs.FileType.File]
-    if missing:
+    files = [_named(*facts) for facts in zip(names, uris, _look_up(uris), strict=True)]
+    if all(file.reason for file in files):
         raise UserError(
-            f"{len(missing)} of {len(uris)} paths are no files (first: {missing[0]}); "
+            f"none of its {len(files)} paths is a file (first: {files[0].uri}); "
             "correct the table; relative paths start at its folder"
         )
-    facts = zip(names, uris, infos, strict=True)
-    return [File(name, uri, info.size, info.mtime_ns or 0) for name, uri, info in facts]
+    return files
+
+
+def _named(name: str, uri: str, info: fs.FileInfo) -> File:
+    if info.type == fs.FileType.File:
+        return File(name, uri, info.size, info.mtime_ns or 0)
+    return File(name, uri, 0, 0, MISSING if info.type == fs.FileType.NotFound else NOT_A_FILE)
 
 
 def _parent(uri: str) -> str:

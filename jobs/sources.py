@@ -13,11 +13,11 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 from jobs import folders, idx, table
-from jobs.listing import find_files, list_files
+from jobs.listing import MISSING, find_files, list_files
 from jobs.patterns import extract, matches
 from model import storage
 from model.errors import ImageRejectedError, UserError, WorldError
-from model.images import SUFFIXES
+from model.images import SUFFIXES, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +34,7 @@ class Item:
     """One image to be: a path that names it in the DataSet, where its bytes are, and its class name.
 
     `split` is None where the image's hash decides. All items of one `group` belong to one split. `extra` holds the
-    values of the scan's `extra_columns`.
+    values of the scan's `extra_columns`. With a `reason` the listing rejects it: see `listing.File`.
     """
 
     path: str
@@ -46,6 +46,7 @@ class Item:
     split: Split | None = None
     group: str | None = None
     extra: tuple[str | None, ...] = ()
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Scan:
         digest = hashlib.sha256(repr(self.extra_columns).encode())
         for i in self.items:
             # A repr keeps neighbouring texts apart, whatever they hold, and takes names that are not UTF-8.
-            facts = (i.path, i.class_name, i.size_bytes, i.modified_ns, i.split, i.group, i.extra)
+            facts = (i.path, i.class_name, i.size_bytes, i.modified_ns, i.split, i.group, i.extra, i.reason)
             digest.update(repr(facts).encode())
         return digest.hexdigest()[:32]
 
@@ -108,9 +109,12 @@ def _balanced(items: list[Item], max_per_class: int | Literal["smallest"] | None
 def read_item(item: Item) -> bytes:
     """The image file's bytes of an item.
 
-    Raises FileNotFoundError when it is gone, ImageRejectedError when it is not of the size that was listed, and
-    WorldError when it can't be read.
+    Raises FileNotFoundError when it is gone, ImageRejectedError when it was not there when the source was listed or is
+    not of the size that it was, and WorldError when it can't be read.
     """
+    if item.reason is not None:
+        what = "no file stands at" if item.reason == MISSING else "a folder, pipe, socket or device stands at"
+        raise ImageRejectedError(item.reason, printable(f"{what} {item.uri}"))
     if item.row is not None:
         pixels_NHW = idx.read_images(item.uri, item.modified_ns)
         num_rows, height, width = pixels_NHW.shape
@@ -213,6 +217,9 @@ def _scan_idx(config: SourceConfig) -> tuple[list[Item], int]:
 
 
 def _idx_items(config: SourceConfig, images: File, labels: File) -> Iterator[Item]:
+    for file in (images, labels):
+        if file.reason:
+            raise UserError(f"{file.uri}: {file.reason}, where an IDX file was expected; put the file itself there")
     split = idx.split_of(images.path) if config.split_files else None
     values = idx.read_labels(labels.uri)
     pixels = idx.read_images(images.uri, images.modified_ns)
@@ -225,7 +232,7 @@ def _idx_items(config: SourceConfig, images: File, labels: File) -> Iterator[Ite
 
 
 def _item(file: File, label: str, split: Split | None, group: str | None, extra: tuple[str | None, ...] = ()) -> Item:
-    return Item(file.path, file.uri, label, file.size_bytes, file.modified_ns, None, split, group, extra)
+    return Item(file.path, file.uri, label, file.size_bytes, file.modified_ns, None, split, group, extra, file.reason)
 
 
 def _chosen(config: SourceConfig, paths: Sequence[str]) -> list[bool]:

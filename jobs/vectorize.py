@@ -96,10 +96,12 @@ def _scan(job: VectorizeJob) -> Scan:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        return scan(job.source)
+        found = scan(job.source)
     finally:
         if was_enabled:
             gc.enable()
+    _check_listed(job, found)
+    return found
 
 
 def _is_current(job: VectorizeJob, found: Scan, present: Manifest) -> bool:
@@ -196,6 +198,18 @@ def _differences(job: VectorizeJob, present: Manifest) -> list[str]:
         if before != value:
             differences.append(f"source.{key} is {before} there and {value} here")
     return differences
+
+
+def _check_listed(job: VectorizeJob, found: Scan) -> None:
+    """Raise UserError where so many paths are no files that nothing would be published, before any image is read."""
+    absent = [item for item in found.items if item.reason]
+    share = len(absent) / len(found.items)
+    if share > job.max_rejected_fraction:
+        raise UserError(
+            f"source {job.source.uri}: {len(absent)} of {len(found.items)} paths are no files ({share:.1%}, first: "
+            f"{shown(absent[0].uri, MAX_TEXT)}), over the limit max_rejected_fraction={job.max_rejected_fraction:g}; "
+            "correct the source (relative paths of a table start at its folder), or raise the limit"
+        )
 
 
 def _check_rejected(job: VectorizeJob, index: pa.Table, update: Update) -> None:

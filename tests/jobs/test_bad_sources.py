@@ -97,7 +97,14 @@ ROWS = "path,label\na/000.png,x\nb/000.png,y\n"
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        (ROWS + "a/no.png,x\nno/1.png,y\n", ["2 of 4 paths are no files (first: ", "a/no.png); correct the table"]),
+        (
+            ROWS + "a/no.png,x\nno/1.png,y\n",
+            ["2 of 4 paths are no files (50.0%, first: ", "a/no.png), over the limit max_rejected_fraction=0.05; "],
+        ),
+        (
+            "path,label\na/no.png,x\nno/1.png,y\n",
+            ["none of its 2 paths is a file (first: ", "a/no.png); correct the table; relative paths start at its fol"],
+        ),
         (ROWS + "a/000.png,y\n", ["a/000.png stands in more than one row; keep one"]),
         (ROWS + "./a/000.png,y\n", ["a/000.png stands in more than one row; keep one"]),
         (ROWS + "a/001.png,\n", ["1 of 3 rows have no label; fill them in"]),
@@ -107,7 +114,7 @@ ROWS = "path,label\na/000.png,x\nb/000.png,y\n"
         (ROWS.replace("path,label", "path,label,label").replace("x\n", "x,1\n").replace("y\n", "y,1\n"), ["label"]),
         (ROWS.replace("y\n", "x\n"), ["only one class, 'x'"]),
         (ROWS + "a,b,c\n", ["neither CSV nor Parquet", "Expected 2 columns, got 3"]),
-        (ROWS + "a,x\n", ["1 of 3 paths are no files"]),
+        (ROWS + "a,x\n", ["1 of 3 paths are no files (33.3%, "]),
         ("path,label\n", ["no rows"]),
         ("", ["Empty CSV file"]),
         (b"\x89PNG\r\n\x1a\n\xff\xfe,x\n1,2\n", ["neither CSV nor Parquet"]),
@@ -126,8 +133,8 @@ def test_wrong_table(table, refusal, text, parts):
         ("a/" + "x" * 300 + ".png,x\n", "a path is too long"),
         ("a/00\0.png,x\n", "a path is no path: Embedded NUL"),
         ("ftp://host/1.png,x\n", "ftp://host/1.png: unknown store 'ftp'"),
-        ("../no/1.png,x\n", "no/1.png); correct the table; relative paths start at its folder"),
-        ("A/000.PNG,x\n", "1 of 3 paths are no files (first: "),
+        ("../no/1.png,x\n", "correct the source (relative paths of a table start at its folder), or raise the limit"),
+        ("A/000.PNG,x\n", "1 of 3 paths are no files (33.3%, first: "),
     ],
     ids=["long", "nul", "ftp", "parent", "case"],
 )
