@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import posixpath
+import re
 from stat import S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -18,11 +19,13 @@ from model import storage
 from model.errors import UserError, WorldError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 MAX_PATH = 300
 # Why a listed path cannot be read: nothing stands there; or a folder, pipe, socket or device does.
 MISSING, NOT_A_FILE = "missing", "not_a_file"
+# A path up to its first name with a dot before it.
+_HIDDEN = re.compile(r"(?:(?!\.)[^/]*/)*\.[^/]*")
 log = logging.getLogger(__name__)
 
 
@@ -39,22 +42,34 @@ class File(NamedTuple):
     reason: str | None = None
 
 
-def list_files(uri: str) -> list[File]:
+class Listing(NamedTuple):
+    """The files below a folder, without the hidden files and folders that stand among them, which are counted.
+
+    Hidden is what has a name with a dot before it; what is in a hidden folder is neither listed nor counted.
+    """
+
+    files: list[File]
+    num_hidden: int
+
+
+def list_files(uri: str) -> Listing:
     """All files below a folder but hidden ones and those in hidden folders. Raises UserError and WorldError."""
     root = storage.local_path(uri)
     try:
         if root is None:
-            return list(_list_store(uri))
+            return _list_store(uri)
         if not root.exists():
             raise UserError("no such folder; correct source.uri")
         if not root.is_dir():
             raise UserError("a file, not a folder; correct source.uri or source.layout")
-        return list(_list_folder(str(root)))
+        return _list_folder(str(root))
     except OSError as error:
         raise WorldError(f"source {uri}: cannot be listed: {error}; check permission and network") from error
 
 
-def _list_folder(root: str) -> Iterator[File]:
+def _list_folder(root: str) -> Listing:
+    files: list[File] = []
+    num_hidden = 0
     waiting = [(root, "")]
     listed: set[tuple[int, int]] = set()
     while waiting:
@@ -75,13 +90,14 @@ def _list_folder(root: str) -> Iterator[File]:
             for entry in entries:
                 path = below + _printable(entry.name)
                 if entry.name.startswith("."):
-                    continue
-                if entry.is_symlink() and _leads_inside(entry.path, root):
+                    num_hidden += 1
+                elif entry.is_symlink() and _leads_inside(entry.path, root):
                     _warn(entry.path, "leads to a folder of the source itself, or above it, and is passed over")
                 elif _is_folder(entry):
                     waiting.append((entry.path, f"{path}/"))
                 elif (file := _file(entry, path)) is not None:
-                    yield file
+                    files.append(file)
+    return Listing(files, num_hidden)
 
 
 def _warn(path: str, what: str) -> None:
@@ -131,7 +147,7 @@ def _printable(name: str) -> str:
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _list_store(uri: str) -> Iterator[File]:
+def _list_store(uri: str) -> Listing:
     system, root = storage.locate(uri)
     try:
         found = system.get_file_info(fs.FileSelector(root, recursive=True))
@@ -144,10 +160,15 @@ def _list_store(uri: str) -> Iterator[File]:
             raise UserError("no such bucket; correct source.uri") from error
         raise
     start = len(root.rstrip("/")) + 1
+    files: list[File] = []
+    hidden: set[str] = set()
     for info in found:
         path = info.path[start:]
-        if info.type == fs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
-            yield File(path, storage.join(uri, path), info.size, info.mtime_ns or 0)
+        if at := _HIDDEN.match(path):
+            hidden.add(at[0])
+        elif info.type == fs.FileType.File:
+            files.append(File(path, storage.join(uri, path), info.size, info.mtime_ns or 0))
+    return Listing(files, len(hidden))
 
 
 def find_files(table_uri: str, names: Sequence[str]) -> list[File]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, pairwise, repeat
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from jobs import folders, idx, table
 from jobs.listing import MISSING, find_files, list_files
@@ -51,9 +51,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Scan:
-    """All items of a source in the order of their paths, the class names in order, and files that were passed over.
+    """All items of a source in the order of their paths, the class names in order, and what was passed over.
 
-    `num_left_out` images are not among the items because their classes have enough others.
+    `num_left_out` images are not among the items because their classes have enough others; `num_hidden` files and
+    folders because they are hidden.
     """
 
     items: list[Item]
@@ -61,6 +62,7 @@ class Scan:
     num_other_files: int
     extra_columns: tuple[str, ...] = ()
     num_left_out: int = 0
+    num_hidden: int = 0
 
     @cached_property  # a run asks twice, and for many images it takes as long as to list them
     def fingerprint(self) -> str:
@@ -73,18 +75,27 @@ class Scan:
         return digest.hexdigest()[:32]
 
 
+class Found(NamedTuple):
+    """What one layout gives: see Scan."""
+
+    items: list[Item]
+    num_other_files: int
+    num_hidden: int
+
+
 def scan(config: SourceConfig) -> Scan:
     """List a source. Raises UserError for one that is missing, empty, or has fewer than two classes; WorldError."""
     scan_layout = {"folders": _scan_folders, "table": _scan_table, "idx": _scan_idx}[config.layout]
     try:
-        items, num_other_files = scan_layout(config)
+        items, num_other_files, num_hidden = scan_layout(config)
         items.sort(key=attrgetter("path"))
         class_names = sorted({item.class_name for item in items})
         _check(items, class_names)
         chosen = _balanced(items, config.max_per_class)
     except UserError as error:
         raise UserError(f"source {config.uri}: {error}") from error.__cause__
-    return Scan(chosen, class_names, num_other_files, tuple(config.extra_columns), len(items) - len(chosen))
+    num_left_out = len(items) - len(chosen)
+    return Scan(chosen, class_names, num_other_files, tuple(config.extra_columns), num_left_out, num_hidden)
 
 
 def path_hash(path: str) -> bytes:
@@ -157,11 +168,12 @@ def _check(items: Sequence[Item], class_names: Sequence[str]) -> None:
             )
 
 
-def _scan_folders(config: SourceConfig) -> tuple[list[Item], int]:
-    files = list_files(config.uri)
+def _scan_folders(config: SourceConfig) -> Found:
+    files, num_hidden = list_files(config.uri)
     images = [file for file in files if file.path.lower().endswith(tuple(SUFFIXES))]
     if not images:
         seen = f"{len(files)} files, none of them an image" if files else "no files"
+        seen += f" (and {num_hidden} hidden files and folders)" if num_hidden else ""
         raise UserError(f"{seen}; expected FOLDER/CLASS/IMAGE with {', '.join(sorted(SUFFIXES))}")
     num_other_files = len(files) - len(images)
     images = list(compress(images, _chosen(config, [file.path for file in images])))
@@ -181,13 +193,13 @@ def _scan_folders(config: SourceConfig) -> tuple[list[Item], int]:
         )
     groups = _extracted(paths, config.group_pattern, "group") if config.group_pattern else repeat(None)
     facts = zip(images, labels, splits, groups, strict=False)
-    return [_item(file, label, split, group) for file, label, split, group in facts], num_other_files
+    return Found([_item(*fact) for fact in facts], num_other_files, num_hidden)
 
 
-def _scan_table(config: SourceConfig) -> tuple[list[Item], int]:
+def _scan_table(config: SourceConfig) -> Found:
     label_column = config.label_column if config.label_from == "layout" else None
     names = (config.path_column, label_column, config.split_column, config.group_column, *config.extra_columns)
-    columns = table.read_columns(config.uri, list(dict.fromkeys(name for name in names if name)))
+    columns, num_hidden = table.read_columns(config.uri, list(dict.fromkeys(name for name in names if name)))
     chosen = _chosen(config, table.filled(columns, config.path_column))
     columns = {name: list(compress(values, chosen)) for name, values in columns.items()}
     paths = table.filled(columns, config.path_column)
@@ -205,15 +217,16 @@ def _scan_table(config: SourceConfig) -> tuple[list[Item], int]:
         groups = _extracted(paths, config.group_pattern, "group")
     extras = zip(*(columns[name] for name in config.extra_columns), strict=True) if config.extra_columns else repeat(())
     facts = zip(find_files(config.uri, paths), labels, splits, groups, extras, strict=False)
-    return [_item(*fact) for fact in facts], 0
+    return Found([_item(*fact) for fact in facts], 0, num_hidden)
 
 
-def _scan_idx(config: SourceConfig) -> tuple[list[Item], int]:
-    files = {file.path: file for file in list_files(config.uri)}
+def _scan_idx(config: SourceConfig) -> Found:
+    listed, num_hidden = list_files(config.uri)
+    files = {file.path: file for file in listed}
     pairs = idx.pair_up(list(files))
     chosen = list(compress(pairs, _chosen(config, [images for images, _ in pairs])))
     items = [item for images, labels in chosen for item in _idx_items(config, files[images], files[labels])]
-    return items, len(files) - 2 * len(pairs)
+    return Found(items, len(files) - 2 * len(pairs), num_hidden)
 
 
 def _idx_items(config: SourceConfig, images: File, labels: File) -> Iterator[Item]:

@@ -281,6 +281,7 @@ class Update:
                 fingerprint=self.found.fingerprint,
                 num_files=len(self.found.items),
                 num_left_out=self.found.num_left_out,
+                num_hidden=self.found.num_hidden,
                 settings=source.model_dump(mode="json", include=set(SOURCE_SETTINGS)),
             ),
             num_rejected=reasons.total(),

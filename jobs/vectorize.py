@@ -64,11 +64,7 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     started = time.monotonic()
     present = _present(job)
     found = _scan(job)
-    log.info("%s: %d images in %d classes", job.source.uri, len(found.items), len(found.class_names))
-    if found.num_other_files:
-        log.info("%d other files were passed over (not an image by their name)", found.num_other_files)
-    if found.num_left_out:
-        log.info("%d images were left out by source.max_per_class=%s", found.num_left_out, job.source.max_per_class)
+    _tell(job, found)
     if present is not None and _is_current(job, found, present):
         return _nothing_new(job, present, started)
     storage.check_writable(storage.join(job.dataset_uri, "shards"))
@@ -198,6 +194,17 @@ def _differences(job: VectorizeJob, present: Manifest) -> list[str]:
         if before != value:
             differences.append(f"source.{key} is {before} there and {value} here")
     return differences
+
+
+def _tell(job: VectorizeJob, found: Scan) -> None:
+    log.info("%s: %d images in %d classes", job.source.uri, len(found.items), len(found.class_names))
+    if found.num_other_files:
+        log.info("%d other files were passed over (not an image by their name)", found.num_other_files)
+    if found.num_hidden:
+        what = "hidden Parquet files" if job.source.layout == "table" else "hidden files and folders"
+        log.info("%d %s were left out; rename what belongs to the source", found.num_hidden, what)
+    if found.num_left_out:
+        log.info("%d images were left out by source.max_per_class=%s", found.num_left_out, job.source.max_per_class)
 
 
 def _check_listed(job: VectorizeJob, found: Scan) -> None:

@@ -51,6 +51,8 @@ def test_a_file_in_place_of_the_folder(tmp_path, refusal):
 def test_empty_folder(tmp_path, refusal):
     (tmp_path / "empty" / "class").mkdir(parents=True)
     assert "no files; expected FOLDER/CLASS/IMAGE" in refusal(tmp_path / "empty")
+    (tmp_path / "empty" / "class" / ".1.png").touch()
+    assert "no files (and 1 hidden files and folders); expected FOLDER/CLASS/IMAGE" in refusal(tmp_path / "empty")
 
 
 def test_no_image_among_the_files(tmp_path, refusal):
