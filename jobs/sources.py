@@ -127,13 +127,14 @@ def read_item(item: Item) -> bytes:
         what = "no file stands at" if item.reason == MISSING else "a folder, pipe, socket or device stands at"
         raise ImageRejectedError(item.reason, printable(f"{what} {item.uri}"))
     if item.row is not None:
-        pixels_NHW = idx.read_images(item.uri, item.modified_ns)
-        num_rows, height, width = pixels_NHW.shape
-        if item.row >= num_rows or height * width != item.size_bytes:
+        images = idx.open_images(item.uri, item.modified_ns)
+        num_rows, height, width = images.shape
+        pixels = images.read(item.row) if images.item_bytes == item.size_bytes else b""
+        if item.row >= num_rows or len(pixels) != item.size_bytes:
             detail = f"row {item.row} of {item.size_bytes} bytes when the source was listed, "
             detail += f"{num_rows} rows of {height * width} when it was read; the next run reads it"
             raise ImageRejectedError("changed", detail)
-        return b"".join((b"P5\n%d %d\n255\n" % (width, height), pixels_NHW[item.row].tobytes()))
+        return b"".join((b"P5\n%d %d\n255\n" % (width, height), pixels))
     try:
         # One byte more shows that a file has grown, and a file that never ends does no harm.
         content = storage.read_bytes(item.uri, max_bytes=item.size_bytes + 1)
@@ -234,14 +235,13 @@ def _idx_items(config: SourceConfig, images: File, labels: File) -> Iterator[Ite
         if file.reason:
             raise UserError(f"{file.uri}: {file.reason}, where an IDX file was expected; put the file itself there")
     split = idx.split_of(images.path) if config.split_files else None
-    values = idx.read_labels(labels.uri)
-    pixels = idx.read_images(images.uri, images.modified_ns)
-    if len(values) != len(pixels):
-        raise UserError(f"{labels.uri}: {len(values)} labels for {len(pixels)} images of {images.uri}")
-    size_bytes = pixels[0].nbytes if len(pixels) else 0
-    for row, label in enumerate(values.tolist()):
+    pixels, values = idx.open_images(images.uri, images.modified_ns), idx.open_labels(labels.uri)
+    (num_labels,), (num_images, *_) = values.shape, pixels.shape
+    if num_labels != num_images:
+        raise UserError(f"{labels.uri}: {num_labels} labels for {num_images} images of {images.uri}")
+    for row, label in enumerate(values.read(0, num_labels)):
         path = f"{images.path}/{row:06d}"
-        yield Item(path, images.uri, str(label), size_bytes, images.modified_ns, row, split)
+        yield Item(path, images.uri, str(label), pixels.item_bytes, images.modified_ns, row, split)
 
 
 def _item(file: File, label: str, split: Split | None, group: str | None, extra: tuple[str | None, ...] = ()) -> Item:

@@ -121,6 +121,17 @@ def read_buffer(uri: str) -> pa.Buffer:
         raise _refused("read", uri, error) from error
 
 
+def open_file(uri: str) -> pa.NativeFile:
+    """A file of which parts are read: `size()`, `read_at(num_bytes, first)`. Errors as `read_bytes`."""
+    system, path = locate(uri)
+    try:
+        return system.open_input_file(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _refused("read", uri, error) from error
+
+
 def exists(uri: str) -> bool:
     """Whether a file stands at `uri`. Raises WorldError when that can't be found out."""
     system, path = locate(uri)
