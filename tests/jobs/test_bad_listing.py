@@ -200,6 +200,19 @@ def test_a_file_without_end_fills_no_memory(images):
         read_item(item)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("has_writer", [False, True])
+def test_a_pipe_that_came_in_a_files_place_is_not_waited_for(images, has_writer):
+    item = scanned(images).items[0]
+    Path(item.uri).unlink()
+    os.mkfifo(item.uri)
+    writer = os.open(item.uri, os.O_RDWR) if has_writer else None
+    with pytest.raises(ImageRejectedError, match=f"{item.size_bytes} bytes when the source was listed, 0 when it was"):
+        read_item(item)
+    if writer is not None:
+        os.close(writer)
+
+
 def test_changes_between_listing_and_reading_are_counted_and_mended_by_the_next_run(
     spark, images, tmp_path, vectorize_job, monkeypatch
 ):
