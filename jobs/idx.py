@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import gzip
-import io
 import math
 import re
 import struct
+import threading
 import zlib
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from model import storage
-from model.errors import UserError
+from model.errors import UserError, WorldError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
+    import pyarrow as pa
 
     from model.manifest import Split
 
@@ -30,6 +29,9 @@ _MAGIC = {IMAGES: 2051, LABELS: 2049}
 # Deflate packs up to 1032 times, digits (MNIST) 5 times: what claims much more would fill the driver's memory.
 _MAX_PACKING = 100
 _FREE_BYTES = 64 * 2**20
+# A file of a store that is read in one request rather than one for each image: MNIST's has 47 MB.
+_WHOLE_BYTES = 64 * 2**20
+_OPENING = threading.Lock()
 _SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "test": "test", "t10k": "test"}
 
 
@@ -76,35 +78,93 @@ def _by_stem(paths: Sequence[str], kind: str) -> dict[str, str]:
     return by_stem
 
 
+@dataclass(frozen=True)
+class IdxFile:
+    """An IDX file of items of unsigned bytes; `shape` is their number and the shape of one.
+
+    A plain file is read where an item stands. A packed one is in memory, and so is a small one of a store, where each
+    reading is a request.
+    """
+
+    uri: str
+    shape: tuple[int, ...]
+    _read_at: Callable[[int, int], bytes]
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one item."""
+        return math.prod(self.shape[1:])
+
+    def read(self, first: int, num_items: int = 1) -> bytes:
+        """The bytes of items, fewer where the file was cut since it was opened. Raises WorldError."""
+        try:
+            return self._read_at(num_items * self.item_bytes, first * self.item_bytes)
+        except OSError as error:
+            raise WorldError(f"cannot read {self.uri}: {error}; check permission and network") from error
+
+
+def open_images(uri: str, modified_ns: int) -> IdxFile:
+    """Images of a shape (height, width). Errors as `open_labels`."""
+    with _OPENING:  # a task's threads all want the same file at once
+        return _open_images(uri, modified_ns)
+
+
 @lru_cache(maxsize=2)
-def read_images(uri: str, modified_ns: int) -> NDArray[np.uint8]:  # noqa: ARG001 - a new file is read anew
-    """Images uint8 (N, H, W). Raises UserError for what is no such file or is damaged."""
-    return _read(uri, IMAGES, num_dimensions=3)
+def _open_images(uri: str, modified_ns: int) -> IdxFile:  # noqa: ARG001 - a new file is opened anew
+    return _open(uri, IMAGES, num_dimensions=3)
 
 
-def read_labels(uri: str) -> NDArray[np.uint8]:
-    """Labels uint8 (N,). Raises UserError for what is no such file or is damaged."""
-    return _read(uri, LABELS, num_dimensions=1)
+def open_labels(uri: str) -> IdxFile:
+    """Labels of one byte.
+
+    Raises UserError for what is no such file or is damaged, FileNotFoundError when it is gone, WorldError when it can't
+    be read.
+    """
+    return _open(uri, LABELS, num_dimensions=1)
 
 
-def _read(uri: str, kind: str, *, num_dimensions: int) -> NDArray[np.uint8]:
-    data = storage.read_bytes(uri)
-    is_packed = data[:2] == b"\x1f\x8b"
+def _open(uri: str, kind: str, *, num_dimensions: int) -> IdxFile:
+    file = storage.open_file(uri)
     head_bytes = 4 * (1 + num_dimensions)
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) if is_packed else io.BytesIO(data) as stream:
-            head = stream.read(head_bytes)
-            found, *shape = struct.unpack(f">{1 + num_dimensions}I", head) if len(head) == head_bytes else (0,)
+        num_bytes = file.size()
+        if file.read_at(2, 0) == b"\x1f\x8b":
+            shape, data = _unpacked(uri, file, kind, head_bytes)
+            return IdxFile(uri, shape, lambda size, first: data[first : first + size])
+        shape = _shape(uri, file.read_at(head_bytes, 0), kind, head_bytes)
+        expected = head_bytes + math.prod(shape)
+        if num_bytes != expected:
+            told = f"{' x '.join(map(str, shape))} bytes after a head of {head_bytes}, so {expected} in all"
+            raise UserError(f"{uri}: not an IDX file, or cut short: its head tells of {told}; it has {num_bytes}")
+        if storage.local_path(uri) is None and num_bytes <= _WHOLE_BYTES:
+            data = file.read_at(num_bytes, 0)[head_bytes:]
+            return IdxFile(uri, shape, lambda size, first: data[first : first + size])
+    except OSError as error:
+        raise WorldError(f"cannot read {uri}: {error}; check permission and network") from error
+    return IdxFile(uri, shape, lambda size, first: file.read_at(size, head_bytes + first))
+
+
+def _shape(uri: str, head: bytes, kind: str, head_bytes: int) -> tuple[int, ...]:
+    found, *shape = struct.unpack(f">{head_bytes // 4}I", head) if len(head) == head_bytes else (0,)
+    if found != _MAGIC[kind]:
+        raise UserError(f"{uri}: not an IDX file of unsigned bytes with {head_bytes // 4 - 1} dimensions, or cut short")
+    return tuple(shape)
+
+
+def _unpacked(uri: str, file: pa.NativeFile, kind: str, head_bytes: int) -> tuple[tuple[int, ...], bytes]:
+    packed_bytes = file.size()
+    file.seek(0)
+    try:
+        with gzip.GzipFile(fileobj=file) as stream:
+            shape = _shape(uri, stream.read(head_bytes), kind, head_bytes)
             # No more is unpacked than the head tells, and it is believed only as far as the file's size makes likely.
-            is_whole = found == _MAGIC[kind] and (is_packed or head_bytes + math.prod(shape) == len(data))
-            if is_whole and is_packed:
-                _check_packing(uri, num_bytes=math.prod(shape), packed_bytes=len(data))
-            values = stream.read(math.prod(shape) + 1) if is_whole else b""
-    except (EOFError, OSError, zlib.error) as error:
+            _check_packing(uri, num_bytes=math.prod(shape), packed_bytes=packed_bytes)
+            data = stream.read(math.prod(shape) + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{uri}: not an IDX file: its gzip archive is damaged ({error})") from error
-    if not is_whole or len(values) != math.prod(shape):
-        raise UserError(f"{uri}: not an IDX file of unsigned bytes with {num_dimensions} dimensions, or cut short")
-    return np.frombuffer(values, dtype=np.uint8).reshape(shape)
+    if len(data) != math.prod(shape):
+        raise UserError(f"{uri}: not an IDX file, or cut short: its head tells of {' x '.join(map(str, shape))} bytes")
+    return shape, data
 
 
 def _check_packing(uri: str, *, num_bytes: int, packed_bytes: int) -> None:

@@ -61,8 +61,8 @@ def listed_table(items: Sequence[Item]) -> pa.Table:
         # A local name need not be UTF-8; the table is for readers, the run itself goes by the item.
         "uri": [item.uri.encode(errors="surrogateescape").decode(errors="backslashreplace") for item in items],
         "row": [item.row for item in items],
-        "size_bytes": [item.size_bytes for item in items],
-        "modified_ns": [item.modified_ns for item in items],
+        "size_bytes": [None if item.reason else item.size_bytes for item in items],
+        "modified_ns": [None if item.reason else item.modified_ns for item in items],
         "class_name": [item.class_name for item in items],
         "group": [item.group for item in items],
         "extra_hash": [_hash(item.extra) if item.extra else None for item in items],

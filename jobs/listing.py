@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import posixpath
+import re
 from stat import S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -18,37 +19,57 @@ from model import storage
 from model.errors import UserError, WorldError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 MAX_PATH = 300
+# Why a listed path cannot be read: nothing stands there; or a folder, pipe, socket or device does.
+MISSING, NOT_A_FILE = "missing", "not_a_file"
+# A path up to its first name with a dot before it.
+_HIDDEN = re.compile(r"(?:(?!\.)[^/]*/)*\.[^/]*")
 log = logging.getLogger(__name__)
 
 
 class File(NamedTuple):
-    """One file: its path below the source, where it is, its size, and when it was written."""
+    """One file: its path below the source, where it is, its size, and when it was written.
+
+    With a `reason` (MISSING or NOT_A_FILE) it is none: size and time are 0, and it must not be opened.
+    """
 
     path: str
     uri: str
     size_bytes: int
     modified_ns: int
+    reason: str | None = None
 
 
-def list_files(uri: str) -> list[File]:
+class Listing(NamedTuple):
+    """The files below a folder, without the hidden files and folders that stand among them, which are counted.
+
+    Hidden is what has a name with a dot before it; what is in a hidden folder is neither listed nor counted.
+    """
+
+    files: list[File]
+    num_hidden: int
+
+
+def list_files(uri: str) -> Listing:
     """All files below a folder but hidden ones and those in hidden folders. Raises UserError and WorldError."""
     root = storage.local_path(uri)
     try:
         if root is None:
-            return list(_list_store(uri))
+            return _list_store(uri)
         if not root.exists():
             raise UserError("no such folder; correct source.uri")
         if not root.is_dir():
             raise UserError("a file, not a folder; correct source.uri or source.layout")
-        return list(_list_folder(str(root)))
+        return _list_folder(str(root))
     except OSError as error:
         raise WorldError(f"source {uri}: cannot be listed: {error}; check permission and network") from error
 
 
-def _list_folder(root: str) -> Iterator[File]:
+def _list_folder(root: str) -> Listing:
+    files: list[File] = []
+    num_hidden = 0
     waiting = [(root, "")]
     listed: set[tuple[int, int]] = set()
     while waiting:
@@ -69,13 +90,14 @@ def _list_folder(root: str) -> Iterator[File]:
             for entry in entries:
                 path = below + _printable(entry.name)
                 if entry.name.startswith("."):
-                    continue
-                if entry.is_symlink() and _leads_inside(entry.path, root):
+                    num_hidden += 1
+                elif entry.is_symlink() and _leads_inside(entry.path, root):
                     _warn(entry.path, "leads to a folder of the source itself, or above it, and is passed over")
                 elif _is_folder(entry):
                     waiting.append((entry.path, f"{path}/"))
                 elif (file := _file(entry, path)) is not None:
-                    yield file
+                    files.append(file)
+    return Listing(files, num_hidden)
 
 
 def _warn(path: str, what: str) -> None:
@@ -105,9 +127,8 @@ def _file(entry: os.DirEntry[str], path: str) -> File | None:
     except FileNotFoundError:
         _warn(entry.path, "vanished while the source was listed")
         return None
-    if not (S_ISREG(found.st_mode) or S_ISLNK(found.st_mode)):
-        _warn(entry.path, "is a pipe, socket or device and is passed over")
-        return None
+    if not S_ISREG(found.st_mode):
+        return File(path, entry.path, 0, 0, MISSING if S_ISLNK(found.st_mode) else NOT_A_FILE)
     return File(path, entry.path, found.st_size, found.st_mtime_ns)
 
 
@@ -116,7 +137,7 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result:
         return entry.stat()
     except OSError as error:
         if entry.is_symlink() and error.errno in (errno.ELOOP, errno.ENOENT):
-            # A link to nowhere, or in a ring, is listed as itself: reading it then rejects and counts it.
+            # A link to nowhere, or in a ring, is listed as itself.
             return entry.stat(follow_symlinks=False)
         raise
 
@@ -126,7 +147,7 @@ def _printable(name: str) -> str:
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _list_store(uri: str) -> Iterator[File]:
+def _list_store(uri: str) -> Listing:
     system, root = storage.locate(uri)
     try:
         found = system.get_file_info(fs.FileSelector(root, recursive=True))
@@ -139,16 +160,22 @@ def _list_store(uri: str) -> Iterator[File]:
             raise UserError("no such bucket; correct source.uri") from error
         raise
     start = len(root.rstrip("/")) + 1
+    files: list[File] = []
+    hidden: set[str] = set()
     for info in found:
         path = info.path[start:]
-        if info.type == fs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
-            yield File(path, storage.join(uri, path), info.size, info.mtime_ns or 0)
+        if at := _HIDDEN.match(path):
+            hidden.add(at[0])
+        elif info.type == fs.FileType.File:
+            files.append(File(path, storage.join(uri, path), info.size, info.mtime_ns or 0))
+    return Listing(files, len(hidden))
 
 
 def find_files(table_uri: str, names: Sequence[str]) -> list[File]:
     """The files that a table names: by a URI, from the root of its store, or from the table's folder.
 
-    Raises UserError when one is missing or named twice, WorldError when the store can't be asked.
+    Those that are not there have a reason. Raises UserError when none is there or one is named twice, WorldError when
+    the store can't be asked.
     """
     folder_uri = _parent(table_uri)
     uris = [_resolved(folder_uri, name) for name in names]
@@ -156,15 +183,19 @@ def find_files(table_uri: str, names: Sequence[str]) -> list[File]:
         seen: set[str] = set()
         twice = next(uri for uri in uris if uri in seen or seen.add(uri))  # type: ignore[func-returns-value]
         raise UserError(f"the path {twice} stands in more than one row; keep one")
-    infos = _look_up(uris)
-    missing = [uri for uri, info in zip(uris, infos, strict=True) if info.type != fs.FileType.File]
-    if missing:
+    files = [_named(*facts) for facts in zip(names, uris, _look_up(uris), strict=True)]
+    if all(file.reason for file in files):
         raise UserError(
-            f"{len(missing)} of {len(uris)} paths are no files (first: {missing[0]}); "
+            f"none of its {len(files)} paths is a file (first: {files[0].uri}); "
             "correct the table; relative paths start at its folder"
         )
-    facts = zip(names, uris, infos, strict=True)
-    return [File(name, uri, info.size, info.mtime_ns or 0) for name, uri, info in facts]
+    return files
+
+
+def _named(name: str, uri: str, info: fs.FileInfo) -> File:
+    if info.type == fs.FileType.File:
+        return File(name, uri, info.size, info.mtime_ns or 0)
+    return File(name, uri, 0, 0, MISSING if info.type == fs.FileType.NotFound else NOT_A_FILE)
 
 
 def _parent(uri: str) -> str:

@@ -60,6 +60,10 @@ def facts(manifest: Manifest, found: Figures | None) -> dict[str, str]:
         "mean": ", ".join(f"{value:.4f}" for value in manifest.mean),
         "std": ", ".join(f"{value:.4f}" for value in manifest.std),
     }
+    hidden = "hidden files" if source.layout == "table" else "hidden files and folders"
+    left_out = ((source.num_hidden, hidden), (source.num_left_out, "images by max_per_class"))
+    if any(number for number, _ in left_out):
+        told["left out"] = ", ".join(f"{number:,} {what}" for number, what in left_out if number)
     if found is not None and found.newest_ns:
         told["newest image"] = f"{datetime.fromtimestamp(found.newest_ns // 10**9, UTC):%Y-%m-%d %H:%M} UTC"
     return told

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, pairwise, repeat
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from jobs import folders, idx, table
-from jobs.listing import find_files, list_files
+from jobs.listing import MISSING, find_files, list_files
 from jobs.patterns import extract, matches
 from model import storage
 from model.errors import ImageRejectedError, UserError, WorldError
-from model.images import SUFFIXES
+from model.images import SUFFIXES, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +34,7 @@ class Item:
     """One image to be: a path that names it in the DataSet, where its bytes are, and its class name.
 
     `split` is None where the image's hash decides. All items of one `group` belong to one split. `extra` holds the
-    values of the scan's `extra_columns`.
+    values of the scan's `extra_columns`. With a `reason` the listing rejects it: see `listing.File`.
     """
 
     path: str
@@ -46,13 +46,15 @@ class Item:
     split: Split | None = None
     group: str | None = None
     extra: tuple[str | None, ...] = ()
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
 class Scan:
-    """All items of a source in the order of their paths, the class names in order, and files that were passed over.
+    """All items of a source in the order of their paths, the class names in order, and what was passed over.
 
-    `num_left_out` images are not among the items because their classes have enough others.
+    `num_left_out` images are not among the items because their classes have enough others; `num_hidden` files and
+    folders because they are hidden.
     """
 
     items: list[Item]
@@ -60,6 +62,7 @@ class Scan:
     num_other_files: int
     extra_columns: tuple[str, ...] = ()
     num_left_out: int = 0
+    num_hidden: int = 0
 
     @cached_property  # a run asks twice, and for many images it takes as long as to list them
     def fingerprint(self) -> str:
@@ -67,23 +70,32 @@ class Scan:
         digest = hashlib.sha256(repr(self.extra_columns).encode())
         for i in self.items:
             # A repr keeps neighbouring texts apart, whatever they hold, and takes names that are not UTF-8.
-            facts = (i.path, i.class_name, i.size_bytes, i.modified_ns, i.split, i.group, i.extra)
+            facts = (i.path, i.class_name, i.size_bytes, i.modified_ns, i.split, i.group, i.extra, i.reason)
             digest.update(repr(facts).encode())
         return digest.hexdigest()[:32]
+
+
+class Found(NamedTuple):
+    """What one layout gives: see Scan."""
+
+    items: list[Item]
+    num_other_files: int
+    num_hidden: int
 
 
 def scan(config: SourceConfig) -> Scan:
     """List a source. Raises UserError for one that is missing, empty, or has fewer than two classes; WorldError."""
     scan_layout = {"folders": _scan_folders, "table": _scan_table, "idx": _scan_idx}[config.layout]
     try:
-        items, num_other_files = scan_layout(config)
+        items, num_other_files, num_hidden = scan_layout(config)
         items.sort(key=attrgetter("path"))
         class_names = sorted({item.class_name for item in items})
         _check(items, class_names)
         chosen = _balanced(items, config.max_per_class)
     except UserError as error:
         raise UserError(f"source {config.uri}: {error}") from error.__cause__
-    return Scan(chosen, class_names, num_other_files, tuple(config.extra_columns), len(items) - len(chosen))
+    num_left_out = len(items) - len(chosen)
+    return Scan(chosen, class_names, num_other_files, tuple(config.extra_columns), num_left_out, num_hidden)
 
 
 def path_hash(path: str) -> bytes:
@@ -108,17 +120,21 @@ def _balanced(items: list[Item], max_per_class: int | Literal["smallest"] | None
 def read_item(item: Item) -> bytes:
     """The image file's bytes of an item.
 
-    Raises FileNotFoundError when it is gone, ImageRejectedError when it is not of the size that was listed, and
-    WorldError when it can't be read.
+    Raises FileNotFoundError when it is gone, ImageRejectedError when it was not there when the source was listed or is
+    not of the size that it was, and WorldError when it can't be read.
     """
+    if item.reason is not None:
+        what = "no file stands at" if item.reason == MISSING else "a folder, pipe, socket or device stands at"
+        raise ImageRejectedError(item.reason, printable(f"{what} {item.uri}"))
     if item.row is not None:
-        pixels_NHW = idx.read_images(item.uri, item.modified_ns)
-        num_rows, height, width = pixels_NHW.shape
-        if item.row >= num_rows or height * width != item.size_bytes:
+        images = idx.open_images(item.uri, item.modified_ns)
+        num_rows, height, width = images.shape
+        pixels = images.read(item.row) if images.item_bytes == item.size_bytes else b""
+        if item.row >= num_rows or len(pixels) != item.size_bytes:
             detail = f"row {item.row} of {item.size_bytes} bytes when the source was listed, "
             detail += f"{num_rows} rows of {height * width} when it was read; the next run reads it"
             raise ImageRejectedError("changed", detail)
-        return b"".join((b"P5\n%d %d\n255\n" % (width, height), pixels_NHW[item.row].tobytes()))
+        return b"".join((b"P5\n%d %d\n255\n" % (width, height), pixels))
     try:
         # One byte more shows that a file has grown, and a file that never ends does no harm.
         content = storage.read_bytes(item.uri, max_bytes=item.size_bytes + 1)
@@ -153,11 +169,12 @@ def _check(items: Sequence[Item], class_names: Sequence[str]) -> None:
             )
 
 
-def _scan_folders(config: SourceConfig) -> tuple[list[Item], int]:
-    files = list_files(config.uri)
+def _scan_folders(config: SourceConfig) -> Found:
+    files, num_hidden = list_files(config.uri)
     images = [file for file in files if file.path.lower().endswith(tuple(SUFFIXES))]
     if not images:
         seen = f"{len(files)} files, none of them an image" if files else "no files"
+        seen += f" (and {num_hidden} hidden files and folders)" if num_hidden else ""
         raise UserError(f"{seen}; expected FOLDER/CLASS/IMAGE with {', '.join(sorted(SUFFIXES))}")
     num_other_files = len(files) - len(images)
     images = list(compress(images, _chosen(config, [file.path for file in images])))
@@ -177,13 +194,13 @@ def _scan_folders(config: SourceConfig) -> tuple[list[Item], int]:
         )
     groups = _extracted(paths, config.group_pattern, "group") if config.group_pattern else repeat(None)
     facts = zip(images, labels, splits, groups, strict=False)
-    return [_item(file, label, split, group) for file, label, split, group in facts], num_other_files
+    return Found([_item(*fact) for fact in facts], num_other_files, num_hidden)
 
 
-def _scan_table(config: SourceConfig) -> tuple[list[Item], int]:
+def _scan_table(config: SourceConfig) -> Found:
     label_column = config.label_column if config.label_from == "layout" else None
     names = (config.path_column, label_column, config.split_column, config.group_column, *config.extra_columns)
-    columns = table.read_columns(config.uri, list(dict.fromkeys(name for name in names if name)))
+    columns, num_hidden = table.read_columns(config.uri, list(dict.fromkeys(name for name in names if name)))
     chosen = _chosen(config, table.filled(columns, config.path_column))
     columns = {name: list(compress(values, chosen)) for name, values in columns.items()}
     paths = table.filled(columns, config.path_column)
@@ -201,31 +218,34 @@ def _scan_table(config: SourceConfig) -> tuple[list[Item], int]:
         groups = _extracted(paths, config.group_pattern, "group")
     extras = zip(*(columns[name] for name in config.extra_columns), strict=True) if config.extra_columns else repeat(())
     facts = zip(find_files(config.uri, paths), labels, splits, groups, extras, strict=False)
-    return [_item(*fact) for fact in facts], 0
+    return Found([_item(*fact) for fact in facts], 0, num_hidden)
 
 
-def _scan_idx(config: SourceConfig) -> tuple[list[Item], int]:
-    files = {file.path: file for file in list_files(config.uri)}
+def _scan_idx(config: SourceConfig) -> Found:
+    listed, num_hidden = list_files(config.uri)
+    files = {file.path: file for file in listed}
     pairs = idx.pair_up(list(files))
     chosen = list(compress(pairs, _chosen(config, [images for images, _ in pairs])))
     items = [item for images, labels in chosen for item in _idx_items(config, files[images], files[labels])]
-    return items, len(files) - 2 * len(pairs)
+    return Found(items, len(files) - 2 * len(pairs), num_hidden)
 
 
 def _idx_items(config: SourceConfig, images: File, labels: File) -> Iterator[Item]:
+    for file in (images, labels):
+        if file.reason:
+            raise UserError(f"{file.uri}: {file.reason}, where an IDX file was expected; put the file itself there")
     split = idx.split_of(images.path) if config.split_files else None
-    values = idx.read_labels(labels.uri)
-    pixels = idx.read_images(images.uri, images.modified_ns)
-    if len(values) != len(pixels):
-        raise UserError(f"{labels.uri}: {len(values)} labels for {len(pixels)} images of {images.uri}")
-    size_bytes = pixels[0].nbytes if len(pixels) else 0
-    for row, label in enumerate(values.tolist()):
+    pixels, values = idx.open_images(images.uri, images.modified_ns), idx.open_labels(labels.uri)
+    (num_labels,), (num_images, *_) = values.shape, pixels.shape
+    if num_labels != num_images:
+        raise UserError(f"{labels.uri}: {num_labels} labels for {num_images} images of {images.uri}")
+    for row, label in enumerate(values.read(0, num_labels)):
         path = f"{images.path}/{row:06d}"
-        yield Item(path, images.uri, str(label), size_bytes, images.modified_ns, row, split)
+        yield Item(path, images.uri, str(label), pixels.item_bytes, images.modified_ns, row, split)
 
 
 def _item(file: File, label: str, split: Split | None, group: str | None, extra: tuple[str | None, ...] = ()) -> Item:
-    return Item(file.path, file.uri, label, file.size_bytes, file.modified_ns, None, split, group, extra)
+    return Item(file.path, file.uri, label, file.size_bytes, file.modified_ns, None, split, group, extra, file.reason)
 
 
 def _chosen(config: SourceConfig, paths: Sequence[str]) -> list[bool]:

@@ -19,18 +19,22 @@ if TYPE_CHECKING:
 Columns = dict[str, list[str | None]]
 
 
-def read_columns(uri: str, names: Sequence[str]) -> Columns:
-    """Columns of a table by name, as text; None where a row has no value.
+def read_columns(uri: str, names: Sequence[str]) -> tuple[Columns, int]:
+    """Columns of a table by name, as text, None where a row has no value; and how many hidden files were left out.
+
+    Hidden are Parquet files below a folder with `.` or `_` before their or a folder's name, as for Spark.
 
     Raises UserError when it is no table or a column is missing, WorldError when it cannot be read.
     """
     system, path = storage.locate(uri)
+    num_hidden = 0
     try:
         kind = system.get_file_info(path).type
         if kind == fs.FileType.NotFound:
             raise UserError("no such table; correct source.uri")
         if kind == fs.FileType.Directory or path.endswith(".parquet"):
-            table = _read_parquet(system, path, names, is_folder=kind == fs.FileType.Directory)
+            files, num_hidden = _parquet_files(system, path) if kind == fs.FileType.Directory else ([path], 0)
+            table = _read_parquet(system, path, files, names)
         else:
             table = _read_csv(system, path, names)
         columns = {name: table[name].cast(pa.string()).to_pylist() for name in names}
@@ -40,7 +44,7 @@ def read_columns(uri: str, names: Sequence[str]) -> Columns:
         raise WorldError(f"source {uri}: cannot be read: {error}; check permission and network") from error
     if not table.num_rows:
         raise UserError("the table has no rows; add one per image")
-    return columns
+    return columns, num_hidden
 
 
 def filled(columns: Columns, name: str) -> list[str]:
@@ -65,29 +69,25 @@ def _read_csv(system: fs.FileSystem, path: str, names: Sequence[str]) -> pa.Tabl
     return table
 
 
-def _read_parquet(system: fs.FileSystem, path: str, names: Sequence[str], *, is_folder: bool) -> pa.Table:
-    files = _parquet_files(system, path) if is_folder else [path]
+def _read_parquet(system: fs.FileSystem, path: str, files: Sequence[str], names: Sequence[str]) -> pa.Table:
     # Spark's folders like label=01 are columns too, and text: left to itself, Arrow would make it a number.
-    below = PurePosixPath(files[0]).relative_to(path).parts[:-1] if is_folder else ()
+    below = PurePosixPath(files[0]).relative_to(path).parts[:-1]
     keys = pa.schema([(part.partition("=")[0], pa.string()) for part in below if "=" in part])
     found = ds.dataset(files, filesystem=system, format="parquet", partitioning=ds.partitioning(keys, flavor="hive"))
     _check_columns(names, found.schema.names)
     return found.to_table(columns=list(dict.fromkeys(names)))
 
 
-def _parquet_files(system: fs.FileSystem, folder: str) -> list[str]:
+def _parquet_files(system: fs.FileSystem, folder: str) -> tuple[list[str], int]:
     infos = system.get_file_info(fs.FileSelector(folder, recursive=True))
+    found = [info.path for info in infos if info.type == fs.FileType.File and info.path.endswith(".parquet")]
     start = len(folder)
-    files = [
-        info.path
-        for info in infos
-        if info.type == fs.FileType.File
-        and info.path.endswith(".parquet")
-        and not any(part[:1] in ("_", ".") for part in info.path[start:].split("/"))
-    ]
+    files = [path for path in found if not any(part[:1] in ("_", ".") for part in path[start:].split("/"))]
+    num_hidden = len(found) - len(files)
     if not files:
-        raise UserError("a folder without Parquet files (*.parquet); correct source.uri or source.layout")
-    return sorted(files)
+        but = f" but {num_hidden} hidden ones (. or _ before the name)" if num_hidden else ""
+        raise UserError(f"a folder without Parquet files (*.parquet){but}; correct source.uri or source.layout")
+    return sorted(files), num_hidden
 
 
 def _check_columns(names: Sequence[str], present: Sequence[str]) -> None:

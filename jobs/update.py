@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.index import INDEX, REMEMBERED, Comparison, bytes_of, codes_of, compare, listed_table, places_of, read_index
+from jobs.listing import MISSING, NOT_A_FILE
 from jobs.partition import REPORT, PartitionTask, vectorize_partition
 from jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, rewrite
 from jobs.runner import Work, run_all
@@ -37,6 +38,7 @@ MAX_PARTITION_ITEMS = 4096
 MAX_PARTITION_BYTES = 256 * 2**20
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
 OF_THE_WORLD = ("vanished", "changed", "no_permission", "not_readable", "too_slow")
+OF_THE_LISTING = (MISSING, NOT_A_FILE)
 # What changes which images there are is not among them: a source may grow by it.
 SOURCE_SETTINGS = (
     "label_from", "label_pattern", "path_column", "label_column", "split_folders", "split_column", "split_files",
@@ -279,6 +281,7 @@ class Update:
                 fingerprint=self.found.fingerprint,
                 num_files=len(self.found.items),
                 num_left_out=self.found.num_left_out,
+                num_hidden=self.found.num_hidden,
                 settings=source.model_dump(mode="json", include=set(SOURCE_SETTINGS)),
             ),
             num_rejected=reasons.total(),
@@ -313,6 +316,6 @@ class Update:
 def _with_known_hashes(rows: pa.Table, state: pa.Table) -> pa.Table:
     """Reports of tasks, where an image that could not be read now keeps the hash of its bytes of before."""
     hashes = pc.coalesce(rows["content_hash"], state["content_hash"].take(rows["place"]))
-    is_worlds = pc.fill_null(pc.is_in(rows["reason"], pa.array(OF_THE_WORLD)), fill_value=False)
-    kept = pc.if_else(is_worlds, hashes, rows["content_hash"])
+    is_unread = pc.fill_null(pc.is_in(rows["reason"], pa.array(OF_THE_WORLD + OF_THE_LISTING)), fill_value=False)
+    kept = pc.if_else(is_unread, hashes, rows["content_hash"])
     return rows.set_column(rows.column_names.index("content_hash"), "content_hash", kept)

@@ -64,11 +64,7 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     started = time.monotonic()
     present = _present(job)
     found = _scan(job)
-    log.info("%s: %d images in %d classes", job.source.uri, len(found.items), len(found.class_names))
-    if found.num_other_files:
-        log.info("%d other files were passed over (not an image by their name)", found.num_other_files)
-    if found.num_left_out:
-        log.info("%d images were left out by source.max_per_class=%s", found.num_left_out, job.source.max_per_class)
+    _tell(job, found)
     if present is not None and _is_current(job, found, present):
         return _nothing_new(job, present, started)
     storage.check_writable(storage.join(job.dataset_uri, "shards"))
@@ -96,10 +92,12 @@ def _scan(job: VectorizeJob) -> Scan:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        return scan(job.source)
+        found = scan(job.source)
     finally:
         if was_enabled:
             gc.enable()
+    _check_listed(job, found)
+    return found
 
 
 def _is_current(job: VectorizeJob, found: Scan, present: Manifest) -> bool:
@@ -196,6 +194,29 @@ def _differences(job: VectorizeJob, present: Manifest) -> list[str]:
         if before != value:
             differences.append(f"source.{key} is {before} there and {value} here")
     return differences
+
+
+def _tell(job: VectorizeJob, found: Scan) -> None:
+    log.info("%s: %d images in %d classes", job.source.uri, len(found.items), len(found.class_names))
+    if found.num_other_files:
+        log.info("%d other files were passed over (not an image by their name)", found.num_other_files)
+    if found.num_hidden:
+        what = "hidden Parquet files" if job.source.layout == "table" else "hidden files and folders"
+        log.info("%d %s were left out; rename what belongs to the source", found.num_hidden, what)
+    if found.num_left_out:
+        log.info("%d images were left out by source.max_per_class=%s", found.num_left_out, job.source.max_per_class)
+
+
+def _check_listed(job: VectorizeJob, found: Scan) -> None:
+    """Raise UserError where so many paths are no files that nothing would be published, before any image is read."""
+    absent = [item for item in found.items if item.reason]
+    share = len(absent) / len(found.items)
+    if share > job.max_rejected_fraction:
+        raise UserError(
+            f"source {job.source.uri}: {len(absent)} of {len(found.items)} paths are no files ({share:.1%}, first: "
+            f"{shown(absent[0].uri, MAX_TEXT)}), over the limit max_rejected_fraction={job.max_rejected_fraction:g}; "
+            "correct the source (relative paths of a table start at its folder), or raise the limit"
+        )
 
 
 def _check_rejected(job: VectorizeJob, index: pa.Table, update: Update) -> None:

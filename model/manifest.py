@@ -43,7 +43,8 @@ class Source(Settings):
     """Where the examples came from.
 
     `fingerprint` covers every file's path, size and modification time; `settings` are those of the job's source that
-    decide what an example is; `num_left_out` images were left out to balance the classes.
+    decide what an example is; `num_left_out` images were left out to balance the classes, `num_hidden` files and
+    folders because they are hidden.
     """
 
     uri: str
@@ -51,6 +52,7 @@ class Source(Settings):
     fingerprint: str
     num_files: int
     num_left_out: int = 0
+    num_hidden: int = 0
     settings: dict[str, Any] = {}
 
 

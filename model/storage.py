@@ -95,8 +95,8 @@ def read_bytes(uri: str, *, max_bytes: int = -1) -> bytes:
     try:
         if (local := _local_name(uri)) is not None:
             # No Path: for small images it costs as much as the reading.
-            with open(local, "rb") as file:  # noqa: PTH123
-                return file.read(max_bytes)
+            with open(local, "rb", opener=_open_at_once) as file:
+                return file.read(max_bytes) or b""
         system, path = locate(uri)
         with system.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read(max_bytes if max_bytes >= 0 else None))
@@ -104,6 +104,11 @@ def read_bytes(uri: str, *, max_bytes: int = -1) -> bytes:
         raise
     except OSError as error:
         raise _refused("read", uri, error) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Otherwise whoever opens a pipe that has come in a file's place waits for a writer.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_buffer(uri: str) -> pa.Buffer:
@@ -115,6 +120,17 @@ def read_buffer(uri: str) -> pa.Buffer:
                 return mapped.read_buffer()
         with system.open_input_file(path) as file:
             return file.read_buffer()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _refused("read", uri, error) from error
+
+
+def open_file(uri: str) -> pa.NativeFile:
+    """A file of which parts are read: `size()`, `read_at(num_bytes, first)`. Errors as `read_bytes`."""
+    system, path = locate(uri)
+    try:
+        return system.open_input_file(path)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import struct
@@ -198,12 +199,19 @@ def test_only_bad_images_publish_nothing(tmp_path, vectorize_job):
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
-def test_hidden_folders_are_no_classes(images, run):
+def test_hidden_folders_are_no_classes(images, run, tmp_path, caplog):
     """Jupyter and macOS leave such folders beside the classes, with copies of images in them."""
     (images / ".ipynb_checkpoints").mkdir()
     Image.new("L", (12, 12)).save(images / ".ipynb_checkpoints" / "x.png")
-    _, accepted = run()
+    (images / "low" / "._000.png").touch()
+    with caplog.at_level(logging.INFO):
+        _, accepted = run()
     assert len(accepted) == 60
+    assert "2 hidden files and folders were left out; rename what belongs to the source" in caplog.messages
+    manifest = load_manifest(str(tmp_path / "set"))
+    assert manifest.source.num_hidden == 2
+    (report,) = (tmp_path / "set" / "reports").iterdir()
+    assert "<dt>left out</dt><dd>2 hidden files and folders</dd>" in report.read_text()
 
 
 def test_a_file_name_that_is_not_utf8(images, run):

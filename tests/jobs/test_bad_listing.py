@@ -19,6 +19,8 @@ from model import storage
 from model.errors import ImageRejectedError, UserError, WorldError
 from model.manifest import load_manifest, rejected_uri
 
+from .whole import check_whole
+
 
 @pytest.fixture
 def images(tmp_path, make_images):
@@ -69,17 +71,25 @@ def test_links_to_files_and_folders_are_followed(images, tmp_path):
 def test_a_link_to_nowhere_or_itself_is_rejected_and_counted(spark, images, tmp_path, vectorize_job, target):
     (images / "a" / "ring.png").symlink_to(target)
     result = vectorize(vectorize_job(images, tmp_path / "set"))
-    assert result.num_rejected_by_reason == {"vanished": 1}
+    assert result.num_rejected_by_reason == {"missing": 1}
 
 
-@pytest.mark.parametrize("target", [None, "/dev/zero", "pipe"])
-def test_pipes_and_devices_are_passed_over_and_said(images, target, caplog):
-    os.mkfifo(images / "a" / ("pipe" if target else "x.png"))
-    if target:
-        (images / "a" / "x.png").symlink_to(target)
-    with caplog.at_level(logging.WARNING):
-        assert len(scanned(images).items) == 20
-    assert f"{images}/a/x.png is a pipe, socket or device and is passed over" in caplog.text
+@pytest.mark.parametrize("target", ["pipe", "link to a pipe", "/dev/zero"])
+def test_pipes_and_devices_are_rejected_unopened(images, tmp_path, vectorize_job, target):
+    """Whoever opened the pipe would wait for a writer."""
+    odd = images / "a" / "x.png"
+    os.mkfifo(images / "a" / "link to a pipe" if target != "pipe" else odd)
+    if target != "pipe":
+        odd.symlink_to(target)
+    job = vectorize_job(images, tmp_path / "set")
+    result = vectorize(job, runner=LocalRunner())
+    assert result.num_rejected_by_reason == {"not_a_file": 1}
+    assert sum(result.num_examples.values()) == 20
+    manifest = check_whole(job.dataset_uri)
+    (row,) = pq.read_table(rejected_uri(job.dataset_uri, manifest.rejected)).to_pylist()
+    detail = f"a folder, pipe, socket or device stands at {odd}"[:200]
+    assert row == {"path": "a/x.png", "reason": "not_a_file", "detail": detail, "size_bytes": None}
+    assert not vectorize(job, runner=LocalRunner()).changed
 
 
 @pytest.fixture
@@ -188,6 +198,19 @@ def test_a_file_without_end_fills_no_memory(images):
         ImageRejectedError, match=f"more than {item.size_bytes} when it was read; the next run reads it"
     ):
         read_item(item)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("has_writer", [False, True])
+def test_a_pipe_that_came_in_a_files_place_is_not_waited_for(images, has_writer):
+    item = scanned(images).items[0]
+    Path(item.uri).unlink()
+    os.mkfifo(item.uri)
+    writer = os.open(item.uri, os.O_RDWR) if has_writer else None
+    with pytest.raises(ImageRejectedError, match=f"{item.size_bytes} bytes when the source was listed, 0 when it was"):
+        read_item(item)
+    if writer is not None:
+        os.close(writer)
 
 
 def test_changes_between_listing_and_reading_are_counted_and_mended_by_the_next_run(

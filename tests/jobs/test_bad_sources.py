@@ -1,24 +1,19 @@
-"""Sources that are no source: folders, tables and IDX files that hold something else than the config says."""
+"""Sources that are no source: folders and tables that hold something else than the config says."""
 
 from __future__ import annotations
 
-import gzip
 import shutil
-import struct
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.config import SourceConfig
-from jobs.idx import read_images
-from jobs.sources import read_item, scan
+from jobs.sources import scan
 from jobs.vectorize import vectorize
-from model.errors import ImageRejectedError, UserError
-from model.manifest import load_manifest
+from model.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +46,8 @@ def test_a_file_in_place_of_the_folder(tmp_path, refusal):
 def test_empty_folder(tmp_path, refusal):
     (tmp_path / "empty" / "class").mkdir(parents=True)
     assert "no files; expected FOLDER/CLASS/IMAGE" in refusal(tmp_path / "empty")
+    (tmp_path / "empty" / "class" / ".1.png").touch()
+    assert "no files (and 1 hidden files and folders); expected FOLDER/CLASS/IMAGE" in refusal(tmp_path / "empty")
 
 
 def test_no_image_among_the_files(tmp_path, refusal):
@@ -97,7 +94,14 @@ ROWS = "path,label\na/000.png,x\nb/000.png,y\n"
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        (ROWS + "a/no.png,x\nno/1.png,y\n", ["2 of 4 paths are no files (first: ", "a/no.png); correct the table"]),
+        (
+            ROWS + "a/no.png,x\nno/1.png,y\n",
+            ["2 of 4 paths are no files (50.0%, first: ", "a/no.png), over the limit max_rejected_fraction=0.05; "],
+        ),
+        (
+            "path,label\na/no.png,x\nno/1.png,y\n",
+            ["none of its 2 paths is a file (first: ", "a/no.png); correct the table; relative paths start at its fol"],
+        ),
         (ROWS + "a/000.png,y\n", ["a/000.png stands in more than one row; keep one"]),
         (ROWS + "./a/000.png,y\n", ["a/000.png stands in more than one row; keep one"]),
         (ROWS + "a/001.png,\n", ["1 of 3 rows have no label; fill them in"]),
@@ -107,7 +111,7 @@ ROWS = "path,label\na/000.png,x\nb/000.png,y\n"
         (ROWS.replace("path,label", "path,label,label").replace("x\n", "x,1\n").replace("y\n", "y,1\n"), ["label"]),
         (ROWS.replace("y\n", "x\n"), ["only one class, 'x'"]),
         (ROWS + "a,b,c\n", ["neither CSV nor Parquet", "Expected 2 columns, got 3"]),
-        (ROWS + "a,x\n", ["1 of 3 paths are no files"]),
+        (ROWS + "a,x\n", ["1 of 3 paths are no files (33.3%, "]),
         ("path,label\n", ["no rows"]),
         ("", ["Empty CSV file"]),
         (b"\x89PNG\r\n\x1a\n\xff\xfe,x\n1,2\n", ["neither CSV nor Parquet"]),
@@ -126,8 +130,8 @@ def test_wrong_table(table, refusal, text, parts):
         ("a/" + "x" * 300 + ".png,x\n", "a path is too long"),
         ("a/00\0.png,x\n", "a path is no path: Embedded NUL"),
         ("ftp://host/1.png,x\n", "ftp://host/1.png: unknown store 'ftp'"),
-        ("../no/1.png,x\n", "no/1.png); correct the table; relative paths start at its folder"),
-        ("A/000.PNG,x\n", "1 of 3 paths are no files (first: "),
+        ("../no/1.png,x\n", "correct the source (relative paths of a table start at its folder), or raise the limit"),
+        ("A/000.PNG,x\n", "1 of 3 paths are no files (33.3%, first: "),
     ],
     ids=["long", "nul", "ftp", "parent", "case"],
 )
@@ -245,147 +249,3 @@ def test_columns_of_other_names_and_absolute_paths(table, tmp_path, vectorize_jo
     result = vectorize(job)
     assert sum(result.num_examples.values()) == 16
     assert result.class_names == ["a", "b"]
-
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (40, 12, 12), dtype=np.uint8)
-LABELS = np.arange(40, dtype=np.uint8) % 3
-
-
-def idx_images(pixels_NHW=PIXELS) -> bytes:
-    return struct.pack(">4I", 2051, *pixels_NHW.shape) + pixels_NHW.tobytes()
-
-
-def idx_labels(labels_N=LABELS) -> bytes:
-    return struct.pack(">2I", 2049, len(labels_N)) + labels_N.tobytes()
-
-
-@pytest.fixture
-def idx(tmp_path):
-    def idx(images: bytes, labels: bytes, *, name: str = "train", suffix: str = "") -> Path:
-        folder = tmp_path / "idx"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}-images-idx3-ubyte{suffix}").write_bytes(images)
-        (folder / f"{name}-labels-idx1-ubyte{suffix}").write_bytes(labels)
-        return folder
-
-    return idx
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_idx(idx, tmp_path, vectorize_job, suffix):
-    pack = gzip.compress if suffix else bytes
-    folder = idx(pack(idx_images()), pack(idx_labels()), suffix=suffix)
-    vectorize(vectorize_job(folder, tmp_path / "set", layout="idx"))
-    manifest = load_manifest(str(tmp_path / "set"))
-    assert manifest.class_names == ["0", "1", "2"]
-    tables = [pq.read_table(tmp_path / "set" / "shards" / s.name).to_pandas() for s in manifest.shards]
-    rows = pd.concat(tables).set_index("path").sort_index()
-    assert list(rows.label) == LABELS.tolist()
-    np.testing.assert_array_equal(np.stack([np.frombuffer(f, np.uint8) for f in rows.features]), PIXELS.reshape(40, -1))
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "part"),
-    [
-        (idx_images()[:-1], idx_labels(), "train-images-idx3-ubyte: not an IDX file"),
-        (idx_images(), idx_labels()[:-1], "train-labels-idx1-ubyte: not an IDX file"),
-        (b"", idx_labels(), "train-images-idx3-ubyte: not an IDX file"),
-        (idx_images(), idx_labels(LABELS[:-1]), "39 labels for 40 images of "),
-        (idx_labels(), idx_images(), "not an IDX file"),
-        (idx_images(PIXELS[:0]), idx_labels(LABELS[:0]), "idx"),
-        (idx_images(), idx_labels(LABELS * 0), "only one class, '0'"),
-        (gzip.compress(idx_images())[:-9], idx_labels(), "train-images-idx3-ubyte: not an IDX file"),
-        (gzip.compress(idx_images())[:-6] + bytes(6), idx_labels(), "train-images-idx3-ubyte: not an IDX file"),
-        (gzip.compress(idx_images())[:50] + bytes(99), idx_labels(), "train-images-idx3-ubyte: not an IDX file"),
-    ],
-    ids=[
-        "images-cut",
-        "labels-cut",
-        "empty",
-        "counts-differ",
-        "swapped",
-        "no-images",
-        "one-class",
-        "gz-cut",
-        "gz-checksum",
-        "gz-garbage",
-    ],
-)
-def test_wrong_idx(idx, refusal, images, labels, part):
-    assert part in refusal(idx(images, labels), layout="idx")
-
-
-def test_idx_files_without_their_pair(idx, refusal):
-    folder = idx(idx_images(), idx_labels())
-    (folder / "train-labels-idx1-ubyte").unlink()
-    assert "found 1 and 0" in refusal(folder, layout="idx")
-    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx_labels())
-    assert "train" in refusal(folder, layout="idx"), "images of one name must not get labels of another"
-
-
-def test_idx_files_plain_and_packed_at_once_are_not_counted_twice(idx, refusal):
-    """Some unpack MNIST's files and keep the archives beside them."""
-    idx(idx_images(), idx_labels())
-    folder = idx(gzip.compress(idx_images()), gzip.compress(idx_labels()), suffix=".gz")
-    assert "train" in refusal(folder, layout="idx")
-
-
-def test_idx_files_that_were_replaced_are_read_anew(idx):
-    config = SourceConfig(uri=str(idx(idx_images(), idx_labels())), layout="idx")
-    scan(config)
-    idx(idx_images(255 - PIXELS), idx_labels())
-    stream = read_item(scan(config).items[0])
-    header, first = stream[: -PIXELS[0].size], np.frombuffer(stream[-PIXELS[0].size :], np.uint8)
-    assert header.startswith(b"P5")
-    np.testing.assert_array_equal(first, 255 - PIXELS[0].ravel())
-
-
-def test_idx_files_of_no_split(idx):
-    folder = idx(idx_images(), idx_labels(), name="extra")
-    with pytest.raises(
-        UserError, match=r"extra-images-idx3-ubyte is of no split; expected train or .*split_files=false"
-    ):
-        scan(SourceConfig(uri=str(folder), layout="idx", split_files=True))
-
-
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_an_idx_file_that_claims_more_than_memory_holds(idx, refusal, pack):
-    images = struct.pack(">4I", 2051, *[2**32 - 1] * 3) + bytes(1000)
-    assert "not an IDX file" in refusal(idx(pack(images), idx_labels()), layout="idx")
-
-
-def test_a_packed_idx_bomb_is_refused_unread(idx, refusal):
-    """1.2 MB of zeros that would be 1.2 GB; only the head is unpacked."""
-    head = struct.pack(">4I", 2051, 300_000, 64, 64)
-    bomb = gzip.compress(head + bytes(2**20))[:-8] + bytes(1_200_000)
-    message = refusal(idx(bomb, gzip.compress(idx_labels()), suffix=".gz"), layout="idx")
-    assert f"{len(bomb)} bytes that would unpack to 1228800000, more than 100 times as much" in message
-    assert "unpack it yourself" in message
-
-
-def test_a_small_packed_idx_may_be_packed_well(idx):
-    blank = np.zeros((40, 500, 500), np.uint8)
-    folder = idx(gzip.compress(idx_images(blank)), gzip.compress(idx_labels()), suffix=".gz")
-    assert len(scan(SourceConfig(uri=str(folder), layout="idx")).items) == 40
-
-
-@pytest.mark.parametrize(
-    ("pixels_NHW", "num_changed"),
-    [(PIXELS[:30], 10), (PIXELS[:, :, :7], 40), (PIXELS, 0)],
-    ids=["rows", "size", "same"],
-)
-def test_an_idx_file_that_changes_after_it_was_listed(idx, pixels_NHW, num_changed):
-    items = scan(SourceConfig(uri=str(idx(idx_images(), idx_labels())), layout="idx")).items
-    idx(idx_images(pixels_NHW), idx_labels())
-    read_images.cache_clear()  # as in a task, which is another process
-    details = []
-    for item in items:
-        try:
-            read_item(item)
-        except ImageRejectedError as error:
-            details.append((error.reason, error.detail))
-    assert len(details) == num_changed
-    num, height, width = pixels_NHW.shape
-    for reason, detail in details:
-        assert reason == "changed"
-        assert f" of 144 bytes when the source was listed, {num} rows of {height * width} when it was read" in detail

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import re
+import shutil
 import struct
 import tempfile
 import time
@@ -15,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import fs
@@ -94,7 +96,7 @@ def test_facts_of_the_files(fill):
         ("a/deep/er/2.JPG", "a"),
         ("b/3.webp", "b"),
     ]
-    assert found.num_other_files == 1
+    assert (found.num_other_files, found.num_hidden) == (1, 2)
     for item in found.items:
         stat = (folder / item.path).stat()
         assert (item.size_bytes, item.modified_ns) == (stat.st_size, stat.st_mtime_ns)
@@ -334,6 +336,33 @@ def test_s3_is_scanned_and_read_like_a_disk(fill, to_s3):
         assert (item.class_name, item.size_bytes) == (local[path].class_name, local[path].size_bytes)
         assert item.modified_ns > 0
         assert read_item(item) == path.encode()
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.sampled_from([
+    "c/.1.png", "c/.x/2.png", "c/.x/3.png", "c/.x/.y/4.png", ".c/5.png", ".6.png", "c/d.e/.7", "c/d/.x/y.z/8", "c/x./9",
+])))  # fmt: skip
+def test_hidden_files_and_folders_are_counted_alike_on_s3(new_bucket, paths):
+    """A hidden folder is one, whatever is in it."""
+    bucket = new_bucket()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in [*paths, "a/1.png", "b/1.png"]:
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).touch()
+            storage.write_bytes(storage.join(bucket, *path.split("/")), b"")
+        num_hidden = len({re.sub(r"((^|/)[.][^/]*)/.*", r"\1", path) for path in paths if re.search(r"(^|/)[.]", path)})
+        for uri in (folder, bucket):
+            assert scan(SourceConfig(uri=uri)).num_hidden == num_hidden
+
+
+def test_hidden_files_of_a_table_are_counted(fill):
+    """What Spark left of a job that was cut off would be rows twice."""
+    folder = _write_parquet_folder(fill(*ROWS["path"]) / "table.csv")
+    for name in ("_temporary/0", ".staging", "label=01/_x"):
+        (folder / name).mkdir(parents=True)
+        shutil.copy(folder / "label=01" / "part-0.parquet", folder / name)
+    found = scan(SourceConfig(uri=str(folder), layout="table"))
+    assert (len(found.items), found.num_hidden) == (3, 3)
 
 
 @pytest.mark.parametrize("write", [_write_csv, _write_csv_gz, _write_parquet, _write_parquet_folder])
