@@ -63,7 +63,7 @@ def demo() -> int:
 
 
 def write_first_images() -> None:
-    """Give a first `up` images to run on: without, the first scheduled run would fail. Configs of a user's own do not."""
+    """Give a first `up` images to run on, or its first scheduled run would fail. For our own configs only."""
     images = Path(_load_jobs(stack.prepare()).vectorize.source.uri)
     if "SHARDMEAN_CONFIG_DIR" not in os.environ and not images.exists() and find_spec("sklearn"):
         console.print(f"wrote {_write_digits(images)} PNG files of handwritten digits to {images}")
