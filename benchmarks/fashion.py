@@ -15,7 +15,8 @@ from jobs.vectorize import vectorize
 from model.config import ImageConfig, SplitConfig
 from model.errors import UserError
 from model.manifest import Manifest, Source, load_manifest, publish
-from model.shards import Dataset, ShardWriter
+from model.shard_writer import ShardWriter
+from model.shards import Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

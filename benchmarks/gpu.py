@@ -27,7 +27,8 @@ from benchmarks.ours import Epochs, recipe
 from model.config import ImageConfig, SplitConfig
 from model.manifest import Manifest, Source, publish
 from model.networks import build_classifier
-from model.shards import Dataset, ShardWriter
+from model.shard_writer import ShardWriter
+from model.shards import Dataset
 from model.training import Training
 from model.transport import LocalTransport
 

@@ -1,15 +1,13 @@
-"""What one ETL task does: read its images, decode them, write its shards. A pure function of its items.
-
-Shapes: M decoded images of B bytes each.
-"""
+"""What one ETL task does: read its images, decode them, write its shards. A pure function of its items."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +20,10 @@ from model import storage
 from model.errors import ImageRejectedError, WorldError
 from model.images import check_file_bytes, decode_image, printable
 from model.manifest import SPLITS
-from model.shard_file import rows_table, write_shard
+from model.new_shard import NewShard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
 
     from jobs.config import VectorizeJob
     from model.config import ImageConfig
@@ -75,67 +71,66 @@ class PartitionReport:
 
 def vectorize_partition(task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> PartitionReport:
     """Make one partition's shards. Raises UserError and WorldError when what it needs can't be read or written."""
-    made = _Made(task, job)
-    for number, content in enumerate(_contents(task.items, job.image)):
-        try:
-            if isinstance(content, Exception):
-                raise content
-            made.take(number, content)
-        except ImageRejectedError as error:
-            made.facts[number] |= {"reason": error.reason, "detail": error.detail}
-    shards = made.write(class_names)
+    contents = _contents(task.items, job.image)
+    with _Made(task, job, class_names) as made:
+        for number, content in enumerate(contents):
+            try:
+                if isinstance(content, Exception):
+                    raise content
+                made.take(number, content)
+            except ImageRejectedError as error:
+                made.facts[number] |= {"reason": error.reason, "detail": error.detail}
+        shards = made.publish()
     return PartitionReport(shards, pa.Table.from_pylist(made.facts, schema=REPORT))
 
 
 class _Made:
-    """What a task has made so far: the pixels of each split in one piece of memory, and facts of each item."""
+    """What a task has made so far: a shard of each split that has examples, and facts of each item."""
 
-    def __init__(self, task: PartitionTask, job: VectorizeJob) -> None:
+    def __init__(self, task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> None:
         self._task = task
         self._job = job
-        shape = len(task.items), job.image.example_bytes
-        # Room for all in each split: memory that is not written to costs nothing.
-        self._pixels_MB = [np.empty(shape, np.uint8) for _ in SPLITS]
-        self._numbers: list[list[int]] = [[] for _ in SPLITS]
+        self._labels = {name: label for label, name in enumerate(class_names)}
+        self._ends = ExitStack()
+        self._shards: dict[int, NewShard] = {}
+        self._codes = np.full(len(task.items), -1)
         self.facts: list[dict[str, Any]] = [
             {"place": place, "shard_number": -1, "is_same": False} for place in task.places
         ]
 
     def take(self, number: int, content: bytes) -> None:
         """Make an example of an item's bytes, unless they are known. Raises ImageRejectedError."""
-        fact = self.facts[number]
+        fact, item = self.facts[number], self._task.items[number]
         fact["content_hash"] = content_hash = blake3(content).digest(length=HASH_BYTES)
         fact["is_same"] = content_hash == self._task.known[number]
         if fact["is_same"]:
             return
         decoded = decode_image(content, self._job.image)
         fact |= {"width": decoded.width_px, "height": decoded.height_px, "has_more_frames": decoded.has_more_frames}
-        code = _first_split(self._task.items[number], content_hash, self._job)
-        self._pixels_MB[code][len(self._numbers[code])] = decoded.pixels_CHW.reshape(-1)
-        self._numbers[code].append(number)
+        self._codes[number] = code = _first_split(item, content_hash, self._job)
+        shard = self._shards.get(code) or self._begin(code)
+        example = example_id(content_hash, item.path)
+        shard.add(decoded.pixels_CHW, self._labels[item.class_name], example, item.path, item.extra)
 
-    def write(self, class_names: Sequence[str]) -> list[Shard]:
-        """Write a shard for each split that has examples. Raises WorldError."""
-        labels = {name: label for label, name in enumerate(class_names)}
-        shards: list[Shard] = []
-        for split, numbers, pixels_MB in zip(SPLITS, self._numbers, self._pixels_MB, strict=True):
-            if numbers:
-                for number in numbers:
-                    self.facts[number]["shard_number"] = len(shards)
-                table = self._table(numbers, pixels_MB[: len(numbers)], labels)
-                shape = self._job.image.shape
-                shards.append(write_shard(self._job.dataset_uri, split, table, shape=shape))
-        return shards
+    def _begin(self, code: int) -> NewShard:
+        extra_columns = self._job.source.extra_columns
+        shard = NewShard(self._job.dataset_uri, SPLITS[code], shape=self._job.image.shape, extra_columns=extra_columns)
+        self._shards[code] = self._ends.enter_context(shard)
+        return shard
 
-    def _table(self, numbers: list[int], pixels_MB: NDArray[np.uint8], labels: dict[str, int]) -> pa.Table:
-        items = [self._task.items[number] for number in numbers]
-        hashes = [self.facts[number]["content_hash"] for number in numbers]
-        ids = [example_id(content_hash, item.path) for content_hash, item in zip(hashes, items, strict=True)]
-        extras = {
-            name: [item.extra[column] for item in items] for column, name in enumerate(self._job.source.extra_columns)
-        }
-        labels_M = np.array([labels[item.class_name] for item in items])
-        return rows_table(pixels_MB, labels_M, ids, [item.path for item in items], extras)
+    def publish(self) -> list[Shard]:
+        """Publish the shards. Raises WorldError."""
+        codes = sorted(self._shards)
+        for number, code in enumerate(self._codes.tolist()):
+            if code >= 0:
+                self.facts[number]["shard_number"] = codes.index(code)
+        return [self._shards[code].publish() for code in codes]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._ends.__exit__(*error)
 
 
 def _first_split(item: Item, content_hash: bytes, job: VectorizeJob) -> int:

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model.manifest import SPLITS
-from model.shard_file import read_shard, write_shard
+from model.new_shard import write_shard
+from model.shard_file import read_shard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

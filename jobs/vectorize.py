@@ -25,7 +25,17 @@ from jobs.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
 from model import storage
 from model.errors import UserError, WorldError
 from model.lease import Lease
-from model.manifest import SPLITS, Manifest, index_uri, load_manifest, manifest_uri, publish, rejected_uri, report_uri
+from model.manifest import (
+    SPLITS,
+    Manifest,
+    index_uri,
+    load_manifest,
+    manifest_uri,
+    publish,
+    rejected_uri,
+    report_uri,
+    shards_uri,
+)
 from model.shard_file import missing
 from model.shards import Dataset
 
@@ -67,7 +77,7 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     _tell(job, found)
     if present is not None and _is_current(job, found, present):
         return _nothing_new(job, present, started)
-    storage.check_writable(storage.join(job.dataset_uri, "shards"))
+    storage.check_writable(shards_uri(job.dataset_uri))
     with ExitStack() as ends:
         lease = ends.enter_context(Lease(job.dataset_uri, what=f"the ETL of {job.dataset_uri}"))
         before, present = present, _present(job)
@@ -151,7 +161,7 @@ def _publish(
 
 def _check_there(manifest: Manifest, dataset_uri: str) -> None:
     """Raise WorldError for a shard that is kept from an earlier version and is gone or cut short."""
-    sizes = storage.list_sizes(storage.join(dataset_uri, "shards"))
+    sizes = storage.list_sizes(shards_uri(dataset_uri))
     for shard in manifest.shards:
         if sizes.get(shard.name) != shard.num_bytes:
             raise missing(dataset_uri, shard, sizes.get(shard.name))

@@ -132,9 +132,14 @@ def manifest_uri(dataset_uri: str, digest: str | None = None) -> str:
     return storage.join(dataset_uri, *(("versions", f"{digest}.json") if digest else ("manifest.json",)))
 
 
+def shards_uri(dataset_uri: str) -> str:
+    """The folder of the shards."""
+    return storage.join(dataset_uri, "shards")
+
+
 def shard_uri(dataset_uri: str, name: str) -> str:
     """Where a shard stands."""
-    return storage.join(dataset_uri, "shards", name)
+    return storage.join(shards_uri(dataset_uri), name)
 
 
 def index_uri(dataset_uri: str, name: str) -> str:

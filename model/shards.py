@@ -1,4 +1,4 @@
-"""Shards: Parquet files of examples, how they are written and how their rows are read back.
+"""A published DataSet and the rows of its shards.
 
 Shapes: N examples, C channels, H and W pixels.
 """
@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from .draws import example_keys
 from .errors import WorldError
 from .manifest import shard_uri
-from .shard_file import MEND, damaged, features_of, has_hash, one_chunk, open_shard, rows_table, write_shard
+from .shard_file import MEND, damaged, features_of, has_hash, one_chunk, open_shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .manifest import Manifest, Shard, Split
+    from .manifest import Manifest, Shard
     from .shard_cache import ShardCache
 
 
@@ -46,36 +46,6 @@ class Examples:
             [self.paths[row] for row in rows_N] if self.paths else [],
             None if self.keys_N is None else self.keys_N[rows_N],
         )
-
-
-class ShardWriter:
-    """Collects examples one by one and writes a shard whenever a split has `shard_bytes` of them."""
-
-    def __init__(self, dataset_uri: str, *, shard_bytes: int) -> None:
-        self._dataset_uri = dataset_uri
-        self._shard_bytes = shard_bytes
-        self._rows: dict[Split, list[tuple[NDArray[np.uint8], int, str, str]]] = {}
-        self.shards: list[Shard] = []
-
-    def add(self, split: Split, pixels_CHW: NDArray[np.uint8], label: int, example_id: str, path: str) -> None:
-        """Take one example into its split's next shard."""
-        rows = self._rows.setdefault(split, [])
-        rows.append((pixels_CHW, label, example_id, path))
-        if len(rows) * pixels_CHW.nbytes >= self._shard_bytes:
-            self._flush(split)
-
-    def close(self) -> list[Shard]:
-        """Write what is left and return all shards written."""
-        for split in list(self._rows):
-            self._flush(split)
-        return self.shards
-
-    def _flush(self, split: Split) -> None:
-        pixels, labels, ids, paths = zip(*self._rows.pop(split), strict=True)
-        features_NB = np.stack(pixels).reshape(len(pixels), -1)
-        table = rows_table(features_NB, np.array(labels), ids, paths)
-        shape = pixels[0].shape
-        self.shards.append(write_shard(self._dataset_uri, split, table, shape=shape))
 
 
 class Dataset:

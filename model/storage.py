@@ -7,15 +7,20 @@ s3://bucket/folder?endpoint_override=http://127.0.0.1:9000&region=us-east-1 (pya
 from __future__ import annotations
 
 import os
-import tempfile
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
 from .errors import UserError, WorldError
+from .local_file import LocalFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 STORES = ("file", "s3", "s3a", "gs", "gcs", "hdfs", "viewfs")
 
@@ -189,15 +194,71 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     Raises WorldError with the remedy when the store refuses.
     """
     system, path = locate(uri)
-    try:
+    with _writing(uri):
         if isinstance(system, fs.LocalFileSystem):
-            _write_local(Path(path), data)
+            name = PurePosixPath(path).name
+            with LocalFile(Path(path).parent, prefix=name) as file:
+                file.write(data)
+                file.publish(name)
         elif isinstance(system, fs.HadoopFileSystem):
             system.create_dir(str(PurePosixPath(path).parent), recursive=True)
             _put(system, f"{path}.{os.getpid()}.tmp", data)
             system.move(f"{path}.{os.getpid()}.tmp", path)
         else:
             _put(system, path, data)
+
+
+class NewFile(Protocol):
+    """A file in the making."""
+
+    def write(self, data: bytes | pa.Buffer) -> None:
+        """Append bytes."""
+
+    def flush(self) -> None:
+        """Begin to store what was written so far, where that can be begun before the end."""
+
+    def publish(self, name: str) -> None:
+        """Give it its name: from now on it is seen."""
+
+
+@contextmanager
+def new_file(folder_uri: str) -> Iterator[NewFile]:
+    """A file whose name is known when all of it is written: `write` its bytes, then `publish` it by the name.
+
+    As whole as one by `write_bytes`, and with the same errors; one that is not published leaves nothing.
+    """
+    folder = local_path(folder_uri)
+    with _writing(folder_uri):
+        if folder is None:
+            yield _StoreFile(folder_uri)
+        else:
+            with LocalFile(folder.absolute()) as file:
+                yield file
+
+
+class _StoreFile:
+    """In memory until it has its name: a store does not rename."""
+
+    def __init__(self, folder_uri: str) -> None:
+        self._folder_uri = folder_uri
+        self._content = pa.BufferOutputStream()
+
+    def write(self, data: bytes | pa.Buffer) -> None:
+        """Append bytes."""
+        self._content.write(data)
+
+    def flush(self) -> None:
+        """Nothing can be begun."""
+
+    def publish(self, name: str) -> None:
+        """Put it into the store."""
+        write_bytes(join(self._folder_uri, name), self._content.getvalue())
+
+
+@contextmanager
+def _writing(uri: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise WorldError(
             f"cannot write {uri}: {error.strerror or error}; "
@@ -220,18 +281,3 @@ def _put(system: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
     # Left to itself, pyarrow packs and unpacks by the file's name.
     with system.open_output_stream(path, compression=None) as stream:
         stream.write(data)
-
-
-def _write_local(path: Path, data: bytes | pa.Buffer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

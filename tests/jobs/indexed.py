@@ -16,7 +16,8 @@ from blake3 import blake3
 from jobs.index import INDEX
 from model.config import ImageConfig, SplitConfig
 from model.manifest import Manifest, Source, publish
-from model.shards import Dataset, ShardWriter
+from model.shard_writer import ShardWriter
+from model.shards import Dataset
 
 if TYPE_CHECKING:
     from pathlib import Path

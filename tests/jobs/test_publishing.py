@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +21,7 @@ from jobs.vectorize import vectorize
 from model import storage
 from model.errors import UserError, WorldError
 from model.lease import LeaseLostError
+from model.local_file import LocalFile
 from model.manifest import load_manifest
 
 from .pile import GONE, Pile, picture
@@ -48,22 +51,26 @@ def pile(tmp_path):
     return Pile(tmp_path)
 
 
+def deadly(original, number: int, count, *, after: bool):
+    def step(*arguments):
+        is_last = next(count) == number
+        if is_last and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(*arguments)
+        if is_last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return step
+
+
 def killed_at(pile: Pile, number: int, *, after: bool) -> bool:
-    """Run in a process that dies by SIGKILL before or after its write of this number; False when it ended before."""
+    """Run in a process that dies by SIGKILL before or after this step of writing a file; False when it ended before."""
     child = os.fork()
     if child == 0:
         try:
-            original, writes = storage.write_bytes, []
-
-            def write(uri, data):
-                writes.append(uri)
-                if len(writes) == number and not after:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                original(uri, data)
-                if len(writes) == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            storage.write_bytes = write
+            count = itertools.count(1)
+            LocalFile.flush = deadly(LocalFile.flush, number, count, after=after)
+            LocalFile.publish = deadly(LocalFile.publish, number, count, after=after)
             pile.run()
             os._exit(0)
         finally:
@@ -284,16 +291,16 @@ def test_a_damaged_shard_is_told_when_it_must_be_rewritten(pile, change):
 def test_a_task_that_fails_once_costs_that_task_alone(pile, monkeypatch, caplog):
     """A store that is away for a moment: only the failed partition is done again."""
     pile.write({f"a/{number}": number for number in range(150)})
-    original, calls = storage.write_bytes, []
+    original, calls = LocalFile.publish, []
 
-    def write(uri, data):
-        if "/shards/train" in uri:
-            calls.append(uri)
+    def publish(file, name):
+        if name.startswith("train"):
+            calls.append(name)
             if len(calls) == 2:
-                raise WorldError(f"cannot write {uri}: away")
-        original(uri, data)
+                raise OSError(errno.EIO, "away")
+        original(file, name)
 
-    monkeypatch.setattr(storage, "write_bytes", write)
+    monkeypatch.setattr(LocalFile, "publish", publish)
     pile.run()
     check_whole(pile.uri)
-    assert "1 of 3 tasks failed and are tried again: cannot write" in caplog.text
+    assert f"1 of 3 tasks failed and are tried again: cannot write {pile.uri}/shards: away" in caplog.text

@@ -10,7 +10,8 @@ import torch
 
 from model.config import ImageConfig, SplitConfig
 from model.manifest import Manifest, Source, publish
-from model.shards import Dataset, ShardWriter
+from model.shard_writer import ShardWriter
+from model.shards import Dataset
 from model.transport import LocalTransport
 
 if TYPE_CHECKING:

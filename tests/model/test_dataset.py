@@ -18,7 +18,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import shard_file, shards, storage
+from model import new_shard, shards, storage
 from model.config import ImageConfig, SplitConfig
 from model.errors import UserError, WorldError
 from model.manifest import Manifest, Shard, Source, load_manifest, manifest_uri, publish
@@ -165,7 +165,7 @@ def test_shards_are_named_by_content_and_writing_twice_gives_the_same(make_datas
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
 def test_pyarrow_pandas_and_read_give_the_same_rows(make_dataset, tmp_path, monkeypatch, shape):
-    monkeypatch.setattr(shard_file, "ROW_GROUP_BYTES", 500)
+    monkeypatch.setattr(new_shard, "ROW_GROUP_BYTES", 500)
     dataset = make_dataset(tmp_path, rows={"train": 50}, shape=shape, shard_bytes=2000)
     for shard in dataset.manifest.shards:
         path = shard_path(dataset, shard)
@@ -181,7 +181,7 @@ def test_pyarrow_pandas_and_read_give_the_same_rows(make_dataset, tmp_path, monk
 
 
 def test_any_range_is_a_slice_of_the_whole(make_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_file, "ROW_GROUP_BYTES", 300)
+    monkeypatch.setattr(new_shard, "ROW_GROUP_BYTES", 300)
     dataset = make_dataset(tmp_path, rows={"train": 16})
     (shard,) = dataset.manifest.shards
     whole = read_all(dataset, shard)
