@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from model.config import ImageConfig
     from model.manifest import Shard
 
+MAX_PARTITION_ITEMS = 4096
+# What a lost task costs, and how far apart its signs of life are: some seconds of decoding.
+MAX_PARTITION_BYTES = 256 * 2**20
 NUM_READ_AHEAD = 16
 READ_AHEAD_BYTES = 64 * 2**20
 # What stores say of one object that may not be read, and of no object but of the way to them.
@@ -67,6 +70,18 @@ class PartitionReport:
         """Items that became no example."""
         num_accepted = int(self.rows["reason"].null_count)
         return int(self.rows.num_rows) - num_accepted
+
+
+def partitions(items: Sequence[Item], *, num_items: int) -> Iterator[slice]:
+    """The items of each task: `num_items` at most, of files of MAX_PARTITION_BYTES at most (or one file)."""
+    first = num_bytes = 0
+    for place, item in enumerate(items):
+        if place > first and (place - first == num_items or num_bytes + item.size_bytes > MAX_PARTITION_BYTES):
+            yield slice(first, place)
+            first, num_bytes = place, 0
+        num_bytes += item.size_bytes
+    if items:
+        yield slice(first, len(items))
 
 
 def vectorize_partition(task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> PartitionReport:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from jobs.index import INDEX, REMEMBERED, Comparison, bytes_of, codes_of, compare, listed_table, places_of, read_index
 from jobs.listing import MISSING, NOT_A_FILE
-from jobs.partition import REPORT, PartitionTask, vectorize_partition
+from jobs.partition import MAX_PARTITION_ITEMS, REPORT, PartitionTask, partitions, vectorize_partition
 from jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, rewrite
 from jobs.runner import Work, run_all
 from jobs.sources import path_hash
@@ -23,19 +23,14 @@ from jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_code
 from model.manifest import SPLITS, Manifest, Source, mean_and_std
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from numpy.typing import NDArray
 
     from jobs.config import VectorizeJob
     from jobs.partition import PartitionReport
     from jobs.runner import Runner
-    from jobs.sources import Item, Scan
+    from jobs.sources import Scan
     from model.manifest import Shard, Split
 
-MAX_PARTITION_ITEMS = 4096
-# What a lost task costs, and how far apart its signs of life are: some seconds of decoding.
-MAX_PARTITION_BYTES = 256 * 2**20
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
 OF_THE_WORLD = ("vanished", "changed", "no_permission", "not_readable", "too_slow")
 OF_THE_LISTING = (MISSING, NOT_A_FILE)
@@ -58,18 +53,6 @@ class Counts:
     num_kept: int = 0
     num_rewritten: int = 0
     num_written: int = 0
-
-
-def partitions(items: Sequence[Item], *, num_items: int) -> Iterator[slice]:
-    """The items of each task: `num_items` at most, of files of MAX_PARTITION_BYTES at most (or one file)."""
-    first = num_bytes = 0
-    for place, item in enumerate(items):
-        if place > first and (place - first == num_items or num_bytes + item.size_bytes > MAX_PARTITION_BYTES):
-            yield slice(first, place)
-            first, num_bytes = place, 0
-        num_bytes += item.size_bytes
-    if items:
-        yield slice(first, len(items))
 
 
 class Update:

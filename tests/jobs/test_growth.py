@@ -15,10 +15,10 @@ import jobs.partition
 import jobs.update
 import jobs.vectorize
 from jobs.config import SourceConfig
+from jobs.partition import partitions
 from jobs.rewrite import MAX_SMALL, SMALL
 from jobs.runner import LocalRunner
 from jobs.sources import Item
-from jobs.update import partitions
 from jobs.vectorize import vectorize
 from model import storage
 from model.errors import UserError, WorldError
