@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import logging
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, pairwise, repeat
@@ -87,15 +89,28 @@ def scan(config: SourceConfig) -> Scan:
     """List a source. Raises UserError for one that is missing, empty, or has fewer than two classes; WorldError."""
     scan_layout = {"folders": _scan_folders, "table": _scan_table, "idx": _scan_idx}[config.layout]
     try:
-        items, num_other_files, num_hidden = scan_layout(config)
-        items.sort(key=attrgetter("path"))
-        class_names = sorted({item.class_name for item in items})
-        _check(items, class_names)
-        chosen = _balanced(items, config.max_per_class)
+        with _no_collector():
+            items, num_other_files, num_hidden = scan_layout(config)
+            items.sort(key=attrgetter("path"))
+            class_names = sorted({item.class_name for item in items})
+            _check(items, class_names)
+            chosen = _balanced(items, config.max_per_class)
     except UserError as error:
         raise UserError(f"source {config.uri}: {error}") from error.__cause__
     num_left_out = len(items) - len(chosen)
     return Scan(chosen, class_names, num_other_files, tuple(config.extra_columns), num_left_out, num_hidden)
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """It would look at every item again and again, and none is ever garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def path_hash(path: str) -> bytes:

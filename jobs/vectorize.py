@@ -5,7 +5,6 @@ Nothing is published before everything is known to be good: shards lie unseen un
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections import Counter
@@ -98,14 +97,7 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
 
 
 def _scan(job: VectorizeJob) -> Scan:
-    # The collector would look at every item again and again, and none is ever garbage.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        found = scan(job.source)
-    finally:
-        if was_enabled:
-            gc.enable()
+    found = scan(job.source)
     _check_listed(job, found)
     return found
 
