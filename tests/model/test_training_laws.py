@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.segment import evaluate_split, train_rounds
-from model.tasks import Failure, Rounds, Task, attempt
+from model.tasks import Failure, Rounds, Task, attempt, flushes_denormals, seeded
 from model.training_config import TrainingConfig
 from model.transport import LocalTransport
 
@@ -198,7 +198,20 @@ def test_a_task_puts_back_what_it_sets_in_its_process(lenet_data, transports, on
     generator_before = torch.get_rng_state()
     assert isinstance(attempt(work, task, "cpu"), Failure) == fails
     assert torch.get_num_threads() == 1
+    assert not flushes_denormals()
     assert torch.equal(torch.get_rng_state(), generator_before), "the process's generator was drawn from"
+
+
+def test_numbers_too_small_for_full_speed_are_zero_in_a_task(lenet_data, transports):
+    """A dead filter's weights decay to such numbers, and an epoch of LeNet took 1.5 times as long."""
+    task = Task(TrainingConfig(), "", "", 0, 1, {}, transports[1].meeting.new_address(), this_environment())
+    with seeded(task, "cpu"):
+        assert flushes_denormals()
+        layer = torch.nn.Linear(4, 4)
+        torch.nn.init.constant_(layer.weight, 1e-39)
+        assert not (layer.weight * 1.0).any()
+        assert layer(torch.zeros(1, 4)).isfinite().all()
+    assert not flushes_denormals()
 
 
 def _vanish(task: Task, device: str) -> None:
