@@ -37,9 +37,14 @@ class Cluster:
             "spark.master": self.url,
             "spark.executor.memory": "512m",
             "spark.driver.extraJavaOptions": LEAN,
-            "spark.executor.extraJavaOptions": LEAN,
+            "spark.executor.extraJavaOptions": f"{LEAN} -Djava.io.tmpdir={self.temporary}",
             "spark.ui.enabled": "false",
         }
+
+    @property
+    def temporary(self) -> Path:
+        """A folder for temporary files with a name as long as on YARN."""
+        return self.folder / "usercache/appcache/application_1234567890123_0001/container_1234567890123_0001_01_000002"
 
     def num_alive(self) -> int:
         with urllib.request.urlopen(self.status_url, timeout=5) as answer:
@@ -65,6 +70,7 @@ def running_cluster(
     file.write_text("".join(f"{key} {value}\n" for key, value in (properties or {}).items()))
     port, page = free_ports(2)
     cluster = Cluster(f"spark://127.0.0.1:{port}", f"http://127.0.0.1:{page}/json/", folder)
+    cluster.temporary.mkdir(parents=True)
     with contextlib.ExitStack() as ends:
 
         def start(name: str, kind: str, *arguments: str) -> subprocess.Popen:
