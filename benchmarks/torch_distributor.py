@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 MAX_EPOCHS = 12
-OURS = {"learning_rate": 0.001, "batch": 32, "frequency": 20}
-DDP = {"learning_rate": 0.001, "batch": 64}
+OURS = {"learning_rate": 0.002, "batch": 32, "frequency": 5}
+DDP = {"learning_rate": 0.004, "batch": 128}
 # What --search tries: Adam's learning rates, minibatches per worker, and for ours averaging frequencies.
 RATES = (0.001, 0.002, 0.004)
 BATCHES = (32, 128)
