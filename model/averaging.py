@@ -60,6 +60,7 @@ class Averager:
         self.outer_momentum = outer_momentum
         self._counters_before = self._counter_values()
         self._dtype = EXCHANGE_DTYPES[config.exchange]
+        self._message = torch.empty(0)
         self._floats_before = None if self._dtype == torch.float32 else _flat(self._tensors()[0])
 
     def average(self, weight: float, *, rank: int, round_index: int, loss: float = 0.0) -> None:
@@ -70,17 +71,19 @@ class Averager:
         when the outer step's result is not finite.
         """
         floats, counters = self._tensors()
-        values = _flat(floats)
-        before = self._before(values)
         advances = self._counter_values(counters) - self._counters_before_of(counters)
-        changes = values if before is None else values - before
+        values, tail = self._room(floats, len(advances))
+        _flat(floats, out=values)
+        before = self._before(values)
+        if before is not None:
+            values -= before
+        tail.copy_(advances * weight)
         # Parameters may be finite still, such as where the network itself makes a score -inf.
         wrong = "" if math.isfinite(loss) else "training loss was"
-        tail = (advances * weight).to(values)
-        mean, tail = self._sum(changes, tail, weight, wrong, rank=rank, round_index=round_index)
+        self._sum(len(advances), weight, wrong, rank=rank, round_index=round_index)
         if before is not None:
-            mean += before
-        _unflat(mean, floats)
+            values += before
+        _unflat(values, floats)
         self._advance(counters, tail)
         self._take_outer_step(rank=rank, round_index=round_index)
         if before is not None:
@@ -96,40 +99,51 @@ class Averager:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in params if parameter.grad is not None]
-        values = _flat(gradients)
-        mean, _ = self._sum(values, values.new_zeros(0), weight, "", rank=rank, round_index=round_index)
-        _unflat(mean, gradients)
+        values, _ = self._room(gradients, 0)
+        _flat(gradients, out=values)
+        self._sum(0, weight, "", rank=rank, round_index=round_index)
+        _unflat(values, gradients)
 
-    def _sum(
-        self, values: Tensor, tail: Tensor, weight: float, wrong: str, *, rank: int, round_index: int
-    ) -> tuple[Tensor, Tensor]:
-        """The weighted mean of `values`, and the sum of `tail`, over all workers. Not finite ones never enter it.
+    def _room(self, floats: list[Tensor], num_counters: int) -> tuple[Tensor, Tensor]:
+        """Room for values and counters in the message, which ends with a flag.
 
-        `wrong` says what else of this worker is not finite, if anything.
+        Memory that is new to the process costs more than the sum does, so the message stays from round to round.
         """
-        wrong = wrong if torch.isfinite(values).all() else "parameters were"
-        is_finite = not wrong
-        weighted = values * weight if is_finite else torch.zeros_like(values)
-        tail = torch.cat([tail, values.new_tensor([not is_finite])])
+        num_values = sum(tensor.numel() for tensor in floats)
+        if self._message.numel() != num_values + num_counters + 1 or self._message.device != floats[0].device:
+            self._message = torch.empty(num_values + num_counters + 1, device=floats[0].device)
+        return self._message[:num_values], self._message[num_values:-1]
+
+    def _sum(self, num_counters: int, weight: float, wrong: str, *, rank: int, round_index: int) -> None:
+        """Put into the message the weighted mean of its values, and the sum of its counters, over all workers.
+
+        Not finite ones never enter it. `wrong` says what else of this worker is not finite, if anything.
+        """
+        split = self._message.numel() - num_counters - 1
+        values, flag = self._message[:split], self._message[-1]
+        wrong = wrong if _all_finite(values) else "parameters were"
+        flag.fill_(bool(wrong))
+        if wrong:
+            values.zero_()
+        else:
+            values *= weight
+        sent = self._message.to(self._member.sums_on)
         try:
             if self._dtype == torch.float32:
-                message = torch.cat([weighted, tail]).to(self._member.sums_on)
-                self._member.all_reduce(message)
-                weighted, tail = message[: values.numel()].to(values), message[values.numel() :].to(values)
+                self._member.all_reduce(sent)
             else:
-                weighted, tail = weighted.to(self._member.sums_on), tail.to(self._member.sums_on)
-                self._member.all_reduce(weighted, dtype=self._dtype)
-                self._member.all_reduce(tail)
-                weighted, tail = weighted.to(values), tail.to(values)
+                self._member.all_reduce(sent[:split], dtype=self._dtype)
+                self._member.all_reduce(sent[split:])
         except LostPeersError as error:
             raise PeerLostError(f"worker {rank} lost a peer in round {round_index}: {error}") from error
-        if not is_finite:
+        if wrong:
             raise _diverged(rank, round_index, wrong)
-        if tail[-1] > 0:
+        if sent[-1] > 0:
             raise PeerDivergedError(
                 f"worker {rank} stopped in round {round_index}: a peer's state or loss is not finite"
             )
-        return weighted, tail[:-1]
+        if sent is not self._message:
+            self._message.copy_(sent)
 
     def _before(self, values: Tensor) -> Tensor | None:
         """What the last average left, where changes travel in place of values: short floats keep those well enough."""
@@ -200,10 +214,15 @@ def _is_moment(key: str, value: object) -> bool:
     return key != "step" and isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
+def _flat(tensors: list[Tensor], *, out: Tensor | None = None) -> Tensor:
     # NAdam keeps a float on the CPU beside its moments on the GPU.
     device = tensors[0].device
-    return torch.cat([tensor.reshape(-1).float().to(device) for tensor in tensors])
+    return torch.cat([tensor.reshape(-1).float().to(device) for tensor in tensors], out=out)
+
+
+def _all_finite(values: Tensor) -> bool:
+    # One that is not finite makes the sum so; a sum may also be too large where all are finite, which is rare.
+    return bool(torch.isfinite(values.sum()) or torch.isfinite(values).all())
 
 
 def _unflat(flat: Tensor, tensors: list[Tensor]) -> None:
