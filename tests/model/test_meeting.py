@@ -71,7 +71,7 @@ def sockets_to(address: Address) -> Iterator[int]:
     """Numbers of this process's connections to the meeting."""
     for number in [int(path.name) for path in Path("/dev/fd").iterdir()]:
         with suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
-            if connection.getpeername()[1] == address.port:
+            if connection.family == socket.AF_INET and connection.getpeername()[1] == address.port:
                 yield number
 
 
