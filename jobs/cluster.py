@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 # Settings that every job wants; those of the job's own `spark` win over them.
 DEFAULTS = {
     "spark.ui.showConsoleProgress": "false",
+    "spark.python.daemon.module": "jobs.spark_daemon",
     "spark.python.worker.faulthandler.enabled": "true",
     # By TCP, each task waits 40 ms for an acknowledgement that is held back.
     "spark.python.unix.domain.socket.enabled": "true",
