@@ -137,8 +137,8 @@ def _up(options: argparse.Namespace) -> int:
     from jobs.demo import write_first_images
     from jobs.stack import up
 
-    write_first_images()
-    return up(host=options.host, airflow_port=options.airflow_port, mlflow_port=options.mlflow_port)
+    ports = {"airflow_port": options.airflow_port, "mlflow_port": options.mlflow_port}
+    return up(host=options.host, **ports, before_start=write_first_images)
 
 
 def _check_result(options: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ DEFAULTS = {
     # By TCP, each task waits 40 ms for an acknowledgement that is held back.
     "spark.python.unix.domain.socket.enabled": "true",
     # Not the JVM's own folder: YARN's has a longer name than such a socket may have.
-    "spark.python.unix.domain.socket.dir": "/tmp",  # noqa: S108 - Spark gives each socket a name that nobody knows
+    "spark.python.unix.domain.socket.dir": "/tmp",  # noqa: S108 - who may write to a socket may connect: its owner
     "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "5s",
     "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "6",
     "spark.scheduler.minRegisteredResourcesRatio": "1.0",

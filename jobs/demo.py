@@ -62,9 +62,9 @@ def demo() -> int:
     return 0
 
 
-def write_first_images() -> None:
+def write_first_images(environment: dict[str, str]) -> None:
     """Give a first `up` images to run on, or its first scheduled run would fail. For our own configs only."""
-    images = Path(_load_jobs(stack.prepare()).vectorize.source.uri)
+    images = Path(_load_jobs(environment).vectorize.source.uri)
     if "SHARDMEAN_CONFIG_DIR" not in os.environ and not images.exists() and find_spec("sklearn"):
         console.print(f"wrote {_write_digits(images)} PNG files of handwritten digits to {images}")
 

@@ -15,11 +15,15 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from jobs.java import java_environment
 from model.errors import UserError, WorldError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 REPOSITORY = Path(__file__).parent.parent
 HOST = "127.0.0.1"
@@ -187,8 +191,11 @@ def components(host: str, airflow_port: int, mlflow_port: int) -> list[Component
     ]
 
 
-def up(*, host: str, airflow_port: int, mlflow_port: int) -> int:
-    """Run the stack until Ctrl-C or SIGTERM, then stop it all. Returns the exit code."""
+def up(*, host: str, airflow_port: int, mlflow_port: int, before_start: Callable[[dict[str, str]], None]) -> int:
+    """Run the stack until Ctrl-C or SIGTERM, then stop it all. Returns the exit code.
+
+    `before_start` gets the stack's environment when the ports are known to be free.
+    """
     console = Console(highlight=False, soft_wrap=True)
     if airflow_port == mlflow_port:
         raise UserError(f"--airflow-port and --mlflow-port are both {airflow_port}: choose two")
@@ -196,6 +203,7 @@ def up(*, host: str, airflow_port: int, mlflow_port: int) -> int:
     check_port(host, mlflow_port, "--mlflow-port")
     environment = prepare(airflow_port, f"http://{HOST}:{mlflow_port}", host)
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    before_start(environment)
     password = _password()
     with console.status("Airflow's database ..."):
         migrate(environment)

@@ -80,7 +80,7 @@ class Averager:
         tail.copy_(advances * weight)
         # Parameters may be finite still, such as where the network itself makes a score -inf.
         wrong = "" if math.isfinite(loss) else "training loss was"
-        self._sum(len(advances), weight, wrong, rank=rank, round_index=round_index)
+        self._sum(values, weight, wrong, rank=rank, round_index=round_index)
         if before is not None:
             values += before
         _unflat(values, floats)
@@ -101,7 +101,7 @@ class Averager:
         gradients = [parameter.grad for parameter in params if parameter.grad is not None]
         values, _ = self._room(gradients, 0)
         _flat(gradients, out=values)
-        self._sum(0, weight, "", rank=rank, round_index=round_index)
+        self._sum(values, weight, "", rank=rank, round_index=round_index)
         _unflat(values, gradients)
 
     def _room(self, floats: list[Tensor], num_counters: int) -> tuple[Tensor, Tensor]:
@@ -114,15 +114,13 @@ class Averager:
             self._message = torch.empty(num_values + num_counters + 1, device=floats[0].device)
         return self._message[:num_values], self._message[num_values:-1]
 
-    def _sum(self, num_counters: int, weight: float, wrong: str, *, rank: int, round_index: int) -> None:
-        """Put into the message the weighted mean of its values, and the sum of its counters, over all workers.
+    def _sum(self, values: Tensor, weight: float, wrong: str, *, rank: int, round_index: int) -> None:
+        """Put into the message the weighted mean of its `values`, and the sum of what follows, over all workers.
 
         Not finite ones never enter it. `wrong` says what else of this worker is not finite, if anything.
         """
-        split = self._message.numel() - num_counters - 1
-        values, flag = self._message[:split], self._message[-1]
         wrong = wrong if _all_finite(values) else "parameters were"
-        flag.fill_(bool(wrong))
+        self._message[-1] = bool(wrong)
         if wrong:
             values.zero_()
         else:
@@ -132,8 +130,8 @@ class Averager:
             if self._dtype == torch.float32:
                 self._member.all_reduce(sent)
             else:
-                self._member.all_reduce(sent[:split], dtype=self._dtype)
-                self._member.all_reduce(sent[split:])
+                self._member.all_reduce(sent[: values.numel()], dtype=self._dtype)
+                self._member.all_reduce(sent[values.numel() :])
         except LostPeersError as error:
             raise PeerLostError(f"worker {rank} lost a peer in round {round_index}: {error}") from error
         if wrong:

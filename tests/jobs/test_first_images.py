@@ -1,0 +1,35 @@
+"""What a first `up` finds: images for our own configs, and nothing of ours where a user has configs or images."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.demo import write_first_images
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARDMEAN_HOME", str(tmp_path))
+    monkeypatch.delenv("SHARDMEAN_CONFIG_DIR", raising=False)
+    return tmp_path / "images" / "digits"
+
+
+def test_a_first_up_has_the_digits_and_says_so(images, capsys):
+    write_first_images({"SHARDMEAN_HOME": str(images.parents[1])})
+    assert len(list(images.glob("*/*.png"))) == 1797
+    assert f"wrote 1797 PNG files of handwritten digits to {images}" in capsys.readouterr().out
+
+
+def test_images_that_are_there_stay_alone(images):
+    images.mkdir(parents=True)
+    write_first_images({"SHARDMEAN_HOME": str(images.parents[1])})
+    assert not list(images.iterdir())
+
+
+def test_a_users_own_configs_get_no_images(images, monkeypatch, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "vectorize.yaml").write_text(f"source: {{uri: {images}}}\ndataset_uri: {tmp_path}/set\n")
+    (tmp_path / "configs" / "train.yaml").write_text(f"dataset_uri: {tmp_path}/set\ncheckpoint_uri: {tmp_path}/ck\n")
+    monkeypatch.setenv("SHARDMEAN_CONFIG_DIR", str(tmp_path / "configs"))
+    write_first_images({"SHARDMEAN_HOME": str(tmp_path)})
+    assert not images.exists()
