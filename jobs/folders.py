@@ -1,13 +1,17 @@
-"""What the folders in a path say of an image: its class, and in sources that are already split, its split."""
+"""What the folders in paths say of images: their classes, and in sources that are already split, their splits."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from model.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from model.manifest import Split
 
@@ -26,50 +30,60 @@ def named_split(name: str) -> Split | None:
     return SPLIT_NAMES.get(name.lower())
 
 
-def read_splits(paths: Sequence[str]) -> list[Split]:
-    """The split of each path, by a folder that every path has at the same level. Raises UserError where none is."""
-    level = _split_level(paths)
-    return [SPLIT_NAMES[_folders(path)[level].lower()] for path in paths]
+class Folders:
+    """The folders that N paths stand in. Their names are looked at once each, however many images they hold."""
 
+    def __init__(self, paths: pa.StringArray) -> None:
+        """Take the folders off the paths."""
+        folders = pc.struct_field(pc.extract_regex(paths, "(?s)^(?P<folder>.*)/[^/]*$"), "folder")
+        encoded = pc.fill_null(folders, "").dictionary_encode()
+        self._paths = paths
+        self._names: list[str] = encoded.dictionary.to_pylist()
+        self._codes_N = encoded.indices
 
-def without_splits(paths: Sequence[str]) -> list[str]:
-    """The paths without the folders that name their splits."""
-    level = _split_level(paths)
-    return ["/".join(_without(path.split("/"), level if level >= 0 else level - 1)) for path in paths]
+    def splits(self) -> pa.StringArray:
+        """The split of each path, by a folder that every path has at the same level. Raises UserError where none is."""
+        level = self._split_level()
+        return self._each([SPLIT_NAMES[name.split("/")[level].lower()] for name in self._names])
 
+    def classes(self, which: Literal["top_folder", "parent_folder"], *, are_split: bool = False) -> pa.StringArray:
+        """The class of each path: its first folder or its last, not counting those that name splits.
 
-def read_classes(paths: Sequence[str], which: Literal["top_folder", "parent_folder"]) -> list[str]:
-    """The class of each path: its first folder or its last. Raises UserError for a path without folders."""
-    loose = [path for path in paths if "/" not in path.strip("/")]
-    if loose:
+        Raises UserError for a path without folders.
+        """
+        parts = [name.split("/") for name in self._names]
+        if are_split:
+            level = self._split_level()
+            parts = [_without(of_one, level) for of_one in parts]
+        loose = [code for code, of_one in enumerate(parts) if not any(of_one)]
+        if loose:
+            places = np.flatnonzero(np.isin(self._codes_N.to_numpy(), loose))
+            raise UserError(
+                f"{len(places)} images stand outside any class folder (first: {self._paths[places[0]]}); put each "
+                "image in a folder that names its class, leave such out by source.exclude, or source.layout=table"
+            )
+        return self._each([of_one[0 if which == "top_folder" else -1] for of_one in parts])
+
+    def _each(self, of_folders: Sequence[str]) -> pa.StringArray:
+        """What was found for each folder, for each path."""
+        return pa.array(of_folders, pa.string()).take(self._codes_N)
+
+    def _split_level(self) -> int:
+        """The level of the splits' folders, counted from the top, or below zero from the images up."""
+        folders = [name.split("/") for name in sorted(self._names)]
+        shortest = min(map(len, folders))
+        levels: list[int] = [*range(shortest), *range(-1, -shortest - 1, -1)]
+        for level in levels:
+            if all(parts[level].lower() in SPLIT_NAMES for parts in folders):
+                return level
+        without = [parts for parts in folders if not any(part.lower() in SPLIT_NAMES for part in parts)]
+        first = "/".join((without or folders)[0]) or "the source itself"
+        what = "in no folder of a split" if without else "in folders of a split, but not all at the same level"
         raise UserError(
-            f"{len(loose)} images stand outside any class folder (first: {loose[0]}); "
-            "put each image in a folder that names its class, leave such out by source.exclude, or source.layout=table"
+            f"source.split_folders: images stand {what} (first: {first}); every path needs a folder named {WORDS} at "
+            "one level, above or below the class; move the images, or leave them out by source.exclude"
         )
-    place = 0 if which == "top_folder" else -1
-    return [_folders(path)[place] for path in paths]
-
-
-def _folders(path: str) -> list[str]:
-    return path.split("/")[:-1]
 
 
 def _without(parts: list[str], place: int) -> list[str]:
     return [part for number, part in enumerate(parts) if number != place % len(parts)]
-
-
-def _split_level(paths: Iterable[str]) -> int:
-    """The level of the splits' folders, counted from the top, or below zero from the images up."""
-    folders = [folder.split("/") for folder in sorted({path.rpartition("/")[0] for path in paths})]
-    shortest = min(map(len, folders))
-    levels: list[int] = [*range(shortest), *range(-1, -shortest - 1, -1)]
-    for level in levels:
-        if all(parts[level].lower() in SPLIT_NAMES for parts in folders):
-            return level
-    without = [parts for parts in folders if not any(part.lower() in SPLIT_NAMES for part in parts)]
-    first = "/".join((without or folders)[0]) or "the source itself"
-    what = "in no folder of a split" if without else "in folders of a split, but not all at the same level"
-    raise UserError(
-        f"source.split_folders: images stand {what} (first: {first}); every path needs a folder named {WORDS} at one "
-        "level, above or below the class; move the images, or leave them out by source.exclude"
-    )

@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from jobs.sources import Item
+    from jobs.items import Items
 
 INDEX = pa.schema(
     [
         ("path", pa.string()),
-        ("uri", pa.string()),
         ("row", pa.int64()),
         ("size_bytes", pa.int64()),
         ("modified_ns", pa.int64()),
@@ -51,27 +50,25 @@ INDEX = pa.schema(
 # What reading an image tells of it.
 REMEMBERED = ("content_hash", "reason", "detail", "width", "height", "has_more_frames")
 REJECTED = ("path", "reason", "detail", "size_bytes")
-_LISTED = ("path", "uri", "row", "size_bytes", "modified_ns", "class_name", "group", "extra_hash")
+_LISTED = ("path", "row", "size_bytes", "modified_ns", "class_name", "group", "extra_hash")
 
 
-def listed_table(items: Sequence[Item]) -> pa.Table:
+def listed_table(items: Items) -> pa.Table:
     """What the listing of the source says of its images: the columns of the index that need no reading."""
-    columns = {
-        "path": [item.path for item in items],
-        # A local name need not be UTF-8; the table is for readers, the run itself goes by the item.
-        "uri": [item.uri.encode(errors="surrogateescape").decode(errors="backslashreplace") for item in items],
-        "row": [item.row for item in items],
-        "size_bytes": [None if item.reason else item.size_bytes for item in items],
-        "modified_ns": [None if item.reason else item.modified_ns for item in items],
-        "class_name": [item.class_name for item in items],
-        "group": [item.group for item in items],
-        "extra_hash": [_hash(item.extra) if item.extra else None for item in items],
-    }
-    return pa.table({name: pa.array(columns[name], INDEX.field(name).type) for name in _LISTED})
+    columns = {name: items.table[name] for name in _LISTED if name in items.table.column_names}
+    # What is no file has neither size nor time.
+    is_file = pc.is_null(items.table["reason"])
+    for name in ("size_bytes", "modified_ns"):
+        columns[name] = pc.if_else(is_file, columns[name], None)
+    columns["extra_hash"] = pa.array(map(_hash, items.rows(["extra"])), pa.int64())
+    return pa.table([columns[name] for name in _LISTED], schema=pa.schema([INDEX.field(name) for name in _LISTED]))
 
 
-def _hash(extra: tuple[str | None, ...]) -> int:
-    digest = hashlib.blake2b(repr(extra).encode(errors="surrogateescape"), digest_size=8).digest()
+def _hash(facts: tuple[list[str | None] | None]) -> int | None:
+    (extra,) = facts
+    if not extra:
+        return None
+    digest = hashlib.blake2b(repr(tuple(extra)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
@@ -147,7 +144,7 @@ def read_index(dataset_uri: str, name: str | None) -> pa.Table:
         raise WorldError(f"{uri}: missing; {_MEND}") from None
     if not is_named_by(name, data):
         raise WorldError(f"{uri}: damaged (its SHA-256 is not its name); {_MEND}")
-    return pq.read_table(pa.BufferReader(data)).cast(INDEX)
+    return pq.read_table(pa.BufferReader(data), columns=INDEX.names).cast(INDEX)
 
 
 def bytes_of(hashes: pa.ChunkedArray) -> NDArray[np.uint8]:

@@ -11,9 +11,11 @@ from stat import S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
+from jobs.items import BATCH_ROWS, Rows
 from jobs.shown import shown
 from model import storage
 from model.errors import UserError, WorldError
@@ -32,24 +34,38 @@ log = logging.getLogger(__name__)
 class File(NamedTuple):
     """One file: its path below the source, where it is, its size, and when it was written.
 
+    `uri` is None where it is the path below the source's.
     With a `reason` (MISSING or NOT_A_FILE) it is none: size and time are 0, and it must not be opened.
     """
 
     path: str
-    uri: str
+    uri: str | None
     size_bytes: int
     modified_ns: int
     reason: str | None = None
 
 
-class Listing(NamedTuple):
-    """The files below a folder, without the hidden files and folders that stand among them, which are counted.
+FILES = pa.schema(
+    [
+        ("path", pa.string()),
+        ("uri", pa.binary()),
+        ("size_bytes", pa.int64()),
+        ("modified_ns", pa.int64()),
+        ("reason", pa.string()),
+    ]
+)
 
-    Hidden is what has a name with a dot before it; what is in a hidden folder is neither listed nor counted.
+
+class Listing(NamedTuple):
+    """The files below a folder, `root`: a `File` in each row of a table (FILES). Hidden ones are but counted.
+
+    Hidden is what has a name with a dot before it, file or folder; what is in a hidden folder is neither listed nor
+    counted.
     """
 
-    files: list[File]
+    files: pa.Table
     num_hidden: int
+    root: str
 
 
 def list_files(uri: str) -> Listing:
@@ -68,7 +84,8 @@ def list_files(uri: str) -> Listing:
 
 
 def _list_folder(root: str) -> Listing:
-    files: list[File] = []
+    files = Rows(FILES)
+    start = f"{root.rstrip('/')}/"
     num_hidden = 0
     waiting = [(root, "")]
     listed: set[tuple[int, int]] = set()
@@ -95,9 +112,9 @@ def _list_folder(root: str) -> Listing:
                     _warn(entry.path, "leads to a folder of the source itself, or above it, and is passed over")
                 elif _is_folder(entry):
                     waiting.append((entry.path, f"{path}/"))
-                elif (file := _file(entry, path)) is not None:
+                elif (file := _file(entry, path, start)) is not None:
                     files.append(file)
-    return Listing(files, num_hidden)
+    return Listing(files.table(), num_hidden, root)
 
 
 def _warn(path: str, what: str) -> None:
@@ -121,15 +138,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise
 
 
-def _file(entry: os.DirEntry[str], path: str) -> File | None:
+def _file(entry: os.DirEntry[str], path: str, start: str) -> File | None:
     try:
         found = _stat(entry)
     except FileNotFoundError:
         _warn(entry.path, "vanished while the source was listed")
         return None
+    uri = None if entry.path == start + path else entry.path
     if not S_ISREG(found.st_mode):
-        return File(path, entry.path, 0, 0, MISSING if S_ISLNK(found.st_mode) else NOT_A_FILE)
-    return File(path, entry.path, found.st_size, found.st_mtime_ns)
+        return File(path, uri, 0, 0, MISSING if S_ISLNK(found.st_mode) else NOT_A_FILE)
+    return File(path, uri, found.st_size, found.st_mtime_ns)
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result:
@@ -160,36 +178,47 @@ def _list_store(uri: str) -> Listing:
             raise UserError("no such bucket; correct source.uri") from error
         raise
     start = len(root.rstrip("/")) + 1
-    files: list[File] = []
+    files = Rows(FILES)
     hidden: set[str] = set()
     for info in found:
         path = info.path[start:]
         if at := _HIDDEN.match(path):
             hidden.add(at[0])
         elif info.type == fs.FileType.File:
-            files.append(File(path, storage.join(uri, path), info.size, info.mtime_ns or 0))
-    return Listing(files, len(hidden))
+            files.append(File(path, None, info.size, info.mtime_ns or 0))
+    return Listing(files.table(), len(hidden), uri)
 
 
-def find_files(table_uri: str, names: Sequence[str]) -> list[File]:
-    """The files that a table names: by a URI, from the root of its store, or from the table's folder.
+def find_files(table_uri: str, names: pa.StringArray) -> pa.Table:
+    """The files (FILES) that a table names: by a URI, from the root of its store, or from the table's folder.
 
     Those that are not there have a reason. Raises UserError when none is there or one is named twice, WorldError when
     the store can't be asked.
     """
     folder_uri = _parent(table_uri)
-    uris = [_resolved(folder_uri, name) for name in names]
-    if len(set(uris)) < len(uris):
-        seen: set[str] = set()
-        twice = next(uri for uri in uris if uri in seen or seen.add(uri))  # type: ignore[func-returns-value]
-        raise UserError(f"the path {twice} stands in more than one row; keep one")
-    files = [_named(*facts) for facts in zip(names, uris, _look_up(uris), strict=True)]
-    if all(file.reason for file in files):
+    uris = pa.array((_resolved(folder_uri, name.as_py()).encode() for name in names), pa.binary())
+    if (twice := first_twice(uris)) is not None:
+        raise UserError(f"the path {uris[twice].as_py().decode()} stands in more than one row; keep one")
+    files = Rows(FILES)
+    for first in range(0, len(names), BATCH_ROWS):
+        batch = [uri.decode() for uri in uris[first : first + BATCH_ROWS].to_pylist()]
+        for facts in zip(names[first : first + BATCH_ROWS].to_pylist(), batch, _look_up(batch), strict=True):
+            files.append(_named(*facts))
+    found = files.table()
+    if not found["reason"].null_count:
         raise UserError(
-            f"none of its {len(files)} paths is a file (first: {files[0].uri}); "
+            f"none of its {len(names)} paths is a file (first: {uris[0].as_py().decode()}); "
             "correct the table; relative paths start at its folder"
         )
-    return files
+    return found
+
+
+def first_twice(texts: pa.Array) -> int | None:
+    """The first place of a text that stands before it already; None where each stands once."""
+    _, firsts = np.unique(texts.dictionary_encode().indices.to_numpy(), return_index=True)
+    is_first_N = np.zeros(len(texts), np.bool_)
+    is_first_N[firsts] = True
+    return None if is_first_N.all() else int(np.argmin(is_first_N))
 
 
 def _named(name: str, uri: str, info: fs.FileInfo) -> File:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from blake3 import blake3
 
 from jobs.index import INDEX, REMEMBERED
-from jobs.sources import Item, read_item
+from jobs.sources import read_item
 from jobs.splits import HASH_BYTES, fixed_code, split_code
 from model import storage
 from model.errors import ImageRejectedError, WorldError
@@ -25,7 +25,10 @@ from model.new_shard import NewShard
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from jobs.config import VectorizeJob
+    from jobs.items import Item
     from model.config import ImageConfig
     from model.manifest import Shard
 
@@ -53,9 +56,9 @@ class PartitionTask:
     An item whose bytes are still those is not decoded.
     """
 
-    items: list[Item]
-    places: list[int]
-    known: list[bytes | None]
+    items: Sequence[Item]
+    places: Sequence[int]
+    known: Sequence[bytes | None]
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,15 @@ class PartitionReport:
         return int(self.rows.num_rows) - num_accepted
 
 
-def partitions(items: Sequence[Item], *, num_items: int) -> Iterator[slice]:
+def partitions(sizes_bytes_N: NDArray[np.int64], *, num_items: int) -> Iterator[slice]:
     """The items of each task: `num_items` at most, of files of MAX_PARTITION_BYTES at most (or one file)."""
-    first = num_bytes = 0
-    for place, item in enumerate(items):
-        if place > first and (place - first == num_items or num_bytes + item.size_bytes > MAX_PARTITION_BYTES):
-            yield slice(first, place)
-            first, num_bytes = place, 0
-        num_bytes += item.size_bytes
-    if items:
-        yield slice(first, len(items))
+    ends_N = np.cumsum(sizes_bytes_N)
+    first = before_bytes = 0
+    while first < len(ends_N):
+        end = int(np.searchsorted(ends_N, before_bytes + MAX_PARTITION_BYTES, side="right"))
+        end = min(max(end, first + 1), first + num_items, len(ends_N))
+        yield slice(first, end)
+        first, before_bytes = end, int(ends_N[end - 1])
 
 
 def vectorize_partition(task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> PartitionReport:

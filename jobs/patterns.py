@@ -29,11 +29,9 @@ def check_expression(pattern: str, group: str) -> str:
     return pattern
 
 
-def extract(texts: Sequence[str], pattern: str, group: str) -> list[str | None]:
-    """What the group holds where the pattern first matches, anywhere in each text; None where it doesn't."""
-    found = pc.extract_regex(pa.array(texts, pa.string()), pattern)
-    values: list[str | None] = pc.struct_field(found, group).to_pylist()
-    return values
+def extract(texts: pa.StringArray, pattern: str, group: str) -> pa.StringArray:
+    """What the group holds where the pattern first matches, anywhere in each text; null where it doesn't."""
+    return pc.struct_field(pc.extract_regex(texts, pattern), group)
 
 
 def check_glob(glob: str) -> str:
@@ -45,12 +43,10 @@ def check_glob(glob: str) -> str:
     return glob
 
 
-def matches(paths: Sequence[str], globs: Sequence[str]) -> list[bool]:
+def matches(paths: pa.StringArray, globs: Sequence[str]) -> pa.BooleanArray:
     """Whether each path matches one of the globs, by the rules of .gitignore."""
-    texts = pa.array([path.lstrip("/") for path in paths], pa.string())
     expression = "|".join(f"(?:{_expression(glob)})" for glob in globs)
-    found: list[bool] = pc.match_substring_regex(texts, expression).to_pylist()
-    return found
+    return pc.match_substring_regex(pc.utf8_ltrim(paths, "/"), expression)
 
 
 def _expression(glob: str) -> str:

@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.index import bytes_of
 from jobs.report_histogram import Histogram, aspect_histogram, histogram, say_bytes, say_number
+from jobs.splits import copies
 from model.manifest import SPLITS
 
 if TYPE_CHECKING:
@@ -24,9 +26,6 @@ NUM_GROUPS = 20
 NUM_PATHS_A_GROUP = 6
 NUM_SIZES = 8
 MANY_CLASSES = 30
-COLUMNS = (
-    "path", "size_bytes", "modified_ns", "class_name", "split", "content_hash", "reason", "detail", "width", "height",
-)  # fmt: skip
 CONFLICT = "conflicting_labels"
 
 
@@ -100,13 +99,15 @@ class Figures:
 
 
 def figures(manifest: Manifest, index: pa.Table) -> Figures:
-    """Count. `index` has a row for each image of the source, sorted by path, and at least the columns of `COLUMNS`."""
-    index = index.select(COLUMNS)
-    accepted, rejected = index.filter(pc.is_valid(index["split"])), index.filter(pc.is_valid(index["reason"]))
+    """Count. `index` has a row for each image of the source, sorted by path (see `jobs.index.INDEX`)."""
+    # Rows of millions of images are not copied: of those accepted, only what a figure needs is.
+    is_accepted = pc.is_valid(index["split"])
+    rejected = index.filter(pc.is_valid(index["reason"]))
     classes = _classes(manifest, rejected)
-    num_copies, num_copied, copies = _copies(accepted)
+    num_copies, num_copied, copies = _copies(index, is_accepted)
     num_conflicts, conflicts = _conflicts(rejected)
-    num_sizes, sizes = _sizes(accepted)
+    sizes = _known_sizes(index, is_accepted)
+    num_sizes, commonest = _sizes(*sizes)
     return Figures(
         classes=classes,
         num_rejected=rejected.num_rows,
@@ -117,10 +118,10 @@ def figures(manifest: Manifest, index: pa.Table) -> Figures:
         num_conflicts=num_conflicts,
         conflicts=conflicts,
         lacking=lacking(manifest),
-        sizes=sizes,
+        sizes=commonest,
         num_sizes=num_sizes,
         per_class=_per_class(classes),
-        histograms=_histograms(accepted),
+        histograms=_histograms(*sizes, index["size_bytes"].filter(is_accepted)),
         newest_ns=pc.max(index["modified_ns"]).as_py(),
     )
 
@@ -157,28 +158,21 @@ def _rejections(rejected: pa.Table) -> list[Rejection]:
     return found
 
 
-def _copies(accepted: pa.Table) -> tuple[int, int, list[Copies]]:
+def _copies(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[int, int, list[Copies]]:
     """How many images are copies of another, of how many contents, and the largest groups of them."""
-    read = accepted.filter(pc.is_valid(accepted["content_hash"]))
-    # Without threads the first of a group is the first in the table, so by path.
-    groups = read.group_by("content_hash", use_threads=False).aggregate([("path", "count"), ("path", "first")])
-    groups = groups.filter(pc.greater(groups["path_count"], 1))
-    num_copies = (pc.sum(groups["path_count"]).as_py() or 0) - groups.num_rows
-    groups = groups.sort_by([("path_count", "descending"), ("path_first", "ascending")])
-    largest = [
-        _group(read, content_hash, number)
-        for content_hash, number in zip(
-            groups["content_hash"][:NUM_GROUPS].to_pylist(), groups["path_count"][:NUM_GROUPS].to_pylist(), strict=True
-        )
-    ]
-    return num_copies, groups.num_rows, largest
+    hashes = index["content_hash"]
+    read = np.flatnonzero(pc.and_(is_accepted, pc.is_valid(hashes)).to_numpy())
+    groups = copies(bytes_of(hashes.take(pa.array(read))))
+    num_copies = sum(len(group) - 1 for group in groups)
+    # By the number of images, then by the first's path, by which the index is sorted.
+    groups.sort(key=lambda group: (-len(group), group[0]))
+    return num_copies, len(groups), [_group(index, read[group]) for group in groups[:NUM_GROUPS]]
 
 
-def _group(read: pa.Table, content_hash: bytes, num_images: int) -> Copies:
-    is_member = pc.equal(read["content_hash"], pa.scalar(content_hash, read["content_hash"].type))
-    members = read.filter(is_member).slice(0, NUM_PATHS_A_GROUP)
+def _group(index: pa.Table, places: NDArray[np.int64]) -> Copies:
+    members = index.take(pa.array(places[:NUM_PATHS_A_GROUP]))
     return Copies(
-        num_images, members["class_name"][0].as_py(), members["split"][0].as_py(), members["path"].to_pylist()
+        len(places), members["class_name"][0].as_py(), members["split"][0].as_py(), members["path"].to_pylist()
     )
 
 
@@ -203,15 +197,14 @@ def _conflicts(rejected: pa.Table) -> tuple[int, list[Conflict]]:
     ]
 
 
-def _known_sizes(accepted: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    known = accepted.filter(pc.and_(pc.is_valid(accepted["width"]), pc.is_valid(accepted["height"])))
-    return known["width"].to_numpy().astype(np.int64), known["height"].to_numpy().astype(np.int64)
+def _known_sizes(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    is_known = pc.and_(is_accepted, pc.and_(pc.is_valid(index["width"]), pc.is_valid(index["height"])))
+    return index["width"].filter(is_known).to_numpy(), index["height"].filter(is_known).to_numpy()
 
 
-def _sizes(accepted: pa.Table) -> tuple[int, list[tuple[str, int]]]:
+def _sizes(widths: NDArray[np.int32], heights: NDArray[np.int32]) -> tuple[int, list[tuple[str, int]]]:
     """How many different sizes there are, and the commonest of them."""
-    widths, heights = _known_sizes(accepted)
-    keys, counts = np.unique(widths << 32 | heights, return_counts=True)
+    keys, counts = np.unique(widths.astype(np.int64) << 32 | heights, return_counts=True)
     commonest = np.argsort(-counts, kind="stable")[:NUM_SIZES]
     pairs = zip(keys[commonest].tolist(), counts[commonest].tolist(), strict=True)
     return len(keys), [(f"{key >> 32:,} x {key & 0xFFFFFFFF:,}", number) for key, number in pairs]
@@ -224,15 +217,13 @@ def _per_class(classes: list[ClassCount]) -> Histogram | None:
     return None if found is None or found.is_single else found
 
 
-def _histograms(accepted: pa.Table) -> list[Histogram]:
-    widths, heights = _known_sizes(accepted)
-    files = accepted["size_bytes"].drop_null().to_numpy()
+def _histograms(widths: NDArray[np.int32], heights: NDArray[np.int32], sizes_bytes: pa.ChunkedArray) -> list[Histogram]:
     say_pixels = partial(_with_unit, unit="px")
     found = [
         histogram("Width", widths, say_pixels),
         histogram("Height", heights, say_pixels),
         aspect_histogram("Aspect ratio", widths, heights),
-        histogram("File size", files, say_bytes),
+        histogram("File size", sizes_bytes.drop_null().to_numpy(), say_bytes),
     ]
     return [one for one in found if one is not None]
 

@@ -47,7 +47,7 @@ class Histogram:
         return len(self.counts) == 1
 
 
-def histogram(title: str, values: NDArray[np.int64], say: Say) -> Histogram | None:
+def histogram(title: str, values: NDArray[np.integer], say: Say) -> Histogram | None:
     """A histogram of whole numbers from 0 up; `say` writes one of them. None where there are no values."""
     if not len(values):
         return None
@@ -63,7 +63,7 @@ def histogram(title: str, values: NDArray[np.int64], say: Say) -> Histogram | No
     return Histogram(title, counts, labels, ticks, summary)
 
 
-def aspect_histogram(title: str, widths: NDArray[np.int64], heights: NDArray[np.int64]) -> Histogram | None:
+def aspect_histogram(title: str, widths: NDArray[np.integer], heights: NDArray[np.integer]) -> Histogram | None:
     """A histogram of width / height on a logarithmic axis whose middle bin is the square."""
     if not len(widths):
         return None

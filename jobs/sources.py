@@ -3,52 +3,40 @@
 from __future__ import annotations
 
 import errno
-import gc
 import hashlib
 import logging
-from collections import Counter
-from contextlib import contextmanager
+import re
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress, pairwise, repeat
-from operator import attrgetter
+from itertools import compress
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from jobs import folders, idx, table
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import idx, table
+from jobs.folders import WORDS, Folders, named_split
+from jobs.items import ITEMS, Item, Items, by_path, kept
 from jobs.listing import MISSING, find_files, list_files
 from jobs.patterns import extract, matches
 from model import storage
 from model.errors import ImageRejectedError, UserError, WorldError
 from model.images import SUFFIXES, printable
+from model.shard_file import one_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from jobs.config import SourceConfig
-    from jobs.listing import File
     from model.manifest import Split
 
+# What an example is made of, and what rejects it; not where it stands.
+FINGERPRINTED = ("path", "class_name", "size_bytes", "modified_ns", "split", "group", "extra", "reason")
+_SUFFIX = rf"(?:{'|'.join(map(re.escape, sorted(SUFFIXES)))})$"
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image to be: a path that names it in the DataSet, where its bytes are, and its class name.
-
-    `split` is None where the image's hash decides. All items of one `group` belong to one split. `extra` holds the
-    values of the scan's `extra_columns`. With a `reason` the listing rejects it: see `listing.File`.
-    """
-
-    path: str
-    uri: str
-    class_name: str
-    size_bytes: int
-    modified_ns: int
-    row: int | None = None
-    split: Split | None = None
-    group: str | None = None
-    extra: tuple[str | None, ...] = ()
-    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +47,7 @@ class Scan:
     folders because they are hidden.
     """
 
-    items: list[Item]
+    items: Items
     class_names: list[str]
     num_other_files: int
     extra_columns: tuple[str, ...] = ()
@@ -70,9 +58,8 @@ class Scan:
     def fingerprint(self) -> str:
         """Changes whenever a file is added, removed, moved or written, or gets another class, split, group or extra."""
         digest = hashlib.sha256(repr(self.extra_columns).encode())
-        for i in self.items:
-            # A repr keeps neighbouring texts apart, whatever they hold, and takes names that are not UTF-8.
-            facts = (i.path, i.class_name, i.size_bytes, i.modified_ns, i.split, i.group, i.extra, i.reason)
+        for facts in self.items.rows(FINGERPRINTED):
+            # A repr keeps neighbouring texts apart, whatever they hold.
             digest.update(repr(facts).encode())
         return digest.hexdigest()[:32]
 
@@ -80,7 +67,7 @@ class Scan:
 class Found(NamedTuple):
     """What one layout gives: see Scan."""
 
-    items: list[Item]
+    items: Items
     num_other_files: int
     num_hidden: int
 
@@ -89,47 +76,37 @@ def scan(config: SourceConfig) -> Scan:
     """List a source. Raises UserError for one that is missing, empty, or has fewer than two classes; WorldError."""
     scan_layout = {"folders": _scan_folders, "table": _scan_table, "idx": _scan_idx}[config.layout]
     try:
-        with _no_collector():
-            items, num_other_files, num_hidden = scan_layout(config)
-            items.sort(key=attrgetter("path"))
-            class_names = sorted({item.class_name for item in items})
-            _check(items, class_names)
-            chosen = _balanced(items, config.max_per_class)
+        items, num_other_files, num_hidden = scan_layout(config)
+        items = Items(by_path(items.table), items.root)
+        class_names = sorted(items.table["class_name"].unique().to_pylist())
+        _check(items, class_names)
+        chosen = _balanced(items, config.max_per_class)
     except UserError as error:
         raise UserError(f"source {config.uri}: {error}") from error.__cause__
     num_left_out = len(items) - len(chosen)
     return Scan(chosen, class_names, num_other_files, tuple(config.extra_columns), num_left_out, num_hidden)
 
 
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """It would look at every item again and again, and none is ever garbage."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+def path_hashes(paths: pa.StringArray) -> NDArray[np.uint64]:
+    """What orders images by chance, yet always alike: the hash of each path, its upper and its lower half (2, N)."""
+    digests = bytearray()
+    for path in paths:
+        digests += hashlib.blake2b(path.as_py().encode(), digest_size=16).digest()
+    return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2).T
 
 
-def path_hash(path: str) -> bytes:
-    """What orders images by chance, yet always alike: the hash of the path."""
-    return hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=16).digest()
-
-
-def _balanced(items: list[Item], max_per_class: int | Literal["smallest"] | None) -> list[Item]:
+def _balanced(items: Items, max_per_class: int | Literal["smallest"] | None) -> Items:
     """At most so many items of each class: those whose paths have the lowest hashes (as DataVec does)."""
     if max_per_class is None:
         return items
-    num_per_class = Counter(item.class_name for item in items)
-    most = min(num_per_class.values()) if max_per_class == "smallest" else max_per_class
-    by_class: dict[str, list[tuple[bytes, int]]] = {name: [] for name, num in num_per_class.items() if num > most}
-    for place, item in enumerate(items):
-        if item.class_name in by_class:
-            by_class[item.class_name].append((path_hash(item.path), place))
-    left_out = {place for hashes in by_class.values() for _, place in sorted(hashes)[most:]}
-    return [item for place, item in enumerate(items) if place not in left_out]
+    codes_N = one_chunk(items.table["class_name"]).dictionary_encode().indices.to_numpy()
+    num_per_class = np.bincount(codes_N)
+    most = num_per_class.min() if max_per_class == "smallest" else max_per_class
+    high_N, low_N = path_hashes(one_chunk(items.table["path"]))
+    order = np.lexsort((low_N, high_N, codes_N))
+    firsts = np.cumsum(num_per_class) - num_per_class
+    rank_N = np.arange(len(order)) - firsts[codes_N[order]]
+    return items.take(np.sort(order[rank_N < most]))
 
 
 def read_item(item: Item) -> bytes:
@@ -165,87 +142,110 @@ def read_item(item: Item) -> bytes:
     return content
 
 
-def _check(items: Sequence[Item], class_names: Sequence[str]) -> None:
+def _check(items: Items, class_names: Sequence[str]) -> None:
     if not items:
         raise UserError("no images in it")
     if len(class_names) < 2:
         raise UserError(
             f"only one class, {class_names[0]!r}; a classifier needs two or more: add a folder (or label) per class"
         )
-    twice = next((a.path for a, b in pairwise(items) if a.path == b.path), None)
-    if twice is not None:
-        raise UserError(f"two files have the path {twice!r} where odd bytes are shown by their codes; rename one")
+    paths = one_chunk(items.table["path"])
+    twice = pc.index(pc.equal(paths[1:], paths[:-1]), True).as_py()
+    if twice >= 0:
+        raise UserError(
+            f"two files have the path {paths[twice].as_py()!r} where odd bytes are shown by their codes; rename one"
+        )
+    _check_groups(items)
+
+
+def _check_groups(items: Items) -> None:
+    of_group = items.table.select(["group", "split", "path"]).filter(pc.is_valid(items.table["group"]))
+    both = of_group.group_by(["group", "split"], use_threads=False).aggregate([("path", "first")])
+    if both.num_rows == pc.count_distinct(both["group"]).as_py():
+        return
     splits: dict[str, Split | None] = {}
-    for item in items:
-        if item.group is not None and splits.setdefault(item.group, item.split) != item.split:
-            both = " and ".join(split or "no split" for split in (splits[item.group], item.split))
-            raise UserError(
-                f"the group {item.group!r} is given to {both} (last: {item.path}); one group needs one split"
-            )
+    for group, split, path in zip(*(both[name].to_pylist() for name in ("group", "split", "path_first")), strict=True):
+        if splits.setdefault(group, split) != split:
+            given = " and ".join(name or "no split" for name in (splits[group], split))
+            raise UserError(f"the group {group!r} is given to {given} (such as {path}); one group needs one split")
 
 
 def _scan_folders(config: SourceConfig) -> Found:
-    files, num_hidden = list_files(config.uri)
-    images = [file for file in files if file.path.lower().endswith(tuple(SUFFIXES))]
-    if not images:
-        seen = f"{len(files)} files, none of them an image" if files else "no files"
+    files, num_hidden, root = list_files(config.uri)
+    num_files = files.num_rows
+    files = kept(files, pc.match_substring_regex(pc.ascii_lower(one_chunk(files["path"])), _SUFFIX))
+    num_other_files = num_files - files.num_rows
+    if not files.num_rows:
+        seen = f"{num_files} files, none of them an image" if num_files else "no files"
         seen += f" (and {num_hidden} hidden files and folders)" if num_hidden else ""
         raise UserError(f"{seen}; expected FOLDER/CLASS/IMAGE with {', '.join(sorted(SUFFIXES))}")
-    num_other_files = len(files) - len(images)
-    images = list(compress(images, _chosen(config, [file.path for file in images])))
-    paths = [file.path for file in images]
-    splits = folders.read_splits(paths) if config.split_folders else repeat(None)
+    files = by_path(kept(files, _chosen(config, one_chunk(files["path"]))))
+    paths = one_chunk(files["path"])
+    found = Folders(paths)
+    facts = {}
+    if config.split_folders:
+        facts["split"] = found.splits()
     if config.label_pattern is not None:
-        labels = _extracted(paths, config.label_pattern, "label")
+        facts["class_name"] = _extracted(paths, config.label_pattern, "label")
     else:
-        of_classes = folders.without_splits(paths) if config.split_folders else paths
-        labels = folders.read_classes(
-            of_classes, "parent_folder" if config.label_from == "parent_folder" else "top_folder"
-        )
-    if config.label_pattern is None and not config.split_folders and all(map(folders.named_split, set(labels))):
-        raise UserError(
-            f"the classes would be {', '.join(sorted(set(labels)))}: set source.split_folders=true if these folders "
-            "are the splits, or source.label_from=parent_folder"
-        )
-    groups = _extracted(paths, config.group_pattern, "group") if config.group_pattern else repeat(None)
-    facts = zip(images, labels, splits, groups, strict=False)
-    return Found([_item(*fact) for fact in facts], num_other_files, num_hidden)
+        is_parent = config.label_from == "parent_folder"
+        classes = found.classes("parent_folder" if is_parent else "top_folder", are_split=config.split_folders)
+        facts["class_name"] = classes
+        names = sorted(classes.unique().to_pylist())
+        if not config.split_folders and all(map(named_split, names)):
+            raise UserError(
+                f"the classes would be {', '.join(names)}: set source.split_folders=true if these folders "
+                "are the splits, or source.label_from=parent_folder"
+            )
+    if config.group_pattern is not None:
+        facts["group"] = _extracted(paths, config.group_pattern, "group")
+    return Found(_items(files, facts, root), num_other_files, num_hidden)
 
 
 def _scan_table(config: SourceConfig) -> Found:
     label_column = config.label_column if config.label_from == "layout" else None
     names = (config.path_column, label_column, config.split_column, config.group_column, *config.extra_columns)
     columns, num_hidden = table.read_columns(config.uri, list(dict.fromkeys(name for name in names if name)))
-    chosen = _chosen(config, table.filled(columns, config.path_column))
-    columns = {name: list(compress(values, chosen)) for name, values in columns.items()}
+    columns = kept(columns, _chosen(config, table.filled(columns, config.path_column)))
     paths = table.filled(columns, config.path_column)
+    facts = {}
     if label_column is not None:
-        labels = table.filled(columns, label_column)
+        facts["class_name"] = table.filled(columns, label_column)
     elif config.label_pattern is not None:
-        labels = _extracted(paths, config.label_pattern, "label")
+        facts["class_name"] = _extracted(paths, config.label_pattern, "label")
     else:
-        labels = folders.read_classes(paths, "parent_folder")
-    splits = _named_splits(columns[config.split_column], config.split_column) if config.split_column else repeat(None)
-    groups: Iterable[str | None] = repeat(None)
+        facts["class_name"] = Folders(paths).classes("parent_folder")
+    if config.split_column is not None:
+        facts["split"] = _named_splits(one_chunk(columns[config.split_column]), config.split_column)
     if config.group_column is not None:
-        groups = table.filled(columns, config.group_column)
+        facts["group"] = table.filled(columns, config.group_column)
     elif config.group_pattern is not None:
-        groups = _extracted(paths, config.group_pattern, "group")
-    extras = zip(*(columns[name] for name in config.extra_columns), strict=True) if config.extra_columns else repeat(())
-    facts = zip(find_files(config.uri, paths), labels, splits, groups, extras, strict=False)
-    return Found([_item(*fact) for fact in facts], 0, num_hidden)
+        facts["group"] = _extracted(paths, config.group_pattern, "group")
+    if config.extra_columns:
+        facts["extra"] = _side_by_side([one_chunk(columns[name]) for name in config.extra_columns])
+    return Found(_items(find_files(config.uri, paths), facts), 0, num_hidden)
+
+
+def _side_by_side(columns: Sequence[pa.StringArray]) -> pa.ListArray:
+    """For each row a list of its values."""
+    num_rows, num_columns = len(columns[0]), len(columns)
+    places = np.arange(num_rows * num_columns).reshape(num_columns, num_rows).T.ravel()
+    offsets = np.arange(num_rows + 1, dtype=np.int32) * num_columns
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.concat_arrays(columns).take(pa.array(places)))
 
 
 def _scan_idx(config: SourceConfig) -> Found:
-    listed, num_hidden = list_files(config.uri)
-    files = {file.path: file for file in listed}
+    listed, num_hidden, root = list_files(config.uri)
+    # Files of many images each, so of no one class.
+    files = {file.path: file for file in _items(listed, {"class_name": pa.repeat("", listed.num_rows)}, root)}
     pairs = idx.pair_up(list(files))
-    chosen = list(compress(pairs, _chosen(config, [images for images, _ in pairs])))
-    items = [item for images, labels in chosen for item in _idx_items(config, files[images], files[labels])]
+    is_chosen = _chosen(config, pa.array([images for images, _ in pairs], pa.string())).to_pylist()
+    chosen = [(files[images], files[labels]) for images, labels in compress(pairs, is_chosen)]
+    items = Items.of(item for images, labels in chosen for item in _idx_items(config, images, labels))
     return Found(items, len(files) - 2 * len(pairs), num_hidden)
 
 
-def _idx_items(config: SourceConfig, images: File, labels: File) -> Iterator[Item]:
+def _idx_items(config: SourceConfig, images: Item, labels: Item) -> Iterator[Item]:
     for file in (images, labels):
         if file.reason:
             raise UserError(f"{file.uri}: {file.reason}, where an IDX file was expected; put the file itself there")
@@ -259,39 +259,51 @@ def _idx_items(config: SourceConfig, images: File, labels: File) -> Iterator[Ite
         yield Item(path, images.uri, str(label), pixels.item_bytes, images.modified_ns, row, split)
 
 
-def _item(file: File, label: str, split: Split | None, group: str | None, extra: tuple[str | None, ...] = ()) -> Item:
-    return Item(file.path, file.uri, label, file.size_bytes, file.modified_ns, None, split, group, extra, file.reason)
+def _items(files: pa.Table, facts: Mapping[str, pa.Array], root: str = "") -> Items:
+    """Files with what is known of them by the names of their columns."""
+    columns = {name: files[name] for name in files.column_names} | dict(facts)
+    return Items(
+        pa.table(
+            [columns.get(field.name, pa.nulls(files.num_rows, field.type)) for field in ITEMS],
+            schema=ITEMS,
+        ),
+        root,
+    )
 
 
-def _chosen(config: SourceConfig, paths: Sequence[str]) -> list[bool]:
+def _chosen(config: SourceConfig, paths: pa.StringArray) -> pa.BooleanArray:
     """For each path, whether include and exclude choose it. Raises UserError when they choose none."""
-    chosen = matches(paths, config.include) if config.include else [True] * len(paths)
+    chosen = matches(paths, config.include) if config.include else pa.array(np.ones(len(paths), np.bool_))
     if config.exclude:
-        excluded = matches(paths, config.exclude)
-        chosen = [yes and not no for yes, no in zip(chosen, excluded, strict=True)]
+        chosen = pc.and_not(chosen, matches(paths, config.exclude))
     if config.include or config.exclude:
-        log.info("source.include and source.exclude leave %d of %d files", sum(chosen), len(paths))
-        if not any(chosen):
+        num_chosen = chosen.true_count
+        log.info("source.include and source.exclude leave %d of %d files", num_chosen, len(paths))
+        if not num_chosen:
             raise UserError(f"source.include and source.exclude leave none of {len(paths)} files; correct the patterns")
     return chosen
 
 
-def _extracted(paths: Sequence[str], pattern: str, group: str) -> list[str]:
-    values = extract(paths, pattern, group)
-    without = [path for path, value in zip(paths, values, strict=True) if not value]
-    if without:
+def _extracted(paths: pa.StringArray, pattern: str, group: str) -> pa.StringArray:
+    values = pc.fill_null(extract(paths, pattern, group), "")
+    without = np.flatnonzero(pc.equal(values, "").to_numpy(zero_copy_only=False))
+    if len(without):
         raise UserError(
-            f"source.{group}_pattern finds no {group} in {len(without)} of {len(paths)} paths (first: {without[0]!r}); "
-            "correct the pattern, or leave such paths out by source.exclude"
+            f"source.{group}_pattern finds no {group} in {len(without)} of {len(paths)} paths (first: "
+            f"{paths[without[0]].as_py()!r}); correct the pattern, or leave such paths out by source.exclude"
         )
-    return [value or "" for value in values]
+    return values
 
 
-def _named_splits(values: Sequence[str | None], column: str) -> list[Split | None]:
-    wrong = [value for value in values if value and folders.named_split(value) is None]
+def _named_splits(values: pa.StringArray, column: str) -> pa.StringArray:
+    encoded = pc.fill_null(values, "").dictionary_encode()
+    words = encoded.dictionary.to_pylist()
+    splits = [named_split(word) for word in words]
+    wrong = [code for code, word in enumerate(words) if word and splits[code] is None]
     if wrong:
+        places = np.flatnonzero(np.isin(encoded.indices.to_numpy(), wrong))
         raise UserError(
-            f"{len(wrong)} of {len(values)} rows have no split in {column} (first: {wrong[0]!r}); "
-            f"expected {folders.WORDS}, or nothing for a split by hash"
+            f"{len(places)} of {len(values)} rows have no split in {column} (first: {values[places[0]].as_py()!r}); "
+            f"expected {WORDS}, or nothing for a split by hash"
         )
-    return [folders.named_split(value) if value else None for value in values]
+    return pa.array(splits, pa.string()).take(encoded.indices)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from model.manifest import SPLITS
 
@@ -44,6 +45,16 @@ def fixed_code(given: Split | None, group: str | None, config: SplitConfig) -> i
     return split_code(hashlib.blake2b(group.encode(), digest_size=HASH_BYTES).digest(), config)
 
 
+def fixed_codes(splits: pa.StringArray, groups: pa.StringArray, config: SplitConfig) -> NDArray[np.int8]:
+    """What `fixed_code` gives for each image (N,)."""
+    given = pc.index_in(splits, value_set=pa.array(SPLITS)).cast(pa.int8())
+    encoded = groups.dictionary_encode()
+    of_groups = [fixed_code(None, group, config) for group in encoded.dictionary.to_pylist()]
+    by_group = pa.array(of_groups, pa.int8()).take(encoded.indices)
+    codes_N: NDArray[np.int8] = pc.fill_null(pc.coalesce(given, by_group), -1).to_numpy()
+    return codes_N
+
+
 @dataclass(frozen=True)
 class Candidates:
     """Images that were decoded, now or before, in the order of their paths.
@@ -51,7 +62,7 @@ class Candidates:
     `fixed_N` is what `fixed_code` gave. `published_N` is the split of the last version, -1 for a new image.
     """
 
-    paths: Sequence[str]
+    paths: pa.StringArray
     classes_N: NDArray[np.int64]
     hashes: NDArray[np.uint8]
     fixed_N: NDArray[np.int8]
@@ -66,7 +77,8 @@ def decide(images: Candidates, config: SplitConfig) -> tuple[NDArray[np.int8], d
     """
     codes_N = np.where(images.fixed_N >= 0, images.fixed_N, images.published_N)
     rejected: dict[int, tuple[str, str]] = {}
-    groups = _copies(images)
+    # The one that leads the others comes first.
+    groups = copies(images.hashes, images.fixed_N < 0, images.published_N < 0)
     for group in groups:
         _settle_copies(images, group, codes_N, rejected)
     is_open = codes_N < 0
@@ -84,14 +96,14 @@ def decide(images: Candidates, config: SplitConfig) -> tuple[NDArray[np.int8], d
     return codes_N, rejected
 
 
-def _copies(images: Candidates) -> list[list[int]]:
-    """Places of images with equal bytes, two or more, the one that leads the others first."""
-    high_N, low_N = images.hashes.view(">u8").reshape(-1, 2).T
-    is_free_N, is_new_N = images.fixed_N < 0, images.published_N < 0
-    order = np.lexsort((np.arange(len(high_N)), is_free_N, is_new_N, low_N, high_N))
+def copies(hashes: NDArray[np.uint8], *keys_N: NDArray[np.generic]) -> list[list[int]]:
+    """Places of equal hashes (N, HASH_BYTES), two or more, in the order of the keys, the last first, then of place."""
+    high_N, low_N = hashes.view(">u8").reshape(-1, 2).T
+    order = np.lexsort((*keys_N, low_N, high_N))
     differs = (np.diff(high_N[order]) != 0) | (np.diff(low_N[order]) != 0)
-    bounds = [0, *(np.flatnonzero(differs) + 1).tolist(), len(order)]
-    return [order[start:end].tolist() for start, end in pairwise(bounds) if end - start > 1]
+    bounds = np.concatenate([[0], np.flatnonzero(differs) + 1, [len(order)]])
+    is_copied = np.diff(bounds) > 1
+    return [order[start:end].tolist() for start, end in zip(bounds[:-1][is_copied], bounds[1:][is_copied], strict=True)]
 
 
 def _settle_copies(

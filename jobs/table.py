@@ -6,21 +6,21 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset as ds
 from pyarrow import fs
 
 from model import storage
 from model.errors import UserError, WorldError
+from model.shard_file import one_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Columns = dict[str, list[str | None]]
 
-
-def read_columns(uri: str, names: Sequence[str]) -> tuple[Columns, int]:
-    """Columns of a table by name, as text, None where a row has no value; and how many hidden files were left out.
+def read_columns(uri: str, names: Sequence[str]) -> tuple[pa.Table, int]:
+    """Columns of a table by name, as text, null where a row has no value; and how many hidden files were left out.
 
     Hidden are Parquet files below a folder with `.` or `_` before their or a folder's name, as for Spark.
 
@@ -37,23 +37,23 @@ def read_columns(uri: str, names: Sequence[str]) -> tuple[Columns, int]:
             table = _read_parquet(system, path, files, names)
         else:
             table = _read_csv(system, path, names)
-        columns = {name: table[name].cast(pa.string()).to_pylist() for name in names}
+        columns = table.select(names).cast(pa.schema([(name, pa.string()) for name in names])).combine_chunks()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"neither CSV nor Parquet in UTF-8, or no text: {error}; correct the table") from error
     except OSError as error:
         raise WorldError(f"source {uri}: cannot be read: {error}; check permission and network") from error
-    if not table.num_rows:
+    if not columns.num_rows:
         raise UserError("the table has no rows; add one per image")
     return columns, num_hidden
 
 
-def filled(columns: Columns, name: str) -> list[str]:
+def filled(columns: pa.Table, name: str) -> pa.StringArray:
     """A column in which every row has a value. Raises UserError."""
-    values = columns[name]
-    num_empty = sum(not value for value in values)
+    values = one_chunk(columns[name])
+    num_empty = pc.sum(pc.equal(pc.fill_null(values, ""), "")).as_py()
     if num_empty:
         raise UserError(f"{num_empty} of {len(values)} rows have no {name}; fill them in")
-    return [value or "" for value in values]
+    return values
 
 
 def _read_csv(system: fs.FileSystem, path: str, names: Sequence[str]) -> pa.Table:

@@ -18,9 +18,10 @@ from jobs.listing import MISSING, NOT_A_FILE
 from jobs.partition import MAX_PARTITION_ITEMS, REPORT, PartitionTask, partitions, vectorize_partition
 from jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, rewrite
 from jobs.runner import Work, run_all
-from jobs.sources import path_hash
-from jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_code
+from jobs.sources import path_hashes
+from jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_codes
 from model.manifest import SPLITS, Manifest, Source, mean_and_std
+from model.shard_file import one_chunk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from jobs.partition import PartitionReport
     from jobs.runner import Runner
     from jobs.sources import Scan
-    from model.manifest import Shard, Split
+    from model.manifest import Shard
 
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
 OF_THE_WORLD = ("vanished", "changed", "no_permission", "not_readable", "too_slow")
@@ -74,12 +75,8 @@ class Update:
         self._names_before = {shard.name for shard in present.shards} if present else set()
         self._classes_before = present.class_names if present else []
         self.classes_N = codes_of(self.listed["class_name"], found.class_names)
-        config = job.split
-        fixed: dict[tuple[Split | None, str | None], int] = {}
-        for item in found.items:
-            if (item.split, item.group) not in fixed:
-                fixed[item.split, item.group] = fixed_code(item.split, item.group, config)
-        self.fixed_N = np.array([fixed[item.split, item.group] for item in found.items], np.int8)
+        given, groups = (one_chunk(found.items.table[name]) for name in ("split", "group"))
+        self.fixed_N = fixed_codes(given, groups, job.split)
         self._homes = before.filter(pc.is_valid(before["home"])).select(["content_hash", "home"]).combine_chunks()
         self._recall(before)
 
@@ -103,17 +100,17 @@ class Update:
 
     def read(self) -> None:
         """Read the images that are new, changed, or to be tried again, into shards of their own."""
-        places = np.flatnonzero(self.is_read_N).tolist()
+        items, places = self.found.items, np.flatnonzero(self.is_read_N)
         # In the order of a hash, classes are mixed in every shard; the partitions depend on the source alone.
-        places.sort(key=lambda place: path_hash(self.found.items[place].path))
+        high, low = path_hashes(one_chunk(items.table["path"]).take(pa.array(places)))
+        places = places[np.lexsort((low, high))]
         is_touched_N = self.comparison.is_touched_N & (self.shard_N >= 0)
-        hashes = self.state["content_hash"]
-        known = [hashes[place].as_py() if is_touched_N[place] else None for place in places]
-        items = [self.found.items[place] for place in places]
+        known = pc.if_else(pa.array(is_touched_N), one_chunk(self.state["content_hash"]), None)
         rows_per_shard = self.job.shard_bytes // self.job.image.example_bytes
+        sizes_bytes = items.table["size_bytes"].to_numpy()[places]
         tasks = [
-            PartitionTask(items[part], places[part], known[part])
-            for part in partitions(items, num_items=max(1, min(rows_per_shard, MAX_PARTITION_ITEMS)))
+            PartitionTask(items.take(places[part]), places[part].tolist(), known.take(places[part]).to_pylist())
+            for part in partitions(sizes_bytes, num_items=max(1, min(rows_per_shard, MAX_PARTITION_ITEMS)))
         ]
         job, class_names = self.job, self.found.class_names
         work: Work[PartitionTask, PartitionReport] = Work(
@@ -171,7 +168,7 @@ class Update:
     def _decided(self, is_candidate_N: NDArray[np.bool_]) -> tuple[NDArray[np.int8], dict[int, tuple[str, str]]]:
         places = np.flatnonzero(is_candidate_N)
         candidates = Candidates(
-            [self.found.items[place].path for place in places.tolist()],
+            one_chunk(self.listed["path"]).take(pa.array(places)),
             self.classes_N[places],
             bytes_of(self.state["content_hash"].take(pa.array(places))),
             self.fixed_N[places],

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 
 from jobs.cleaning import clean
 from jobs.index import rejected_table, to_parquet
@@ -211,12 +212,14 @@ def _tell(job: VectorizeJob, found: Scan) -> None:
 
 def _check_listed(job: VectorizeJob, found: Scan) -> None:
     """Raise UserError where so many paths are no files that nothing would be published, before any image is read."""
-    absent = [item for item in found.items if item.reason]
-    share = len(absent) / len(found.items)
+    reasons = found.items.table["reason"]
+    num_absent = len(reasons) - reasons.null_count
+    share = num_absent / len(reasons)
     if share > job.max_rejected_fraction:
+        first = found.items[pc.index(pc.is_valid(reasons), True).as_py()]
         raise UserError(
-            f"source {job.source.uri}: {len(absent)} of {len(found.items)} paths are no files ({share:.1%}, first: "
-            f"{shown(absent[0].uri, MAX_TEXT)}), over the limit max_rejected_fraction={job.max_rejected_fraction:g}; "
+            f"source {job.source.uri}: {num_absent} of {len(reasons)} paths are no files ({share:.1%}, first: "
+            f"{shown(first.uri, MAX_TEXT)}), over the limit max_rejected_fraction={job.max_rejected_fraction:g}; "
             "correct the source (relative paths of a table start at its folder), or raise the limit"
         )
 

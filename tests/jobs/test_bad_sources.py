@@ -147,7 +147,7 @@ FULL = "path,label,split,patient\na/000.png,x,train,p\nb/000.png,y,{}\n"
     [
         ("holdout,q", "1 of 2 rows have no split in split (first: 'holdout'); expected train, validation (or valid, "),
         ("test,", "1 of 2 rows have no patient; fill them in"),
-        ("test,p", "the group 'p' is given to train and test (last: b/000.png); one group needs one split"),
+        ("test,p", "the group 'p' is given to train and test (such as b/000.png); one group needs one split"),
         (",p", "the group 'p' is given to train and no split"),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_folder_of_no_parquet_files(table):
         (
             ["train/1.png", "test/2.png"],
             {"split_folders": True},
-            "2 images stand outside any class folder (first: 1.png)",
+            "2 images stand outside any class folder (first: test/2.png)",
         ),
         (["a/1.png", "b/2.jpg"], {"include": ["*.gif"]}, "leave none of 2 files; correct the patterns"),
         (["a/1.png", "b/2.png"], {"exclude": ["b/"]}, "only one class, 'a'"),
@@ -205,7 +205,7 @@ def test_a_folder_of_no_parquet_files(table):
         (
             ["train/a/p1.png", "test/b/p1.png"],
             {"split_folders": True, "group_pattern": "(?P<group>p[0-9])"},
-            "the group 'p1' is given to test and train (last: train/a/p1.png); one group needs one split",
+            "the group 'p1' is given to test and train (such as train/a/p1.png); one group needs one split",
         ),
     ],
 )

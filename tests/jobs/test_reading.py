@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import jobs.partition
 from jobs.config import SourceConfig
+from jobs.items import Item
 from jobs.partition import NUM_READ_AHEAD, READ_AHEAD_BYTES, PartitionTask, vectorize_partition
 from jobs.runner import LocalRunner
-from jobs.sources import Item, scan
+from jobs.sources import scan
 from jobs.update import OF_THE_WORLD
 from jobs.vectorize import vectorize
 from model import storage

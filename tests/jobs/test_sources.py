@@ -23,7 +23,8 @@ from PIL import Image
 from pyarrow import fs
 
 from jobs.config import SourceConfig
-from jobs.sources import Item, Scan, read_item, scan
+from jobs.items import Item, Items
+from jobs.sources import Scan, read_item, scan
 from jobs.vectorize import vectorize
 from model import storage
 from model.manifest import SPLITS, load_manifest
@@ -32,7 +33,7 @@ ITEM = Item("a/0.png", "/data/a/0.png", "a", 10, 20, split="train", group="g", e
 
 
 def fingerprint(*items: Item, extra_columns: tuple[str, ...] = ("one", "two")) -> str:
-    return Scan(list(items), ["a"], 0, extra_columns).fingerprint
+    return Scan(Items.of(items), ["a"], 0, extra_columns).fingerprint
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ SHARES = st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(0, 20)).m
 def candidates(contents, classes, *, fixed=None, published=None) -> Candidates:
     hashes = b"".join(hashlib.blake2b(str(content).encode(), digest_size=16).digest() for content in contents)
     return Candidates(
-        [f"{place:03d}" for place in range(len(contents))],
+        pa.array([f"{place:03d}" for place in range(len(contents))]),
         np.array(classes, np.int64),
         np.frombuffer(hashes, np.uint8).reshape(-1, 16),
         np.array(fixed if fixed is not None else [-1] * len(contents), np.int8),
