@@ -81,6 +81,11 @@ def tiny_data(make_dataset, tmp_path_factory) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("tiny"), rows={"train": 50, "validation": 10}, shape=(3, 8, 8))
 
 
+@pytest.fixture(scope="session")
+def grey_data(make_dataset, tmp_path_factory) -> Dataset:
+    return make_dataset(tmp_path_factory.mktemp("grey"), rows={"train": 120}, shape=(1, 8, 8), shard_bytes=2000)
+
+
 @pytest.fixture(scope="module")
 def members() -> Iterator[dict[int, list[Member]]]:
     """Groups of 1, 2 and 3 members; made once a module, because torch asks the name server at every connection."""
