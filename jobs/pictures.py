@@ -1,6 +1,6 @@
 """The pictures of a training: augmentation, learning curves, what its model finds and mistakes, and how sure it is.
 
-Each gives a matplotlib figure. Where there are more classes than a picture can name, it shows the worst and says so.
+Each is a matplotlib figure. Where there are more classes than a picture can name, it shows the worst and says so.
 """
 
 from __future__ import annotations
@@ -10,15 +10,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from jobs.timeline import timeline
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from model.checkpoint import Checkpoint
     from model.evaluation import Evaluation
 
 MAX_CLASSES, MAX_CURVES = 30, 10
 INK, TRAIN, HELD_OUT, GAP = "#1f2933", "#9aa5b1", "#0b6bcb", "#e8833a"
+
+
+def of_training(
+    final: Checkpoint, evaluation: Evaluation, class_names: Sequence[str], *, split: str, metric: str
+) -> dict[str, Figure]:
+    """All pictures of a finished training, by name; `evaluation` is of `split`, `metric` chose the best epoch."""
+    return {
+        "timeline": timeline(final.timeline),
+        "learning_curves": learning_curves(final.history, final.best_epoch, metric),
+        "calibration": calibration(evaluation, split),
+        "class_figures": class_figures(evaluation, class_names, split),
+        "confusion_matrix": confusion_matrix(evaluation, class_names, split),
+        "roc_curves": roc_curves(evaluation, class_names, split),
+        "worst_mistakes": worst_mistakes(evaluation, class_names, split),
+    }
 
 
 def augmentation(images_NECHW: NDArray[np.uint8]) -> Figure:

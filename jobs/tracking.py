@@ -22,7 +22,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from jobs import pictures, registry, timeline
+from jobs import pictures, registry
 from model import storage
 from model.errors import WorldError
 from model.manifest import report_uri
@@ -217,19 +217,8 @@ class Tracker:
         self._client.log_text(self.run_id, table.to_csv(index=False), f"evaluation/{split}_classes.csv")
 
     def _log_pictures(self, final: Checkpoint, evaluation: Evaluation, split: str) -> None:
-        names = self._manifest.class_names
-        figures = {
-            "timeline": timeline.timeline(final.timeline),
-            "learning_curves": pictures.learning_curves(
-                final.history, final.best_epoch, self._job.early_stopping.metric
-            ),
-            "calibration": pictures.calibration(evaluation, split),
-            "class_figures": pictures.class_figures(evaluation, names, split),
-            "confusion_matrix": pictures.confusion_matrix(evaluation, names, split),
-            "roc_curves": pictures.roc_curves(evaluation, names, split),
-            "worst_mistakes": pictures.worst_mistakes(evaluation, names, split),
-        }
-        for name, figure in figures.items():
+        names, metric = self._manifest.class_names, self._job.early_stopping.metric
+        for name, figure in pictures.of_training(final, evaluation, names, split=split, metric=metric).items():
             self._log_picture(name, figure)
 
     def _log_picture(self, name: str, figure: Figure) -> None:

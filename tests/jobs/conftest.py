@@ -96,6 +96,14 @@ def vectorize_job():
     return _vectorize_job
 
 
+@pytest.fixture
+def pile(tmp_path):
+    """A small pile of images in a folder of the test's own: see tests/jobs/pile.py."""
+    from .pile import Pile
+
+    return Pile(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def dataset(spark, tmp_path_factory) -> Path:
     """A DataSet of three classes in several shards, of images that LeNet takes. Read only."""

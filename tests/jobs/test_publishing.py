@@ -46,11 +46,6 @@ vectorize(VectorizeJob.model_validate_json(sys.argv[1]), runner=LocalRunner())
 """
 
 
-@pytest.fixture
-def pile(tmp_path):
-    return Pile(tmp_path)
-
-
 def deadly(original, number: int, count, *, after: bool):
     def step(*arguments):
         is_last = next(count) == number
@@ -207,85 +202,6 @@ def test_a_run_that_was_taken_over_publishes_nothing(pile, meanwhile):
     assert check_whole(pile.uri).digest == first.digest
     after = {file.name for file in Path(pile.uri).rglob("*") if file.parent.name not in ("lease", "shards")}
     assert after <= before
-
-
-def test_kept_versions_stay_whole_and_others_are_cleaned_away(pile):
-    digests = []
-    for number in range(4):
-        pile.write({f"a/{number}": number})
-        digests.append(pile.run(keep_versions=2, clean_after_hours=0).digest)
-    for digest in digests[2:]:
-        check_whole(pile.uri, digest)
-    for digest in digests[:2]:
-        with pytest.raises(UserError, match="not found"):
-            load_manifest(pile.uri, digest)
-    named = {shard.name for digest in digests[2:] for shard in load_manifest(pile.uri, digest).shards}
-    assert {file.name for file in (Path(pile.uri) / "shards").iterdir()} == named
-    assert len(list((Path(pile.uri) / "index").iterdir())) == 2
-
-
-def test_what_is_young_stays_whether_named_or_not(pile):
-    """Versions replaced a moment ago may be in use, and a file without a name may be of a run on another machine."""
-    pile.run()
-    stray, old = Path(pile.uri) / "shards" / "train-stray.parquet", Path(pile.uri) / "shards" / ".x.tmp"
-    for file in (stray, old):
-        file.write_bytes(b"x")
-    os.utime(old, (10**9, 10**9))
-    report = Path(pile.uri) / "reports" / f"{load_manifest(pile.uri).digest}.html"
-    os.utime(report, (10**9, 10**9))
-    digests = [load_manifest(pile.uri).digest]
-    for number in range(3):
-        pile.write({f"a/{number}": number})
-        digests.append(pile.run(keep_versions=1).digest)
-    for digest in digests:
-        check_whole(pile.uri, digest)
-    assert stray.exists()
-    assert report.exists()
-    assert not old.exists()
-
-
-def test_a_version_that_cannot_be_read_stops_the_cleaning(pile, caplog):
-    pile.run()
-    (Path(pile.uri) / "versions" / "strange.json").write_text("{")
-    pile.write({"a/new": 1})
-    pile.run(keep_versions=5, clean_after_hours=0)
-    assert "strange.json can't be read, so nothing is cleaned away" in caplog.text
-    check_whole(pile.uri)
-
-
-@pytest.mark.parametrize(("change", "said"), [("cut", "damaged"), ("gone", "missing")])
-def test_a_damaged_index_is_told_and_replace_mends_it(pile, change, said):
-    first = pile.run()
-    (file,) = (Path(pile.uri) / "index").iterdir()
-    file.write_bytes(file.read_bytes()[:-1]) if change == "cut" else file.unlink()
-    pile.write({"a/new": 1})
-    with pytest.raises(WorldError, match=rf"{file.name}: {said}.*; the index is damaged: restore .* replace=true"):
-        pile.run()
-    assert load_manifest(pile.uri).digest == first.digest
-    pile.run(replace=True)
-    check_whole(pile.uri)
-
-
-@pytest.mark.parametrize("change", ["cut", "swapped", "gone"])
-def test_a_damaged_shard_is_told_when_it_must_be_rewritten(pile, change):
-    pile.write({f"a/{number}": number for number in range(80)})
-    first = pile.run()
-    rows = rows_of(pile.uri).set_index("path")
-    name, other = rows.shard["a/7.ppm"], next(shard for shard in set(rows.shard) if shard != rows.shard["a/7.ppm"])
-    file = Path(pile.uri) / "shards" / name
-    if change == "gone":
-        file.unlink()
-    else:
-        content = file.read_bytes()
-        file.write_bytes(content[:-9] if change == "cut" else file.with_name(other).read_bytes())
-    pile.write({"a/7": GONE})
-    with pytest.raises(
-        WorldError, match=rf"{name}: .*; the shard is damaged: restore the DataSet, or run vectorize with"
-    ):
-        pile.run()
-    assert load_manifest(pile.uri).digest == first.digest
-    pile.run(replace=True)
-    check_whole(pile.uri)
 
 
 def test_a_task_that_fails_once_costs_that_task_alone(pile, monkeypatch, caplog):

@@ -1,4 +1,4 @@
-"""What several tests of model/ share: a small DataSet that was really written and published."""
+"""What several tests of model/ share: small DataSets that were really published, transports, and members that met."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from model.config import ImageConfig, SplitConfig
 from model.manifest import Manifest, Source, publish
+from model.meeting import Meeting, Member
 from model.shard_writer import ShardWriter
 from model.shards import Dataset
 from model.transport import LocalTransport
+
+from .averaging import group_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,6 +79,29 @@ def lenet_data(make_dataset, tmp_path_factory) -> Dataset:
 @pytest.fixture(scope="session")
 def tiny_data(make_dataset, tmp_path_factory) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("tiny"), rows={"train": 50, "validation": 10}, shape=(3, 8, 8))
+
+
+@pytest.fixture(scope="session")
+def grey_data(make_dataset, tmp_path_factory) -> Dataset:
+    return make_dataset(tmp_path_factory.mktemp("grey"), rows={"train": 120}, shape=(1, 8, 8), shard_bytes=2000)
+
+
+@pytest.fixture(scope="module")
+def members() -> Iterator[dict[int, list[Member]]]:
+    """Groups of 1, 2 and 3 members; made once a module, because torch asks the name server at every connection."""
+    meeting = Meeting()
+    groups = {num_workers: group_of(meeting, num_workers) for num_workers in (1, 2, 3)}
+    yield groups
+    for member in (member for group in groups.values() for member in group):
+        member.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def template() -> nn.Module:
+    """A small network with BatchNorm, which each worker of an averaging copies."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the tests of training's laws share: small trainings, plans and minibatches made by hand, and their bits."""
+"""What the tests of networks and trainings share: small ones of both, plans and minibatches made by hand, bits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from model.networks import build_classifier
+from model.networks import Classifier, build_classifier
 from model.plan import EpochPlan, plan_epoch
 from model.training import Training
 from model.training_config import TrainingConfig
@@ -64,6 +64,15 @@ def batches_by_hand(dataset: Dataset, plan: EpochPlan, rank: int) -> Iterator[tu
             pixels = np.stack([np.frombuffer(row["features"], np.uint8) for row in batch])
             shaped = pixels.reshape(len(batch), *dataset.manifest.image.shape)
             yield torch.from_numpy(shaped), torch.tensor([row["label"] for row in batch])
+
+
+def built(network: str, *, shape=(3, 32, 32), num_classes: int = 10, layers: list[dict[str, Any]] = ()) -> Classifier:
+    """A network with the same first parameters at every call."""
+    config = TrainingConfig(network=network, layers=list(layers))
+    normal = {"mean": [0.5] * shape[0], "std": [0.25] * shape[0]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return build_classifier(network, layers=config.layers, shape=shape, num_classes=num_classes, **normal)
 
 
 def fresh_lenet(dataset: Dataset) -> nn.Module:

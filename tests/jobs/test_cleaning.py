@@ -1,0 +1,57 @@
+"""Cleaning: kept versions stay whole, what is young stays, and what no version names goes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from model.errors import UserError
+from model.manifest import load_manifest
+
+from .whole import check_whole
+
+
+def test_kept_versions_stay_whole_and_others_are_cleaned_away(pile):
+    digests = []
+    for number in range(4):
+        pile.write({f"a/{number}": number})
+        digests.append(pile.run(keep_versions=2, clean_after_hours=0).digest)
+    for digest in digests[2:]:
+        check_whole(pile.uri, digest)
+    for digest in digests[:2]:
+        with pytest.raises(UserError, match="not found"):
+            load_manifest(pile.uri, digest)
+    named = {shard.name for digest in digests[2:] for shard in load_manifest(pile.uri, digest).shards}
+    assert {file.name for file in (Path(pile.uri) / "shards").iterdir()} == named
+    assert len(list((Path(pile.uri) / "index").iterdir())) == 2
+
+
+def test_what_is_young_stays_whether_named_or_not(pile):
+    """Versions replaced a moment ago may be in use, and a file without a name may be of a run on another machine."""
+    pile.run()
+    stray, old = Path(pile.uri) / "shards" / "train-stray.parquet", Path(pile.uri) / "shards" / ".x.tmp"
+    for file in (stray, old):
+        file.write_bytes(b"x")
+    os.utime(old, (10**9, 10**9))
+    report = Path(pile.uri) / "reports" / f"{load_manifest(pile.uri).digest}.html"
+    os.utime(report, (10**9, 10**9))
+    digests = [load_manifest(pile.uri).digest]
+    for number in range(3):
+        pile.write({f"a/{number}": number})
+        digests.append(pile.run(keep_versions=1).digest)
+    for digest in digests:
+        check_whole(pile.uri, digest)
+    assert stray.exists()
+    assert report.exists()
+    assert not old.exists()
+
+
+def test_a_version_that_cannot_be_read_stops_the_cleaning(pile, caplog):
+    pile.run()
+    (Path(pile.uri) / "versions" / "strange.json").write_text("{")
+    pile.write({"a/new": 1})
+    pile.run(keep_versions=5, clean_after_hours=0)
+    assert "strange.json can't be read, so nothing is cleaned away" in caplog.text
+    check_whole(pile.uri)

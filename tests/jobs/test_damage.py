@@ -1,0 +1,48 @@
+"""A damaged DataSet: the run that needs the file says so and publishes nothing, and replacing mends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model.errors import WorldError
+from model.manifest import load_manifest
+
+from .pile import GONE
+from .whole import check_whole, rows_of
+
+
+@pytest.mark.parametrize(("change", "said"), [("cut", "damaged"), ("gone", "missing")])
+def test_a_damaged_index_is_told_and_replace_mends_it(pile, change, said):
+    first = pile.run()
+    (file,) = (Path(pile.uri) / "index").iterdir()
+    file.write_bytes(file.read_bytes()[:-1]) if change == "cut" else file.unlink()
+    pile.write({"a/new": 1})
+    with pytest.raises(WorldError, match=rf"{file.name}: {said}.*; the index is damaged: restore .* replace=true"):
+        pile.run()
+    assert load_manifest(pile.uri).digest == first.digest
+    pile.run(replace=True)
+    check_whole(pile.uri)
+
+
+@pytest.mark.parametrize("change", ["cut", "swapped", "gone"])
+def test_a_damaged_shard_is_told_when_it_must_be_rewritten(pile, change):
+    pile.write({f"a/{number}": number for number in range(80)})
+    first = pile.run()
+    rows = rows_of(pile.uri).set_index("path")
+    name, other = rows.shard["a/7.ppm"], next(shard for shard in set(rows.shard) if shard != rows.shard["a/7.ppm"])
+    file = Path(pile.uri) / "shards" / name
+    if change == "gone":
+        file.unlink()
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[:-9] if change == "cut" else file.with_name(other).read_bytes())
+    pile.write({"a/7": GONE})
+    with pytest.raises(
+        WorldError, match=rf"{name}: .*; the shard is damaged: restore the DataSet, or run vectorize with"
+    ):
+        pile.run()
+    assert load_manifest(pile.uri).digest == first.digest
+    pile.run(replace=True)
+    check_whole(pile.uri)

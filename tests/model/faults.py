@@ -1,0 +1,98 @@
+"""What befalls a worker at a given (rank, round) in the tests of faults, and the trainings that meet it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model import segment
+from model.errors import UserError
+from model.training import Training
+from model.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from model.tasks import Report, Task, Work
+    from model.transport import LocalTransport
+
+RANK = 1
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What befalls worker RANK before the average of a round, as often as `times`; each leaves a file in `folder`."""
+
+    kind: str
+    folder: Path
+    times: int = 1
+    round_index: int = 2
+    slows_peers_by_s: float = 0.0
+
+    def strike(self, averager: Any) -> None:
+        number = len(list(self.folder.iterdir()))
+        if number >= self.times:
+            return
+        (self.folder / str(number)).touch()
+        match self.kind:
+            case "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hangs":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "raises":
+                raise KeyError("a bug of ours")
+            case "reads badly":
+                raise OSError(5, "Input/output error")
+            case "asks for nonsense":
+                raise UserError("no such thing")
+            case "diverges":
+                with torch.no_grad():
+                    next(iter(averager._model.parameters())).mul_(float("nan"))
+
+
+def struck(work: Work, fault: Fault, task: Task, device: str) -> Report:
+    """Do a task in which the fault befalls its worker."""
+    average, step = segment.Averager.average, segment.Replica.backward
+
+    def average_after_fault(self: Any, weight: float, *, rank: int, round_index: int, loss: float) -> None:
+        if (rank, round_index) == (RANK, fault.round_index):
+            fault.strike(self)
+        average(self, weight, rank=rank, round_index=round_index, loss=loss)
+
+    def slow_step(self: Any, batch: Any) -> None:
+        if task.rank != RANK:
+            time.sleep(fault.slows_peers_by_s / 12)
+        step(self, batch)
+
+    segment.Averager.average, segment.Replica.backward = average_after_fault, slow_step
+    try:
+        return work(task, device)
+    finally:
+        segment.Averager.average, segment.Replica.backward = average, step
+
+
+class Struck:
+    """A transport whose workers meet a fault."""
+
+    def __init__(self, transport: LocalTransport, fault: Fault) -> None:
+        self._transport = transport
+        self._fault = fault
+        self.meeting = transport.meeting
+        self.cancel = transport.cancel
+        self.num_slots = transport.num_slots
+
+    def run(self, work: Work, tasks: list[Task]) -> Any:
+        return self._transport.run(partial(struck, work, self._fault), tasks)
+
+
+def training(dataset, transport, **changes: Any) -> Training:
+    """An epoch of two workers that average after every minibatch; `changes` are of its settings."""
+    config = {"network": "small_cnn", "num_epochs": 1, "num_workers": 2, "batch_size_per_worker": 10, "device": "cpu"}
+    averaging = {"averaging": {"frequency": 1}}
+    return Training(TrainingConfig.model_validate(config | averaging | changes), dataset, transport)

@@ -1,0 +1,77 @@
+"""Divergence: a state, a loss or an outer step that is not finite stops all workers and changes nobody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from model.averaging import DivergedError, PeerDivergedError
+from model.training_config import AveragingConfig, OuterConfig
+
+from .averaging import State, Worker, assert_bits, together
+
+if TYPE_CHECKING:
+    from model.meeting import Member
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["parameter", "buffer", "moment"])
+def test_a_state_that_is_not_finite_stops_all_and_changes_nobody(members, template, poison, where):
+    def work(rank: int, member: Member) -> tuple[Exception, State, State]:
+        worker = Worker(template, rank, member, AveragingConfig(), "adam")
+        worker.steps(2)
+        if rank == 1:
+            parameter = worker.model[0].weight
+            moment = worker.optimizer.state[parameter]["exp_avg"]
+            tensor = {"parameter": parameter, "buffer": worker.model[1].running_var, "moment": moment}[where]
+            tensor.detach().flatten()[0] = poison
+        before = worker.state()
+        with pytest.raises((DivergedError, PeerDivergedError)) as failure:
+            worker.average(1 / 3, round_index=4)
+        return failure.value, before, worker.state()
+
+    results = together(members[3], work)
+    errors = [error for error, _, _ in results]
+    assert [type(error) for error in errors] == [PeerDivergedError, DivergedError, PeerDivergedError]
+    assert "worker 1 diverged" in str(errors[1])
+    assert "after round 4" in str(errors[1])
+    assert "lower optimizer.learning_rate" in str(errors[1])
+    assert "worker 2 stopped in round 4: a peer's state or loss is not finite" in str(errors[2])
+    for _, before, after in results:
+        assert_bits(before, after)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_all_and_changes_nobody(members, template, loss):
+    def work(rank: int, member: Member) -> tuple[Exception, State, State]:
+        worker = Worker(template, rank, member, AveragingConfig(), "adam")
+        worker.steps(2)
+        before = worker.state()
+        with pytest.raises((DivergedError, PeerDivergedError)) as failure:
+            worker.average(1 / 2, 3, loss if rank == 1 else 1.0)
+        return failure.value, before, worker.state()
+
+    results = together(members[2], work)
+    assert str(results[0][0]) == "worker 0 stopped in round 3: a peer's state or loss is not finite"
+    assert "worker 1 diverged: its training loss was not finite after round 3; lower " in str(results[1][0])
+    for _, before, after in results:
+        assert_bits(before, after)
+
+
+def test_an_outer_step_that_overflows_stops_all_before_it_is_written(members, template):
+    config = AveragingConfig(outer=OuterConfig(learning_rate=1e6))
+
+    def work(rank: int, member: Member) -> tuple[str, State]:
+        worker = Worker(template, rank, member, config, "sgd")
+        with torch.no_grad():
+            worker.model[0].weight.add_(1e36)
+        with pytest.raises(DivergedError) as failure:
+            worker.average(1 / 2, 5)
+        return str(failure.value), worker.state()
+
+    for rank, (text, state) in enumerate(together(members[2], work)):
+        assert f"worker {rank} diverged: its parameters, by the outer step, were not finite after round 5" in text
+        assert "lower averaging.outer or optimizer.learning_rate" in text
+        assert all(value.isfinite().all() for value in state.values())

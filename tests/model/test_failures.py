@@ -1,0 +1,112 @@
+"""Failures: what a worker that fails says of it, which kind that is, and which of several failures is shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from torch.distributed import DistBackendError, DistStoreError
+
+from model.averaging import DivergedError, PeerDivergedError, PeerLostError
+from model.board import AbortedError
+from model.environment import this_environment
+from model.errors import UserError, WorldError
+from model.exchange import LostPeersError, UnmetPeersError
+from model.meeting import Meeting
+from model.tasks import Failure, Task, attempt
+from model.training_config import TrainingConfig
+from model.transport import LocalTransport
+
+from .faults import Struck, training
+from .fitting import fit
+
+if TYPE_CHECKING:
+    from model.tasks import Report, Work
+
+
+class Scripted(Struck):
+    """A transport whose segments end as the script says: with an error, or with failures."""
+
+    def __init__(self, *ends: Exception | list[Failure]) -> None:
+        super().__init__(LocalTransport(1), None)
+        self._ends = list(ends)
+
+    def run(self, work: Work, tasks: list[Task]) -> Any:
+        end = self._ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+def failure(kind: str, text: str, *, rank: int = 1, host: str = "a") -> Failure:
+    return Failure(rank, host, kind, text, f"trace of {text}")
+
+
+def test_a_worker_that_moved_and_diverged_again_diverged_twice(grey_data):
+    ends = [[failure("diverged", "not finite after round 3", host=host)] for host in "abcd"]
+    with pytest.raises(UserError, match=r"worker 1 on b: not finite after round 3 \(twice"):
+        fit(training(grey_data, Scripted(*ends), num_workers=1))
+
+
+def test_the_worlds_faults_are_tried_again_whatever_they_are_called(grey_data):
+    ends = [WorldError("can't read s3://bucket/diverged-runs: timeout")] * 4
+    with pytest.raises(WorldError, match=r"diverged-runs: timeout$"):
+        fit(training(grey_data, Scripted(*ends), num_workers=1))
+
+
+def test_the_cause_is_shown_before_peers_that_it_stopped(grey_data, caplog):
+    ends = [failure("peer", "worker 1 left", rank=0), failure("bug", "RuntimeError: CUDA out of memory")]
+    with pytest.raises(WorldError, match="worker 1 on a: RuntimeError: CUDA out of memory"):
+        fit(training(grey_data, Scripted(ends), num_workers=1, max_segment_retries=0))
+    assert "trace of RuntimeError: CUDA out of memory" in caplog.text
+    assert "trace of worker 1 left" not in caplog.text
+
+
+@pytest.fixture
+def alone() -> tuple[Task, Meeting]:
+    """A worker's task, and the meeting that hears of it."""
+    meeting = Meeting()
+    address = meeting.new_address()
+    return Task(TrainingConfig(timeout_s=5), "nowhere", "", 0, 1, {}, address, this_environment()), meeting
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (RuntimeError("mat1 and mat2 shapes"), "bug", "RuntimeError: mat1 and mat2 shapes"),
+        (ValueError("one value per channel"), "bug", "ValueError: one value per channel"),
+        (PeerLostError("worker 1 left"), "peer", "worker 1 left"),
+        (PeerDivergedError("a peer"), "peer", "a peer"),
+        (LostPeersError([1], "worker 1 left"), "peer", "worker 1 left"),
+        (UnmetPeersError(0, [1], "gone"), "peer", "worker 0 could not meet worker 1: gone"),
+        (AbortedError("told to stop"), "peer", "told to stop"),
+        (DistBackendError("NCCL"), "peer", "NCCL"),
+        (DivergedError("not finite"), "diverged", "not finite"),
+        (OSError("disk"), "world", "disk"),
+    ],
+)
+def test_errors_are_told_apart_and_all_are_told_to_the_others(alone, error, kind, said):
+    task, meeting = alone
+
+    def work(task: Task, device: str) -> Report:
+        assert meeting.progress(task.address, 1)[0].is_done is False, "a word comes first of all"
+        raise error
+
+    found = attempt(work, task, "cpu")
+    assert (found.kind, found.message) == (kind, said)
+    assert meeting.abort_reason(task.address) == str(error)
+    assert meeting.progress(task.address, 1)[0].is_done
+
+
+def test_what_only_workers_know_is_not_in_their_errors(alone):
+    task, _ = alone
+    found = attempt(lambda task, device: 1 / len(task.address.prefix + task.address.secret) / 0, task, "cpu")
+    assert found.message == "ZeroDivisionError: float division by zero"
+
+    def work(task: Task, device: str) -> Report:
+        raise DistStoreError(f"wait timeout after 1 ms, keys: /{task.address.prefix}/x, {task.address.secret}")
+
+    found = attempt(work, task, "cpu")
+    assert found.message == "wait timeout after 1 ms, keys: /segment/x, secret"
+    assert task.address.prefix not in found.trace
+    assert task.address.secret not in repr(task.address)
