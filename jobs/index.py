@@ -47,6 +47,8 @@ INDEX = pa.schema(
         ("extra_hash", pa.int64()),
     ]
 )
+# What is written at once must be held at once.
+ROWS_PER_GROUP = 2**14
 # What reading an image tells of it.
 REMEMBERED = ("content_hash", "reason", "detail", "width", "height", "has_more_frames")
 REJECTED = ("path", "reason", "detail", "size_bytes")
@@ -89,10 +91,9 @@ class Comparison:
 def compare(listed: pa.Table, index: pa.Table) -> Comparison:
     """Find each listed image in an index."""
     found = pc.index_in(listed["path"], value_set=index["path"].combine_chunks())
-    before = index.take(found)
     is_there = pc.is_valid(found)
     is_alike, is_as_old = (
-        _all_equal(listed, before, names)
+        _all_equal(listed, index, found, names)
         for names in (("class_name", "group", "row", "extra_hash"), ("size_bytes", "modified_ns"))
     )
     at_N = pc.fill_null(found, -1).to_numpy().astype(np.int64)
@@ -102,10 +103,11 @@ def compare(listed: pa.Table, index: pa.Table) -> Comparison:
     return Comparison(at_N, alike_N & as_old_N, alike_N & ~as_old_N, index.num_rows - num_there)
 
 
-def _all_equal(one: pa.Table, other: pa.Table, names: Sequence[str]) -> pa.Array:
+def _all_equal(one: pa.Table, other: pa.Table, found: pa.ChunkedArray, names: Sequence[str]) -> pa.Array:
     equal = pa.array(np.ones(one.num_rows, np.bool_))
     for name in names:
-        a, b = one[name].combine_chunks(), other[name].combine_chunks()
+        # A column at a time: of the whole table there would be another copy.
+        a, b = one[name].combine_chunks(), other[name].take(found).combine_chunks()
         same = pc.fill_null(pc.equal(a, b), fill_value=False)
         equal = pc.and_(equal, pc.or_(same, pc.and_(pc.is_null(a), pc.is_null(b))))
     return equal
@@ -114,7 +116,7 @@ def _all_equal(one: pa.Table, other: pa.Table, names: Sequence[str]) -> pa.Array
 def to_parquet(table: pa.Table) -> tuple[str, pa.Buffer]:
     """A table as the bytes of a file, and the name that their hash gives it."""
     stream = pa.BufferOutputStream()
-    pq.write_table(table, stream, compression="zstd")
+    pq.write_table(table, stream, compression="zstd", row_group_size=ROWS_PER_GROUP)
     data = stream.getvalue()
     return _name_of(data), data
 
@@ -128,9 +130,10 @@ def is_named_by(name: str, data: pa.Buffer) -> bool:
     return name == _name_of(data)
 
 
-def rejected_table(index: pa.Table) -> pa.Table:
-    """The images that became no example, for people."""
-    return index.filter(pc.is_valid(index["reason"])).select(REJECTED)
+def rejected_table(index: pa.Table, is_chosen_N: pa.BooleanArray | None = None) -> pa.Table:
+    """The images that became no example, for people; of those that are chosen."""
+    is_rejected = pc.is_valid(index["reason"])
+    return index.select(REJECTED).filter(is_rejected if is_chosen_N is None else pc.and_(is_rejected, is_chosen_N))
 
 
 def read_index(dataset_uri: str, name: str | None) -> pa.Table:

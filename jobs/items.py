@@ -123,6 +123,11 @@ def by_path(table: pa.Table) -> pa.Table:
     return table
 
 
+def give_back_memory() -> None:
+    """Return what Arrow keeps of tables that are gone: it would hold it for others like them, and none come."""
+    pa.default_memory_pool().release_unused()
+
+
 class Rows:
     """A table in the making, a batch at a time: as objects of Python its rows would take five times the room."""
 

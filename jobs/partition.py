@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -14,31 +12,27 @@ import pyarrow as pa
 from blake3 import blake3
 
 from jobs.index import INDEX, REMEMBERED
-from jobs.sources import read_item
+from jobs.reading import contents
+from jobs.sources import path_hashes
 from jobs.splits import HASH_BYTES, fixed_code, split_code
-from model import storage
-from model.errors import ImageRejectedError, WorldError
-from model.images import check_file_bytes, decode_image, printable
+from model.errors import ImageRejectedError
+from model.images import decode_image
 from model.manifest import SPLITS
 from model.new_shard import NewShard
+from model.shard_file import one_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from jobs.config import VectorizeJob
-    from jobs.items import Item
-    from model.config import ImageConfig
+    from jobs.items import Item, Items
     from model.manifest import Shard
 
 MAX_PARTITION_ITEMS = 4096
 # What a lost task costs, and how far apart its signs of life are: some seconds of decoding.
 MAX_PARTITION_BYTES = 256 * 2**20
-NUM_READ_AHEAD = 16
-READ_AHEAD_BYTES = 64 * 2**20
-# What stores say of one object that may not be read, and of no object but of the way to them.
-REFUSED, NO_WAY = "ACCESS_DENIED", "NETWORK_CONNECTION"
 REPORT = pa.schema(
     [
         ("place", pa.int64()),
@@ -57,7 +51,7 @@ class PartitionTask:
     """
 
     items: Sequence[Item]
-    places: Sequence[int]
+    places: NDArray[np.int64]
     known: Sequence[bytes | None]
 
 
@@ -75,6 +69,24 @@ class PartitionReport:
         return int(self.rows.num_rows) - num_accepted
 
 
+def plan_tasks(
+    items: Items, is_read_N: NDArray[np.bool_], known: pa.Array, *, rows_per_shard: int
+) -> list[PartitionTask]:
+    """The tasks that read some of a source's items. They depend on the source alone.
+
+    `known` has the hash of each item's last example, null where it is to be decoded in any case.
+    """
+    places = np.flatnonzero(is_read_N)
+    # In the order of a hash, classes are mixed in every shard.
+    high, low = path_hashes(one_chunk(items.table["path"]).take(pa.array(places)))
+    places = places[np.lexsort((low, high))]
+    sizes_bytes = items.table["size_bytes"].to_numpy()[places]
+    return [
+        PartitionTask(items.take(places[part]), places[part], known.take(pa.array(places[part])).to_pylist())
+        for part in partitions(sizes_bytes, num_items=max(1, min(rows_per_shard, MAX_PARTITION_ITEMS)))
+    ]
+
+
 def partitions(sizes_bytes_N: NDArray[np.int64], *, num_items: int) -> Iterator[slice]:
     """The items of each task: `num_items` at most, of files of MAX_PARTITION_BYTES at most (or one file)."""
     ends_N = np.cumsum(sizes_bytes_N)
@@ -88,13 +100,13 @@ def partitions(sizes_bytes_N: NDArray[np.int64], *, num_items: int) -> Iterator[
 
 def vectorize_partition(task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> PartitionReport:
     """Make one partition's shards. Raises UserError and WorldError when what it needs can't be read or written."""
-    contents = _contents(task.items, job.image)
+    read = zip(task.items, contents(task.items, job.image), strict=True)
     with _Made(task, job, class_names) as made:
-        for number, content in enumerate(contents):
+        for number, (item, content) in enumerate(read):
             try:
                 if isinstance(content, Exception):
                     raise content
-                made.take(number, content)
+                made.take(number, item, content)
             except ImageRejectedError as error:
                 made.facts[number] |= {"reason": error.reason, "detail": error.detail}
         shards = made.publish()
@@ -112,12 +124,12 @@ class _Made:
         self._shards: dict[int, NewShard] = {}
         self._codes = np.full(len(task.items), -1)
         self.facts: list[dict[str, Any]] = [
-            {"place": place, "shard_number": -1, "is_same": False} for place in task.places
+            {"place": place, "shard_number": -1, "is_same": False} for place in task.places.tolist()
         ]
 
-    def take(self, number: int, content: bytes) -> None:
+    def take(self, number: int, item: Item, content: bytes) -> None:
         """Make an example of an item's bytes, unless they are known. Raises ImageRejectedError."""
-        fact, item = self.facts[number], self._task.items[number]
+        fact = self.facts[number]
         fact["content_hash"] = content_hash = blake3(content).digest(length=HASH_BYTES)
         fact["is_same"] = content_hash == self._task.known[number]
         if fact["is_same"]:
@@ -161,49 +173,3 @@ def _first_split(item: Item, content_hash: bytes, job: VectorizeJob) -> int:
 def example_id(content_hash: bytes, path: str) -> str:
     """Unique name of an example: the hash of its bytes, then of its path, so that copies differ and can be seen."""
     return f"{content_hash.hex()}-{hashlib.blake2b(path.encode(errors='surrogateescape'), digest_size=4).hexdigest()}"
-
-
-def _contents(items: Sequence[Item], config: ImageConfig) -> Iterator[bytes | Exception]:
-    """The items' bytes in order, or for each the reason why there are none. Remote files are fetched ahead."""
-    remote = any(storage.local_path(item.uri) is None for item in (*items[:1], *items[-1:]))
-    return _ahead(items, config) if remote else (_content(item, config) for item in items)
-
-
-def _ahead(items: Iterable[Item], config: ImageConfig) -> Iterator[bytes | Exception]:
-    """Many small files or few large ones at a time: those that wait have READ_AHEAD_BYTES, or are one."""
-    waiting: deque[tuple[int, Future[bytes | Exception]]] = deque()
-    with ThreadPoolExecutor(NUM_READ_AHEAD) as pool:
-        num_bytes = 0
-        for item in items:
-            size_bytes = min(item.size_bytes, config.max_file_bytes)  # a larger one is not read
-            while waiting and (len(waiting) >= 2 * NUM_READ_AHEAD or num_bytes + size_bytes > READ_AHEAD_BYTES):
-                first_bytes, first = waiting.popleft()
-                yield first.result()
-                num_bytes -= first_bytes
-                del first  # the next is not waited for with this one in memory
-            waiting.append((size_bytes, pool.submit(_content, item, config)))
-            num_bytes += size_bytes
-        while waiting:
-            yield waiting.popleft()[1].result()
-
-
-def _content(item: Item, config: ImageConfig) -> bytes | Exception:
-    try:
-        check_file_bytes(item.size_bytes, config)
-        return read_item(item)
-    except ImageRejectedError as error:
-        return error
-    except FileNotFoundError:
-        return ImageRejectedError("vanished", "the file was there when the source was listed")
-    except WorldError as error:
-        return _refusal(error)
-
-
-def _refusal(error: WorldError) -> Exception:
-    """What cannot be read is that image's trouble alone, and the next run tries again; a store out of reach is not."""
-    cause = error.__cause__
-    if not isinstance(cause, OSError) or NO_WAY in str(cause):
-        return error
-    if isinstance(cause, PermissionError) or REFUSED in str(cause):
-        return ImageRejectedError("no_permission", "the file may not be read")
-    return ImageRejectedError("not_readable", printable(f"{cause.strerror or cause}; the next run tries again"))

@@ -1,8 +1,7 @@
-"""The images a job starts from: listed on the driver, read in the tasks. Three layouts, one kind of item."""
+"""The images a job starts from, listed where the job is planned. Three layouts, one kind of item."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import re
@@ -17,12 +16,11 @@ import pyarrow.compute as pc
 
 from jobs import idx, table
 from jobs.folders import WORDS, Folders, named_split
-from jobs.items import ITEMS, Item, Items, by_path, kept
-from jobs.listing import MISSING, find_files, list_files
+from jobs.items import ITEMS, Item, Items, by_path, give_back_memory, kept
+from jobs.listing import find_files, list_files
 from jobs.patterns import extract, matches
-from model import storage
-from model.errors import ImageRejectedError, UserError, WorldError
-from model.images import SUFFIXES, printable
+from model.errors import UserError
+from model.images import SUFFIXES
 from model.shard_file import one_chunk
 
 if TYPE_CHECKING:
@@ -84,6 +82,7 @@ def scan(config: SourceConfig) -> Scan:
     except UserError as error:
         raise UserError(f"source {config.uri}: {error}") from error.__cause__
     num_left_out = len(items) - len(chosen)
+    give_back_memory()
     return Scan(chosen, class_names, num_other_files, tuple(config.extra_columns), num_left_out, num_hidden)
 
 
@@ -107,39 +106,6 @@ def _balanced(items: Items, max_per_class: int | Literal["smallest"] | None) -> 
     firsts = np.cumsum(num_per_class) - num_per_class
     rank_N = np.arange(len(order)) - firsts[codes_N[order]]
     return items.take(np.sort(order[rank_N < most]))
-
-
-def read_item(item: Item) -> bytes:
-    """The image file's bytes of an item.
-
-    Raises FileNotFoundError when it is gone, ImageRejectedError when it was not there when the source was listed or is
-    not of the size that it was, and WorldError when it can't be read.
-    """
-    if item.reason is not None:
-        what = "no file stands at" if item.reason == MISSING else "a folder, pipe, socket or device stands at"
-        raise ImageRejectedError(item.reason, printable(f"{what} {item.uri}"))
-    if item.row is not None:
-        images = idx.open_images(item.uri, item.modified_ns)
-        num_rows, height, width = images.shape
-        pixels = images.read(item.row) if images.item_bytes == item.size_bytes else b""
-        if item.row >= num_rows or len(pixels) != item.size_bytes:
-            detail = f"row {item.row} of {item.size_bytes} bytes when the source was listed, "
-            detail += f"{num_rows} rows of {height * width} when it was read; the next run reads it"
-            raise ImageRejectedError("changed", detail)
-        return b"".join((b"P5\n%d %d\n255\n" % (width, height), pixels))
-    try:
-        # One byte more shows that a file has grown, and a file that never ends does no harm.
-        content = storage.read_bytes(item.uri, max_bytes=item.size_bytes + 1)
-    except WorldError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
-            raise FileNotFoundError(item.uri) from error
-        raise
-    if len(content) != item.size_bytes:
-        found = f"more than {item.size_bytes}" if len(content) > item.size_bytes else str(len(content))
-        detail = f"{item.size_bytes} bytes when the source was listed, {found} when it was read; the next run reads it"
-        raise ImageRejectedError("changed", detail)
-    return content
 
 
 def _check(items: Items, class_names: Sequence[str]) -> None:

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.index import INDEX, REMEMBERED, Comparison, bytes_of, codes_of, compare, listed_table, places_of, read_index
+from jobs.items import give_back_memory
 from jobs.listing import MISSING, NOT_A_FILE
-from jobs.partition import MAX_PARTITION_ITEMS, REPORT, PartitionTask, partitions, vectorize_partition
+from jobs.partition import MAX_PARTITION_ITEMS, REPORT, PartitionTask, plan_tasks, vectorize_partition
 from jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, rewrite
 from jobs.runner import Work, run_all
-from jobs.sources import path_hashes
 from jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_codes
 from model.manifest import SPLITS, Manifest, Source, mean_and_std
 from model.shard_file import one_chunk
@@ -77,12 +77,12 @@ class Update:
         self.classes_N = codes_of(self.listed["class_name"], found.class_names)
         given, groups = (one_chunk(found.items.table[name]) for name in ("split", "group"))
         self.fixed_N = fixed_codes(given, groups, job.split)
-        self._homes = before.filter(pc.is_valid(before["home"])).select(["content_hash", "home"]).combine_chunks()
+        self._homes = before.select(["content_hash", "home"]).filter(pc.is_valid(before["home"])).combine_chunks()
         self._recall(before)
 
     def _recall(self, before: pa.Table) -> None:
         """Bring the state of the last version into the order of now; of new and changed images it is empty."""
-        recalled = before.take(places_of(self.comparison.at_N))
+        recalled = before.select(["shard", "home", *REMEMBERED]).take(places_of(self.comparison.at_N))
         self.shard_N = codes_of(recalled["shard"], [shard.name for shard in self.shards.values()]).astype(np.int32)
         self.published_N = codes_of(recalled["home"], SPLITS).astype(np.int8)
         self.state = recalled.select(list(REMEMBERED)).combine_chunks()
@@ -100,25 +100,21 @@ class Update:
 
     def read(self) -> None:
         """Read the images that are new, changed, or to be tried again, into shards of their own."""
-        items, places = self.found.items, np.flatnonzero(self.is_read_N)
-        # In the order of a hash, classes are mixed in every shard; the partitions depend on the source alone.
-        high, low = path_hashes(one_chunk(items.table["path"]).take(pa.array(places)))
-        places = places[np.lexsort((low, high))]
-        is_touched_N = self.comparison.is_touched_N & (self.shard_N >= 0)
-        known = pc.if_else(pa.array(is_touched_N), one_chunk(self.state["content_hash"]), None)
-        rows_per_shard = self.job.shard_bytes // self.job.image.example_bytes
-        sizes_bytes = items.table["size_bytes"].to_numpy()[places]
-        tasks = [
-            PartitionTask(items.take(places[part]), places[part].tolist(), known.take(places[part]).to_pylist())
-            for part in partitions(sizes_bytes, num_items=max(1, min(rows_per_shard, MAX_PARTITION_ITEMS)))
-        ]
         job, class_names = self.job, self.found.class_names
         work: Work[PartitionTask, PartitionReport] = Work(
             do=lambda task: vectorize_partition(task, job, class_names),
             size=lambda task: len(task.items),
             num_rejected=lambda report: report.num_rejected,
         )
-        self._take_in(run_all(self.runner, work, tasks))
+        is_touched_N = self.comparison.is_touched_N & (self.shard_N >= 0)
+        known = pc.if_else(pa.array(is_touched_N), one_chunk(self.state["content_hash"]), None)
+        rows_per_shard = job.shard_bytes // job.image.example_bytes
+        # Handed on without a name: nobody holds the tasks when they are done.
+        reports = run_all(
+            self.runner, work, plan_tasks(self.found.items, self.is_read_N, known, rows_per_shard=rows_per_shard)
+        )
+        self._take_in(reports)
+        give_back_memory()
 
     def _take_in(self, reports: list[PartitionReport]) -> None:
         shard_numbers, tables = [], [REPORT.empty_table()]
@@ -134,7 +130,7 @@ class Update:
         is_same_M = rows["is_same"].to_numpy()
         self.num_same = int(is_same_M.sum())
         changed = np.flatnonzero(~is_same_M)
-        from_M, to_M = pa.array(changed), places_M[changed]
+        to_M = places_M[changed]
         self.shard_N[to_M] = np.concatenate([np.zeros(0, np.int32), *shard_numbers])[changed]
         is_new_content = ~pc.fill_null(
             pc.equal(rows["content_hash"], self.state["content_hash"].take(rows["place"])), fill_value=False
@@ -147,9 +143,9 @@ class Update:
         self.published_N[places_M[is_new_content]] = homes_M[is_new_content]
         # Rows of the reports take the place of those recalled.
         source_N = np.arange(self.state.num_rows)
-        source_N[to_M] = self.state.num_rows + np.arange(len(changed))
-        read = rows.take(from_M).select(self.state.column_names)
-        self.state = pa.concat_tables([self.state, read]).take(pa.array(source_N)).combine_chunks()
+        source_N[to_M] = self.state.num_rows + changed
+        both = pa.concat_tables([self.state, rows.select(self.state.column_names)])
+        self.state = both.take(pa.array(source_N)).combine_chunks()
 
     def decide(self) -> None:
         """Give each example its split, and reject those whose bytes stand elsewhere already."""

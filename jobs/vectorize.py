@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.cleaning import clean
@@ -41,8 +42,6 @@ from model.shards import Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import pyarrow as pa
 
     from jobs.config import VectorizeJob
     from jobs.runner import Runner
@@ -122,8 +121,7 @@ def _publish(
 ) -> VectorizeResult:
     update.read()
     update.decide()
-    index = update.index()
-    _check_rejected(job, index, update)
+    _check_rejected(job, update)
     update.rewrite()
     manifest = update.manifest()
     if not manifest.shards:
@@ -132,9 +130,8 @@ def _publish(
         raise UserError(
             f"split: no image fell into train; {manifest.source.num_files} images are too few for {job.split}"
         )
-    tables = {
-        name: to_parquet(table) for name, table in (("index", update.index()), ("rejected", rejected_table(index)))
-    }
+    index = update.index()
+    tables = {name: to_parquet(table) for name, table in (("index", index), ("rejected", rejected_table(index)))}
     manifest = manifest.model_copy(update={name: file for name, (file, _) in tables.items()})
     if manifest == present:
         return _nothing_new(job, manifest, started)
@@ -142,7 +139,7 @@ def _publish(
         before_write()
         storage.write_bytes(place(job.dataset_uri, name), data)
     _check_there(manifest, job.dataset_uri)
-    report = make_report(Dataset(job.dataset_uri, manifest), update.index())
+    report = make_report(Dataset(job.dataset_uri, manifest), index)
     before_write()
     storage.write_bytes(report_uri(job.dataset_uri, manifest.digest), report)
     publish(manifest, job.dataset_uri, before_write=before_write)
@@ -224,13 +221,15 @@ def _check_listed(job: VectorizeJob, found: Scan) -> None:
         )
 
 
-def _check_rejected(job: VectorizeJob, index: pa.Table, update: Update) -> None:
+def _check_rejected(job: VectorizeJob, update: Update) -> None:
+    index = update.index()
     rejected = rejected_table(index)
     # Those of earlier runs were told then.
-    news = index.filter(update.is_read_N | update.is_decided_N)
-    for row in rejected_table(news).slice(0, MAX_TOLD).to_pylist():
+    is_new_N = pa.array(update.is_read_N | update.is_decided_N)
+    news = rejected_table(index, is_new_N)
+    for row in news.slice(0, MAX_TOLD).to_pylist():
         log.warning("rejected %s: %s: %s", shown(row["path"], MAX_TEXT), row["reason"], shown(row["detail"], MAX_TEXT))
-    num_more = rejected_table(news).num_rows - MAX_TOLD
+    num_more = news.num_rows - MAX_TOLD
     if num_more > 0:
         log.warning("... and %d more", num_more)
     share = rejected.num_rows / index.num_rows

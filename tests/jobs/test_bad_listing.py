@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config import SourceConfig
+from jobs.reading import read_item
 from jobs.runner import LocalRunner
-from jobs.sources import read_item, scan
+from jobs.sources import scan
 from jobs.vectorize import vectorize
 from model import storage
 from model.errors import ImageRejectedError, UserError, WorldError

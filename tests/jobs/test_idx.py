@@ -14,8 +14,9 @@ import pytest
 
 import jobs.idx
 from jobs.config import SourceConfig
+from jobs.reading import read_item
 from jobs.runner import LocalRunner
-from jobs.sources import read_item, scan
+from jobs.sources import scan
 from jobs.vectorize import vectorize
 from model import storage
 from model.errors import ImageRejectedError, UserError

@@ -6,14 +6,16 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import jobs.partition
+import jobs.reading
 from jobs.config import SourceConfig
 from jobs.items import Item
-from jobs.partition import NUM_READ_AHEAD, READ_AHEAD_BYTES, PartitionTask, vectorize_partition
+from jobs.partition import PartitionTask, vectorize_partition
+from jobs.reading import NUM_READ_AHEAD, READ_AHEAD_BYTES
 from jobs.runner import LocalRunner
 from jobs.sources import scan
 from jobs.update import OF_THE_WORLD
@@ -38,7 +40,7 @@ def reasons(tmp_path, vectorize_job):
     def reasons(source: Path | str, meddle=lambda: None) -> Counter[str | None]:
         items = scan(SourceConfig(uri=str(source))).items
         meddle()
-        task = PartitionTask(items, list(range(len(items))), [None] * len(items))
+        task = PartitionTask(items, np.arange(len(items)), [None] * len(items))
         report = vectorize_partition(task, vectorize_job(source, tmp_path / "set"), ["a", "b"])
         assert report.num_rejected == sum(reason is not None for reason in report.rows["reason"].to_pylist())
         return Counter(report.rows["reason"].to_pylist())
@@ -88,7 +90,7 @@ def test_why_an_image_is_not_read(images, reasons, monkeypatch, cause, reason):
     def refuse(item: Item) -> bytes:
         raise WorldError(f"cannot read {item.uri}") from cause
 
-    monkeypatch.setattr(jobs.partition, "read_item", refuse)
+    monkeypatch.setattr(jobs.reading, "read_item", refuse)
     assert reasons(images) == {reason: 20}
 
 
@@ -101,7 +103,7 @@ def test_a_store_out_of_reach_stops_the_task(images, reasons, monkeypatch, cause
     def fail(item: Item) -> bytes:
         raise WorldError(f"cannot read {item.uri}") from cause
 
-    monkeypatch.setattr(jobs.partition, "read_item", fail)
+    monkeypatch.setattr(jobs.reading, "read_item", fail)
     with pytest.raises(WorldError, match="cannot read"):
         reasons(images)
 
@@ -118,9 +120,9 @@ def test_no_more_is_read_ahead_than_memory_is_meant_for(sizes):
     items = [Item(str(n), f"s3://bucket/{n}", "a", size, 0) for n, size in enumerate(sizes)]
     config = ImageConfig()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs.partition, "read_item", read)
+        patch.setattr(jobs.reading, "read_item", read)
         read_bytes = 0
-        for number, content in enumerate(jobs.partition._contents(items, config)):
+        for number, content in enumerate(jobs.reading.contents(items, config)):
             if sizes[number] > config.max_file_bytes:
                 assert isinstance(content, ImageRejectedError)
                 assert (content.reason, str(sizes[number]) in content.detail) == ("too_large", True)

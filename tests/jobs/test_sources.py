@@ -24,7 +24,8 @@ from pyarrow import fs
 
 from jobs.config import SourceConfig
 from jobs.items import Item, Items
-from jobs.sources import Scan, read_item, scan
+from jobs.reading import read_item
+from jobs.sources import Scan, scan
 from jobs.vectorize import vectorize
 from model import storage
 from model.manifest import SPLITS, load_manifest
