@@ -9,8 +9,10 @@ import argparse
 import json
 import signal
 import sys
+import threading
 import traceback
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,10 @@ from model import storage
 from model.errors import UserError, WorldError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import FrameType
+
+AGAIN_S = 0.1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_logging()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _on_terminate)
+    sys.unraisablehook = partial(_send_again, show=sys.unraisablehook, thread=threading.get_ident())
     try:
         code: int = options.run(options)
         return code
@@ -57,6 +62,14 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _on_terminate(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _send_again(lost: sys.UnraisableHookArgs, *, show: Callable[[sys.UnraisableHookArgs], object], thread: int) -> None:
+    """Python goes on after what is raised while it removes an object: a SIGTERM that came just then comes again."""
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(AGAIN_S, signal.pthread_kill, (thread, signal.SIGTERM)).start()
+    else:
+        show(lost)
 
 
 def _fail(options: argparse.Namespace, error: Exception, code: int, kind: str) -> int:

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyspark
 from pyspark import BarrierTaskContext
@@ -28,7 +28,7 @@ from model.progress import INTERVAL_S, every
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from pyspark import SparkContext
+    from pyspark import Broadcast, SparkContext
     from pyspark.resource import ResourceProfile
 
     from jobs.states import Parcel
@@ -131,6 +131,7 @@ class BarrierTransport:
         self._profile = _training_profile(self._context, device)
         self._group = f"shardmean-{id(self)}"
         self._reason = ""
+        self._held: list[Broadcast[Any]] = []
         self._wait_for_slots(num_workers, wait_s)
 
     def _wait_for_slots(self, num_workers: int, wait_s: float) -> None:
@@ -170,8 +171,9 @@ class BarrierTransport:
         Raises LostWorkerError when Spark lost a worker's process or machine, UserError when states have no room.
         """
         self._reason = ""
+        is_local = is_local_mode(self._context)
         try:
-            with packed(self._context, tasks, is_local=is_local_mode(self._context)) as parcel:
+            with packed(self._context, tasks, held=self._held, is_local=is_local) as parcel:
                 return self._run(work, parcel)
         except UserError:
             raise

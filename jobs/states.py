@@ -37,25 +37,34 @@ class Parcel:
 
 
 @contextmanager
-def packed(context: SparkContext, tasks: Sequence[Task], *, is_local: bool) -> Iterator[Parcel]:
+def packed(
+    context: SparkContext, tasks: Sequence[Task], *, held: list[Broadcast[Any]], is_local: bool
+) -> Iterator[Parcel]:
     """The tasks to send in place of `tasks`. A part of a state that several tasks share is broadcast once.
 
+    `held` lists the broadcasts while the `with` block runs, and after one that failed until the next begins.
     Raises UserError where the states have no room in the driver.
     """
     sizes = {id(part): num_bytes(part) for task in tasks for part in task.state.values()}
     _check_room(context, tasks, sum(sizes.values()), is_local=is_local)
+    _let_go(held)
     sent: dict[int, Broadcast[Any]] = {}
-    try:
-        for part in (part for task in tasks for part in task.state.values()):
-            if sizes[id(part)] >= LARGE_BYTES and id(part) not in sent:
-                sent[id(part)] = context.broadcast(part)
-        yield Parcel(
-            [replace(task, state={k: v for k, v in task.state.items() if id(v) not in sent}) for task in tasks],
-            {task.rank: {k: sent[id(v)] for k, v in task.state.items() if id(v) in sent} for task in tasks},
-        )
-    finally:
-        for broadcast in sent.values():
-            broadcast.destroy()
+    for part in (part for task in tasks for part in task.state.values()):
+        if sizes[id(part)] >= LARGE_BYTES and id(part) not in sent:
+            sent[id(part)] = context.broadcast(part)
+            held.append(sent[id(part)])
+    yield Parcel(
+        [replace(task, state={k: v for k, v in task.state.items() if id(v) not in sent}) for task in tasks],
+        {task.rank: {k: sent[id(v)] for k, v in task.state.items() if id(v) in sent} for task in tasks},
+    )
+    # Not after a failure or a SIGTERM: tasks may still run, Spark's threads wait until those let go of a broadcast, and
+    # when the session stops meanwhile they print their stacks whatever the log level.
+    _let_go(held)
+
+
+def _let_go(held: list[Broadcast[Any]]) -> None:
+    while held:
+        held.pop().destroy()
 
 
 def unpacked(task: Task, large: dict[int, dict[str, Broadcast[Any]]]) -> Task:

@@ -6,10 +6,13 @@ import json
 import re
 import shutil
 import signal
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+import jobs.doctor
 import jobs.vectorize
 from jobs.cli import main
 from model.manifest import load_manifest
@@ -21,10 +24,12 @@ TRAIN = ["dataset_uri=/nowhere/set", "checkpoint_uri=/nowhere/checkpoints"]
 
 
 @pytest.fixture(autouse=True)
-def _same_signal_handler():
-    before = signal.getsignal(signal.SIGTERM)
+def _same_handlers(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -142,6 +147,42 @@ def test_a_bug_shows_its_traceback_and_ends_with_1(command, tmp_path, monkeypatc
     assert "Traceback" in text
     assert "unexpected KeyError" in text
     assert json.loads((tmp_path / "result.json").read_text())["kind"] == "world"
+
+
+class Struck:
+    """An object during whose removal a signal comes."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_python_cleans_up_is_not_lost(command, monkeypatch, number):
+    def examine():
+        Struck(number)
+        threading.Event().wait(20)
+        return 0
+
+    monkeypatch.setattr(jobs.doctor, "examine", examine)
+    code, text = command("doctor")
+    assert code == 130
+    assert text == "shardmean: error: stopped; the same command goes on\n"
+
+
+def test_other_errors_while_python_cleans_up_are_shown(command, monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+
+    class Broken:
+        def __del__(self):
+            raise ValueError("unfit")
+
+    monkeypatch.setattr(jobs.doctor, "examine", lambda: Broken() and 0)
+    assert command("doctor")[0] == 0
+    assert [str(lost.exc_value) for lost in shown] == ["unfit"]
 
 
 def test_inspect_prints_what_a_dataset_holds(command, dataset):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from jobs import states
 from jobs.cluster import BarrierTransport, first_cause
-from jobs.states import no_room, num_bytes
+from jobs.states import no_room, num_bytes, packed
 from model.environment import this_environment
 from model.errors import UserError
 from model.faults import LostWorkerError
@@ -55,14 +57,32 @@ def test_each_worker_gets_the_state_that_was_meant_for_it(transport, monkeypatch
         assert report.state["outer_momentum"] is None
 
 
-def test_what_workers_share_is_broadcast_once_and_let_go(transport, spark, monkeypatch):
+@pytest.fixture
+def sent(spark, monkeypatch):
+    """All broadcasts that the test makes."""
     sent = []
     broadcast = type(spark.sparkContext).broadcast
     monkeypatch.setattr(type(spark.sparkContext), "broadcast", lambda c, v: sent.append(broadcast(c, v)) or sent[-1])
+    return sent
+
+
+def are_there(sent) -> list[bool]:
+    return [broadcast._jbroadcast.isValid() for broadcast in sent]
+
+
+def test_what_workers_share_is_broadcast_once_and_let_go(transport, sent):
     transport.run(_echo, tasks_with(transport, [None, None]))
-    assert len(sent) == 1
-    with pytest.raises(Exception, match="destroyed"):
-        sent[0].destroy() or sent[0].unpersist()
+    assert are_there(sent) == [False]
+
+
+def test_what_an_interrupted_job_was_sent_is_let_go_by_the_next(transport, spark, sent):
+    pack = partial(packed, spark.sparkContext, tasks_with(transport, [None, None]), held=[], is_local=True)
+    with pytest.raises(KeyboardInterrupt), pack():
+        raise KeyboardInterrupt
+    assert are_there(sent) == [True], "a task that still runs would keep Spark waiting"
+    with pack():
+        assert are_there(sent) == [False, True]
+    assert are_there(sent) == [False, False]
 
 
 @pytest.mark.parametrize(("policy", "copies"), [("average", 3), ("keep", 5), ("reset", 1)])
