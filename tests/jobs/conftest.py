@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import fs
 
 from jobs.config import SourceConfig, TrackingConfig, TrainJob, VectorizeJob
+from model import storage
 from model.config import ImageConfig, SplitConfig
 from model.optimizer_config import OptimizerConfig
 from model.training_config import AveragingConfig
@@ -215,3 +217,29 @@ def _wait_for(condition, *, timeout_s: float = 60, what: str = "") -> object:
 @pytest.fixture(scope="session")
 def wait_for():
     return _wait_for
+
+
+@pytest.fixture
+def fill(tmp_path):
+    """A function that writes files whose content is their path, and gives their folder."""
+
+    def fill(*paths: str, folder: Path = tmp_path / "source") -> Path:
+        for path in paths:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(path)
+        return folder
+
+    return fill
+
+
+@pytest.fixture
+def to_s3(new_bucket):
+    """A function that copies a folder into a new bucket, and gives the copy's URI."""
+
+    def to_s3(folder: Path) -> str:
+        uri = storage.join(new_bucket(), "a folder, 100% odd")
+        system, path = storage.locate(uri)
+        fs.copy_files(str(folder), path, destination_filesystem=system)
+        return uri
+
+    return to_s3

@@ -29,11 +29,6 @@ from .whole import check_whole, index_of, rows_of
 
 
 @pytest.fixture
-def pile(tmp_path):
-    return Pile(tmp_path)
-
-
-@pytest.fixture
 def read_paths(monkeypatch):
     """The paths that runs decode, as they come."""
     read: list[str] = []
@@ -205,50 +200,6 @@ def test_another_label_setting_is_refused(pile):
     pile.run()
     with pytest.raises(UserError, match=r"source\.label_from is layout there and parent_folder here"):
         pile.run(source={"label_from": "parent_folder"})
-
-
-def test_copies_given_to_two_splits_stay_in_the_published_one(pile):
-    """In folders of splits: the first by path is kept, later a published one before a new one."""
-    for place, folder in enumerate(("train/a", "train/b", "test/a", "test/b")):
-        pile.write({f"{folder}/{number}": 200 + 10 * place + number for number in range(3)})
-    for name in "ab":
-        for number in range(6):
-            pile.write({f"{name}/always {number}": GONE})
-    source = {"split_folders": True}
-    pile.write({"train/a/copy": 1, "test/a/copy": 1})
-    pile.run(source=source)
-    index = index_of(pile.uri).set_index("path")
-    assert index.split["test/a/copy.ppm"] == "test"
-    assert index.reason["train/a/copy.ppm"] == "duplicate_in_other_split"
-    assert index.detail["train/a/copy.ppm"].endswith(
-        "the same bytes stand in test, and this is of train: test/a/copy.ppm"
-    )
-    pile.write({"validation/a/another": 1, "test/a/copy": GONE, "test/b/last": 77, "train/b/last": 78})
-    pile.run(source=source)
-    assert check_whole(pile.uri).num_rejected_by_reason == {"duplicate_in_other_split": 1}
-    pile.write({"test/b/last": 78})
-    pile.run(source=source)
-    index = index_of(pile.uri).set_index("path")
-    assert index.split["train/b/last.ppm"] == "train", "published before"
-    assert index.reason["test/b/last.ppm"] == "duplicate_in_other_split"
-
-
-def test_a_group_stands_in_one_split_for_ever(pile):
-    def of_patient(numbers):
-        return {f"{'ab'[n % 2]}/p{n // 4} {n}": n for n in numbers}
-
-    source = {"group_pattern": r"/(?P<group>p\d+|always)"}
-    pile.write(of_patient(range(60)))
-    pile.run(source=source)
-    first = index_of(pile.uri)
-    assert (first.groupby("group").split.nunique() == 1).all()
-    assert first.split.nunique() == 3
-    pile.write(of_patient(range(60, 80)) | {f"a/p{n} more": 500 + n for n in range(15)})
-    pile.run(source=source)
-    check_whole(pile.uri)
-    second = index_of(pile.uri)
-    assert (second.groupby("group").split.nunique() == 1).all()
-    assert (first.groupby("group").split.first() == second.groupby("group").split.first()[first.group.unique()]).all()
 
 
 @pytest.mark.parametrize(("most", "expected"), [(3, {"a": 3, "b": 3, "c": 2}), ("smallest", {"a": 2, "b": 2, "c": 2})])

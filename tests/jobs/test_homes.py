@@ -9,7 +9,7 @@ from model.config import SplitConfig
 from model.manifest import load_manifest
 
 from .pile import GONE, Pile
-from .whole import rows_of
+from .whole import check_whole, index_of, rows_of
 
 STRATIFIED = SplitConfig(train=0.6, validation=0.2, test=0.2, method="stratified")
 
@@ -63,3 +63,47 @@ def test_images_out_of_reach_for_a_while_come_back_into_their_splits(dealt, monk
     assert load_manifest(pile.uri).num_rejected_by_reason == {"vanished": 20}
     pile.run()
     assert splits_of_bytes(pile) == before
+
+
+def test_copies_given_to_two_splits_stay_in_the_published_one(pile):
+    """In folders of splits: the first by path is kept, later a published one before a new one."""
+    for place, folder in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        pile.write({f"{folder}/{number}": 200 + 10 * place + number for number in range(3)})
+    for name in "ab":
+        for number in range(6):
+            pile.write({f"{name}/always {number}": GONE})
+    source = {"split_folders": True}
+    pile.write({"train/a/copy": 1, "test/a/copy": 1})
+    pile.run(source=source)
+    index = index_of(pile.uri).set_index("path")
+    assert index.split["test/a/copy.ppm"] == "test"
+    assert index.reason["train/a/copy.ppm"] == "duplicate_in_other_split"
+    assert index.detail["train/a/copy.ppm"].endswith(
+        "the same bytes stand in test, and this is of train: test/a/copy.ppm"
+    )
+    pile.write({"validation/a/another": 1, "test/a/copy": GONE, "test/b/last": 77, "train/b/last": 78})
+    pile.run(source=source)
+    assert check_whole(pile.uri).num_rejected_by_reason == {"duplicate_in_other_split": 1}
+    pile.write({"test/b/last": 78})
+    pile.run(source=source)
+    index = index_of(pile.uri).set_index("path")
+    assert index.split["train/b/last.ppm"] == "train", "published before"
+    assert index.reason["test/b/last.ppm"] == "duplicate_in_other_split"
+
+
+def test_a_group_stands_in_one_split_for_ever(pile):
+    def of_patient(numbers):
+        return {f"{'ab'[n % 2]}/p{n // 4} {n}": n for n in numbers}
+
+    source = {"group_pattern": r"/(?P<group>p\d+|always)"}
+    pile.write(of_patient(range(60)))
+    pile.run(source=source)
+    first = index_of(pile.uri)
+    assert (first.groupby("group").split.nunique() == 1).all()
+    assert first.split.nunique() == 3
+    pile.write(of_patient(range(60, 80)) | {f"a/p{n} more": 500 + n for n in range(15)})
+    pile.run(source=source)
+    check_whole(pile.uri)
+    second = index_of(pile.uri)
+    assert (second.groupby("group").split.nunique() == 1).all()
+    assert (first.groupby("group").split.first() == second.groupby("group").split.first()[first.group.unique()]).all()

@@ -22,6 +22,8 @@ from model import storage
 from model.errors import ImageRejectedError, UserError
 from model.manifest import load_manifest
 
+from .scanning import scanned, told
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -235,3 +237,28 @@ def test_a_store_gives_what_a_disk_gives(idx, new_bucket, tmp_path, vectorize_jo
         job = job.model_copy(update={"source": SourceConfig(uri=uri, layout="idx")})
         digests.add(vectorize(job, runner=LocalRunner()).digest)
     assert len(digests) == 1
+
+
+def _idx(folder: Path, name: str, labels: list[int], dash: str = "-") -> None:
+    head = struct.pack(">4I", 2051, len(labels), 2, 2)
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}-images{dash}idx3-ubyte").write_bytes(head + bytes(4 * len(labels)))
+    (folder / f"{name}-labels{dash}idx1-ubyte.gz").write_bytes(
+        gzip.compress(struct.pack(">2I", 2049, len(labels)) + bytes(labels))
+    )
+
+
+@pytest.mark.parametrize("dash", ["-", "."])
+def test_idx_files_that_are_already_split(tmp_path, dash):
+    for name, labels in {"emnist-letters-train": [0, 1], "t10k": [1], "validation": [0]}.items():
+        _idx(tmp_path, name, labels, dash)
+    splits = [(i.split, i.class_name) for i in scanned(tmp_path, layout="idx", split_files=True).values()]
+    assert sorted(splits) == [("test", "1"), ("train", "0"), ("train", "1"), ("validation", "0")]
+    assert set(told(tmp_path, "split", layout="idx").values()) == {None}
+    assert len(scanned(tmp_path, layout="idx", include=["emnist*"])) == 2
+
+
+def test_idx_files_of_the_same_name_in_two_folders(tmp_path):
+    for name in ("one", "two"):
+        _idx(tmp_path / name, "train", [0, 1])
+    assert len(scanned(tmp_path, layout="idx")) == 4
