@@ -11,8 +11,8 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from model import storage
 from model.errors import UserError, WorldError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
     from types import FrameType
 
 AGAIN_S = 0.1
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_logging()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _on_terminate)
-    sys.unraisablehook = partial(_send_again, show=sys.unraisablehook, thread=threading.get_ident())
     try:
-        code: int = options.run(options)
-        return code
+        with _no_signal_lost():
+            code: int = options.run(options)
+            return code
     except UserError as error:
         return _fail(options, error, 2, "user")
     except (WorldError, OSError) as error:
@@ -64,12 +64,26 @@ def _on_terminate(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _send_again(lost: sys.UnraisableHookArgs, *, show: Callable[[sys.UnraisableHookArgs], object], thread: int) -> None:
+@contextmanager
+def _no_signal_lost() -> Iterator[None]:
     """Python goes on after what is raised while it removes an object: a SIGTERM that came just then comes again."""
-    if lost.exc_type is KeyboardInterrupt:
-        threading.Timer(AGAIN_S, signal.pthread_kill, (thread, signal.SIGTERM)).start()
-    else:
-        show(lost)
+    show, thread = sys.unraisablehook, threading.get_ident()
+    waiting: list[threading.Timer] = []
+
+    def send_again(lost: sys.UnraisableHookArgs) -> None:
+        if lost.exc_type is not KeyboardInterrupt:
+            show(lost)
+            return
+        waiting.append(threading.Timer(AGAIN_S, signal.pthread_kill, (thread, signal.SIGTERM)))
+        waiting[-1].start()
+
+    sys.unraisablehook = send_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = show
+        for timer in waiting:
+            timer.cancel()
 
 
 def _fail(options: argparse.Namespace, error: Exception, code: int, kind: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -33,9 +34,9 @@ def named_split(name: str) -> Split | None:
 class Folders:
     """The folders that N paths stand in. Their names are looked at once each, however many images they hold."""
 
-    def __init__(self, paths: pa.StringArray) -> None:
+    def __init__(self, paths: pa.LargeStringArray) -> None:
         """Take the folders off the paths."""
-        folders = pc.struct_field(pc.extract_regex(paths, "(?s)^(?P<folder>.*)/[^/]*$"), "folder")
+        folders = pc.struct_field(pc.extract_regex(paths, "(?s)^(?P<folder>.*)/[^/]+/*$"), "folder")
         encoded = pc.fill_null(folders, "").dictionary_encode()
         self._paths = paths
         self._names: list[str] = encoded.dictionary.to_pylist()
@@ -43,7 +44,7 @@ class Folders:
 
     def splits(self) -> pa.StringArray:
         """The split of each path, by a folder that every path has at the same level. Raises UserError where none is."""
-        level = self._split_level()
+        level = self._split_level
         return self._each([SPLIT_NAMES[name.split("/")[level].lower()] for name in self._names])
 
     def classes(self, which: Literal["top_folder", "parent_folder"], *, are_split: bool = False) -> pa.StringArray:
@@ -51,33 +52,32 @@ class Folders:
 
         Raises UserError for a path without folders.
         """
-        parts = [name.split("/") for name in self._names]
-        if are_split:
-            level = self._split_level()
-            parts = [_without(of_one, level) for of_one in parts]
-        loose = [code for code, of_one in enumerate(parts) if not any(of_one)]
+        level = self._split_level if are_split else None
+        place = 0 if which == "top_folder" else -1
+        found = [_folder(name, place, level) for name in self._names]
+        loose = [code for code, folder in enumerate(found) if folder is None]
         if loose:
             places = np.flatnonzero(np.isin(self._codes_N.to_numpy(), loose))
             raise UserError(
                 f"{len(places)} images stand outside any class folder (first: {self._paths[places[0]]}); put each "
                 "image in a folder that names its class, leave such out by source.exclude, or source.layout=table"
             )
-        return self._each([of_one[0 if which == "top_folder" else -1] for of_one in parts])
+        return self._each(found)
 
-    def _each(self, of_folders: Sequence[str]) -> pa.StringArray:
+    def _each(self, of_folders: Sequence[str | None]) -> pa.StringArray:
         """What was found for each folder, for each path."""
         return pa.array(of_folders, pa.string()).take(self._codes_N)
 
+    @cached_property
     def _split_level(self) -> int:
         """The level of the splits' folders, counted from the top, or below zero from the images up."""
-        folders = [name.split("/") for name in sorted(self._names)]
-        shortest = min(map(len, folders))
+        shortest = 1 + min(name.count("/") for name in self._names)
         levels: list[int] = [*range(shortest), *range(-1, -shortest - 1, -1)]
         for level in levels:
-            if all(parts[level].lower() in SPLIT_NAMES for parts in folders):
+            if all(named_split(name.split("/")[level]) for name in self._names):
                 return level
-        without = [parts for parts in folders if not any(part.lower() in SPLIT_NAMES for part in parts)]
-        first = "/".join((without or folders)[0]) or "the source itself"
+        without = [name for name in self._names if not any(map(named_split, name.split("/")))]
+        first = min(without or self._names) or "the source itself"
         what = "in no folder of a split" if without else "in folders of a split, but not all at the same level"
         raise UserError(
             f"source.split_folders: images stand {what} (first: {first}); every path needs a folder named {WORDS} at "
@@ -85,5 +85,9 @@ class Folders:
         )
 
 
-def _without(parts: list[str], place: int) -> list[str]:
-    return [part for number, part in enumerate(parts) if number != place % len(parts)]
+def _folder(name: str, place: int, level: int | None) -> str | None:
+    """The first or last of the folders in a name, without the one at a level; None where no folder is left."""
+    parts = name.split("/")
+    if level is not None:
+        del parts[level]
+    return parts[place] if any(parts) else None

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.columns import rows_of
 from jobs.splits import HASH_BYTES
 from model import storage
 from model.errors import WorldError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 INDEX = pa.schema(
     [
-        ("path", pa.string()),
+        ("path", pa.large_string()),  # of millions of images it may hold more than 2 GiB
         ("row", pa.int64()),
         ("size_bytes", pa.int64()),
         ("modified_ns", pa.int64()),
@@ -62,7 +63,7 @@ def listed_table(items: Items) -> pa.Table:
     is_file = pc.is_null(items.table["reason"])
     for name in ("size_bytes", "modified_ns"):
         columns[name] = pc.if_else(is_file, columns[name], None)
-    columns["extra_hash"] = pa.array(map(_hash, items.rows(["extra"])), pa.int64())
+    columns["extra_hash"] = pa.array(map(_hash, rows_of(items.table, ["extra"])), pa.int64())
     return pa.table([columns[name] for name in _LISTED], schema=pa.schema([INDEX.field(name) for name in _LISTED]))
 
 

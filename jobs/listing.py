@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from jobs.items import BATCH_ROWS, Rows
+from jobs.columns import Rows, batches
 from jobs.shown import shown
 from model import storage
 from model.errors import UserError, WorldError
@@ -47,8 +47,8 @@ class File(NamedTuple):
 
 FILES = pa.schema(
     [
-        ("path", pa.string()),
-        ("uri", pa.binary()),
+        ("path", pa.large_string()),
+        ("uri", pa.large_binary()),
         ("size_bytes", pa.int64()),
         ("modified_ns", pa.int64()),
         ("reason", pa.string()),
@@ -57,7 +57,7 @@ FILES = pa.schema(
 
 
 class Listing(NamedTuple):
-    """The files below a folder, `root`: a `File` in each row of a table (FILES). Hidden ones are but counted.
+    """The files below a folder, `root`: a `File` in each row of a table (FILES). Hidden ones are only counted.
 
     Hidden is what has a name with a dot before it, file or folder; what is in a hidden folder is neither listed nor
     counted.
@@ -189,20 +189,20 @@ def _list_store(uri: str) -> Listing:
     return Listing(files.table(), len(hidden), uri)
 
 
-def find_files(table_uri: str, names: pa.StringArray) -> pa.Table:
+def find_files(table_uri: str, names: pa.LargeStringArray) -> pa.Table:
     """The files (FILES) that a table names: by a URI, from the root of its store, or from the table's folder.
 
     Those that are not there have a reason. Raises UserError when none is there or one is named twice, WorldError when
     the store can't be asked.
     """
     folder_uri = _parent(table_uri)
-    uris = pa.array((_resolved(folder_uri, name.as_py()).encode() for name in names), pa.binary())
+    uris = pa.array((_resolved(folder_uri, n).encode() for some in batches(names) for n in some), pa.large_binary())
     if (twice := first_twice(uris)) is not None:
         raise UserError(f"the path {uris[twice].as_py().decode()} stands in more than one row; keep one")
     files = Rows(FILES)
-    for first in range(0, len(names), BATCH_ROWS):
-        batch = [uri.decode() for uri in uris[first : first + BATCH_ROWS].to_pylist()]
-        for facts in zip(names[first : first + BATCH_ROWS].to_pylist(), batch, _look_up(batch), strict=True):
+    for some, encoded in zip(batches(names), batches(uris), strict=True):
+        there = [uri.decode() for uri in encoded]
+        for facts in zip(some, there, _look_up(there), strict=True):
             files.append(_named(*facts))
     found = files.table()
     if not found["reason"].null_count:

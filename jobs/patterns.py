@@ -29,7 +29,7 @@ def check_expression(pattern: str, group: str) -> str:
     return pattern
 
 
-def extract(texts: pa.StringArray, pattern: str, group: str) -> pa.StringArray:
+def extract(texts: pa.LargeStringArray, pattern: str, group: str) -> pa.LargeStringArray:
     """What the group holds where the pattern first matches, anywhere in each text; null where it doesn't."""
     return pc.struct_field(pc.extract_regex(texts, pattern), group)
 
@@ -43,7 +43,7 @@ def check_glob(glob: str) -> str:
     return glob
 
 
-def matches(paths: pa.StringArray, globs: Sequence[str]) -> pa.BooleanArray:
+def matches(paths: pa.LargeStringArray, globs: Sequence[str]) -> pa.BooleanArray:
     """Whether each path matches one of the globs, by the rules of .gitignore."""
     expression = "|".join(f"(?:{_expression(glob)})" for glob in globs)
     return pc.match_substring_regex(pc.utf8_ltrim(paths, "/"), expression)

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import idx, table
+from jobs.columns import batches, by_path, give_back_memory, kept, rows_of
 from jobs.folders import WORDS, Folders, named_split
-from jobs.items import ITEMS, Item, Items, by_path, give_back_memory, kept
+from jobs.items import ITEMS, Item, Items
 from jobs.listing import find_files, list_files
 from jobs.patterns import extract, matches
 from model.errors import UserError
@@ -56,7 +57,7 @@ class Scan:
     def fingerprint(self) -> str:
         """Changes whenever a file is added, removed, moved or written, or gets another class, split, group or extra."""
         digest = hashlib.sha256(repr(self.extra_columns).encode())
-        for facts in self.items.rows(FINGERPRINTED):
+        for facts in rows_of(self.items.table, FINGERPRINTED):
             # A repr keeps neighbouring texts apart, whatever they hold.
             digest.update(repr(facts).encode())
         return digest.hexdigest()[:32]
@@ -86,11 +87,12 @@ def scan(config: SourceConfig) -> Scan:
     return Scan(chosen, class_names, num_other_files, tuple(config.extra_columns), num_left_out, num_hidden)
 
 
-def path_hashes(paths: pa.StringArray) -> NDArray[np.uint64]:
+def path_hashes(paths: pa.LargeStringArray) -> NDArray[np.uint64]:
     """What orders images by chance, yet always alike: the hash of each path, its upper and its lower half (2, N)."""
     digests = bytearray()
-    for path in paths:
-        digests += hashlib.blake2b(path.as_py().encode(), digest_size=16).digest()
+    for some in batches(paths.cast(pa.large_binary())):
+        for path in some:
+            digests += hashlib.blake2b(path, digest_size=16).digest()
     return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2).T
 
 
@@ -133,7 +135,7 @@ def _check_groups(items: Items) -> None:
     for group, split, path in zip(*(both[name].to_pylist() for name in ("group", "split", "path_first")), strict=True):
         if splits.setdefault(group, split) != split:
             given = " and ".join(name or "no split" for name in (splits[group], split))
-            raise UserError(f"the group {group!r} is given to {given} (such as {path}); one group needs one split")
+            raise UserError(f"the group {group!r} is given to {given} (first there: {path}); one group needs one split")
 
 
 def _scan_folders(config: SourceConfig) -> Found:
@@ -173,7 +175,7 @@ def _scan_table(config: SourceConfig) -> Found:
     names = (config.path_column, label_column, config.split_column, config.group_column, *config.extra_columns)
     columns, num_hidden = table.read_columns(config.uri, list(dict.fromkeys(name for name in names if name)))
     columns = kept(columns, _chosen(config, table.filled(columns, config.path_column)))
-    paths = table.filled(columns, config.path_column)
+    paths = one_chunk(columns[config.path_column])
     facts = {}
     if label_column is not None:
         facts["class_name"] = table.filled(columns, label_column)
@@ -192,12 +194,12 @@ def _scan_table(config: SourceConfig) -> Found:
     return Found(_items(find_files(config.uri, paths), facts), 0, num_hidden)
 
 
-def _side_by_side(columns: Sequence[pa.StringArray]) -> pa.ListArray:
+def _side_by_side(columns: Sequence[pa.LargeStringArray]) -> pa.LargeListArray:
     """For each row a list of its values."""
     num_rows, num_columns = len(columns[0]), len(columns)
     places = np.arange(num_rows * num_columns).reshape(num_columns, num_rows).T.ravel()
-    offsets = np.arange(num_rows + 1, dtype=np.int32) * num_columns
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.concat_arrays(columns).take(pa.array(places)))
+    offsets = np.arange(num_rows + 1) * num_columns
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.concat_arrays(columns).take(pa.array(places)))
 
 
 def _scan_idx(config: SourceConfig) -> Found:
@@ -237,7 +239,7 @@ def _items(files: pa.Table, facts: Mapping[str, pa.Array], root: str = "") -> It
     )
 
 
-def _chosen(config: SourceConfig, paths: pa.StringArray) -> pa.BooleanArray:
+def _chosen(config: SourceConfig, paths: pa.LargeStringArray) -> pa.BooleanArray:
     """For each path, whether include and exclude choose it. Raises UserError when they choose none."""
     chosen = matches(paths, config.include) if config.include else pa.array(np.ones(len(paths), np.bool_))
     if config.exclude:
@@ -250,7 +252,7 @@ def _chosen(config: SourceConfig, paths: pa.StringArray) -> pa.BooleanArray:
     return chosen
 
 
-def _extracted(paths: pa.StringArray, pattern: str, group: str) -> pa.StringArray:
+def _extracted(paths: pa.LargeStringArray, pattern: str, group: str) -> pa.LargeStringArray:
     values = pc.fill_null(extract(paths, pattern, group), "")
     without = np.flatnonzero(pc.equal(values, "").to_numpy(zero_copy_only=False))
     if len(without):
@@ -261,7 +263,7 @@ def _extracted(paths: pa.StringArray, pattern: str, group: str) -> pa.StringArra
     return values
 
 
-def _named_splits(values: pa.StringArray, column: str) -> pa.StringArray:
+def _named_splits(values: pa.LargeStringArray, column: str) -> pa.StringArray:
     encoded = pc.fill_null(values, "").dictionary_encode()
     words = encoded.dictionary.to_pylist()
     splits = [named_split(word) for word in words]

@@ -62,7 +62,7 @@ class Candidates:
     `fixed_N` is what `fixed_code` gave. `published_N` is the split of the last version, -1 for a new image.
     """
 
-    paths: pa.StringArray
+    paths: pa.LargeStringArray
     classes_N: NDArray[np.int64]
     hashes: NDArray[np.uint8]
     fixed_N: NDArray[np.int8]

@@ -37,7 +37,8 @@ def read_columns(uri: str, names: Sequence[str]) -> tuple[pa.Table, int]:
             table = _read_parquet(system, path, files, names)
         else:
             table = _read_csv(system, path, names)
-        columns = table.select(names).cast(pa.schema([(name, pa.string()) for name in names])).combine_chunks()
+        columns = table.select(names).cast(pa.schema([(name, pa.large_string()) for name in names])).combine_chunks()
+        columns.validate(full=True)  # a Parquet file may call any bytes text
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"neither CSV nor Parquet in UTF-8, or no text: {error}; correct the table") from error
     except OSError as error:
@@ -47,7 +48,7 @@ def read_columns(uri: str, names: Sequence[str]) -> tuple[pa.Table, int]:
     return columns, num_hidden
 
 
-def filled(columns: pa.Table, name: str) -> pa.StringArray:
+def filled(columns: pa.Table, name: str) -> pa.LargeStringArray:
     """A column in which every row has a value. Raises UserError."""
     values = one_chunk(columns[name])
     num_empty = pc.sum(pc.equal(pc.fill_null(values, ""), "")).as_py()

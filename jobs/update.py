@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.columns import give_back_memory
 from jobs.index import INDEX, REMEMBERED, Comparison, bytes_of, codes_of, compare, listed_table, places_of, read_index
-from jobs.items import give_back_memory
 from jobs.listing import MISSING, NOT_A_FILE
 from jobs.partition import MAX_PARTITION_ITEMS, REPORT, PartitionTask, plan_tasks, vectorize_partition
 from jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, rewrite

@@ -55,7 +55,11 @@ def locate(uri: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow file system of a URI and the path in it. Raises UserError for a store that is not known."""
     path = local_path(uri)
     if path is not None:
-        return _local(), str(path.absolute())
+        name = str(path.absolute())
+        # Arrow takes no others.
+        if (shown := os.fsencode(name).decode("utf-8", "backslashreplace")) != name:
+            raise UserError(f"{shown}: a name that is not UTF-8; rename it")
+        return _local(), name
     parts = urlsplit(uri)
     if parts.scheme not in STORES:
         raise UserError(f"{uri}: unknown store {parts.scheme!r}; use a local path or one of {', '.join(STORES)}")

@@ -147,7 +147,7 @@ FULL = "path,label,split,patient\na/000.png,x,train,p\nb/000.png,y,{}\n"
     [
         ("holdout,q", "1 of 2 rows have no split in split (first: 'holdout'); expected train, validation (or valid, "),
         ("test,", "1 of 2 rows have no patient; fill them in"),
-        ("test,p", "the group 'p' is given to train and test (such as b/000.png); one group needs one split"),
+        ("test,p", "the group 'p' is given to train and test (first there: b/000.png); one group needs one split"),
         (",p", "the group 'p' is given to train and no split"),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_folder_of_no_parquet_files(table):
         (
             ["train/a/p1.png", "test/b/p1.png"],
             {"split_folders": True, "group_pattern": "(?P<group>p[0-9])"},
-            "the group 'p1' is given to test and train (such as train/a/p1.png); one group needs one split",
+            "the group 'p1' is given to test and train (first there: train/a/p1.png); one group needs one split",
         ),
     ],
 )
@@ -217,6 +217,16 @@ def test_paths_that_do_not_fit_the_settings(tmp_path, paths, settings, part):
         scan(SourceConfig(uri=str(tmp_path), **settings))
     assert str(caught.value).startswith(f"source {tmp_path}: ")
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["path", "label", "age"])
+def test_a_parquet_table_whose_text_is_not_utf_8(tmp_path, column):
+    columns = {name: pa.array([b"a", b"b"]) for name in ("path", "label", "age")}
+    columns[column] = pa.array([b"a", b"\xff"])
+    table = pa.table({name: values.view(pa.string()) for name, values in columns.items()})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="neither CSV nor Parquet in UTF-8"):
+        scan(SourceConfig(uri=str(tmp_path / "t.parquet"), layout="table", extra_columns=["age"]))
 
 
 def test_a_table_that_is_not_there_or_a_folder(tmp_path, table, refusal):

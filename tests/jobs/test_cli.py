@@ -14,7 +14,7 @@ import pytest
 
 import jobs.doctor
 import jobs.vectorize
-from jobs.cli import main
+from jobs.cli import AGAIN_S, main
 from model.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ TRAIN = ["dataset_uri=/nowhere/set", "checkpoint_uri=/nowhere/checkpoints"]
 
 
 @pytest.fixture(autouse=True)
-def _same_handlers(monkeypatch):
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+def _same_handlers():
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():
@@ -157,6 +156,14 @@ class Struck:
 
     def __del__(self) -> None:
         signal.raise_signal(self.number)
+
+
+def test_a_signal_that_comes_as_a_command_ends_does_no_harm(command, monkeypatch):
+    monkeypatch.setattr(jobs.doctor, "examine", lambda: Struck(signal.SIGTERM) and 0)
+    before = sys.unraisablehook
+    assert command("doctor")[0] == 0
+    assert sys.unraisablehook is before
+    threading.Event().wait(2 * AGAIN_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

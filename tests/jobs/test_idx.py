@@ -117,6 +117,13 @@ def test_idx_files_without_their_pair(idx, refusal):
     assert "train" in refusal(folder, layout="idx"), "images of one name must not get labels of another"
 
 
+def test_idx_files_with_a_name_that_is_not_utf_8(idx, refusal):
+    folder = idx(idx_images(), idx_labels())
+    for kind in ("images-idx3", "labels-idx1"):
+        (folder / f"train-{kind}-ubyte").rename(folder / os.fsdecode(f"caf\xe9-{kind}-ubyte".encode("latin-1")))
+    assert r"caf\xe9-images-idx3-ubyte: a name that is not UTF-8; rename it" in refusal(folder, layout="idx")
+
+
 def test_idx_files_plain_and_packed_at_once_are_not_counted_twice(idx, refusal):
     """Some unpack MNIST's files and keep the archives beside them."""
     idx(idx_images(), idx_labels())
