@@ -22,7 +22,7 @@ from model import checkpoint
 if TYPE_CHECKING:
     import subprocess
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 NUM_EPOCHS = 5
 SPARK = {
     "spark.master": "local[2]",
