@@ -19,10 +19,11 @@ from pyspark.errors import PySparkException
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import SparkSession
 
+from jobs import jvm
 from jobs.java import java_environment
 from jobs.states import no_room, packed, unpacked
 from model.errors import UserError, WorldError
-from model.faults import LostWorkerError
+from model.faults import LostTransportError, LostWorkerError
 from model.progress import INTERVAL_S, every
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ DEFAULTS = {
     "spark.scheduler.minRegisteredResourcesRatio": "1.0",
 }
 # Of Spark's own log, local mode needs nothing: what matters of a failure is in the error that we raise.
-LOCAL_DEFAULTS = {"spark.master": "local[*]", "spark.ui.enabled": "false", "spark.log.level": "OFF"}
+LOCAL_DEFAULTS = {"spark.master": "local[*]", "spark.ui.enabled": "false", "spark.log.level": "OFF", **jvm.OPTIONS}
 
 
 @contextmanager
@@ -75,11 +76,16 @@ def open_session(name: str, settings: Mapping[str, str]) -> Iterator[SparkSessio
         session = builder.getOrCreate()
     except Exception as error:
         raise WorldError(f"Spark did not start: {first_cause(error)}; `shardmean doctor` says more") from error
+    jvm.quiet_end(session.sparkContext)
     try:
         _check_versions(session)
         yield session
+    except Exception as error:
+        if jvm.has_ended(session.sparkContext):
+            raise WorldError(jvm.ENDED) from error
+        raise
     finally:
-        session.stop()
+        jvm.stop(session)
 
 
 def _check_versions(session: SparkSession) -> None:
@@ -168,7 +174,8 @@ class BarrierTransport:
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
         """Run one worker per task.
 
-        Raises LostWorkerError when Spark lost a worker's process or machine, UserError when states have no room.
+        Raises LostWorkerError when Spark lost a worker's process or machine, LostTransportError when its JVM has ended,
+        UserError when states have no room.
         """
         self._reason = ""
         is_local = is_local_mode(self._context)
@@ -179,6 +186,8 @@ class BarrierTransport:
             raise
         except Exception as error:
             _reraise_interrupt(error)
+            if jvm.has_ended(self._context):
+                raise LostTransportError(jvm.ENDED) from error
             if self._reason:
                 raise WorldError(self._reason) from error
             mistake = no_room(self._context, str(error))

@@ -93,7 +93,7 @@ class SparkRunner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._ends.close()
+        self._ends.__exit__(kind, error, at)
 
     def run(self, work: Work[T, R], tasks: Sequence[T]) -> list[R | Failed]:
         """Run them side by side as one plain job, of which Spark repeats the tasks that are lost with a machine."""

@@ -26,6 +26,10 @@ class LostWorkerError(WorldError):
         self.rank = rank
 
 
+class LostTransportError(WorldError):
+    """What runs the workers is gone itself: a segment that is run again would find nobody."""
+
+
 class FailedWorkerError(WorldError):
     """A worker gave back a failure. `repeated_key` is the same if the same worker fails in the same way again.
 

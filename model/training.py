@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint
 from .environment import this_environment
 from .errors import UserError, WorldError
 from .evaluation import Evaluation
-from .faults import FailedWorkerError, blame, cause
+from .faults import FailedWorkerError, LostTransportError, blame, cause
 from .merging import merged
 from .packaging import describe
 from .plan import EpochPlan, Leg
@@ -192,6 +192,8 @@ class Training:
             try:
                 states, other = tasks()
                 return self._run_once(work, states, watch=watch, **other), retry_s
+            except LostTransportError:
+                raise
             except WorldError as error:
                 key = error.repeated_key if isinstance(error, FailedWorkerError) else None
                 if key in earlier:

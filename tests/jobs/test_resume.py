@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from jobs.config import TrackingConfig, TrainJob
+from jobs.jvm import ENDED
 from jobs.train import train
 from jobs.vectorize import vectorize
 from model import checkpoint
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import subprocess
 
 pytestmark = pytest.mark.timeout(600)
-NUM_EPOCHS = 5
+NUM_EPOCHS = 6
 SPARK = {
     "spark.master": "local[2]",
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
@@ -64,7 +65,7 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def story(spark, tmp_path_factory, make_images, vectorize_job, new_store, start_cli, wait_for):
-    """Four tries of one command: the driver killed, a worker killed, the driver told to end, and one left in peace."""
+    """Five tries of one command: driver, worker and JVM killed, the driver told to end, and one left in peace."""
     home = tmp_path_factory.mktemp("resume")
     images = make_images(home / "images", num_per_class=160, size=28)
     vectorize(vectorize_job(images, home / "set", size=28, shard_bytes=100_000))
@@ -94,6 +95,10 @@ def story(spark, tmp_path_factory, make_images, vectorize_job, new_store, start_
     def kill_worker(process: subprocess.Popen) -> None:
         busy_worker(process).kill()
 
+    def kill_jvm(process: subprocess.Popen) -> None:
+        busy_worker(process)
+        next(child for child in psutil.Process(process.pid).children() if child.name() == "java").kill()
+
     def terminate_driver(process: subprocess.Popen) -> None:
         busy_worker(process)
         os.kill(process.pid, signal.SIGTERM)
@@ -114,7 +119,8 @@ def story(spark, tmp_path_factory, make_images, vectorize_job, new_store, start_
 
     attempt("driver killed", kill_driver, after=1)
     attempt("worker killed", kill_worker, after=2)
-    attempt("driver told to end", terminate_driver, after=3)
+    attempt("JVM killed", kill_jvm, after=3)
+    attempt("driver told to end", terminate_driver, after=4)
     attempt("in peace", None, after=NUM_EPOCHS)
     return told
 
@@ -137,7 +143,7 @@ def test_a_killed_driver_takes_its_processes_along(story):
     assert killed.was_clean, "no JVM and no worker is left"
 
 
-@pytest.mark.parametrize("name", ["worker killed", "driver told to end", "in peace"])
+@pytest.mark.parametrize("name", ["worker killed", "JVM killed", "driver told to end", "in peace"])
 def test_the_same_command_says_that_it_goes_on(story, name):
     order = list(story.tries)
     earlier = story.tries[order[order.index(name) - 1]]
@@ -162,6 +168,18 @@ def test_a_killed_worker_gives_no_traceback(story):
     text = story.tries["worker killed"].text
     assert "Traceback" not in text
     assert "\tat " not in text, "nobody reads Scala's stack"
+
+
+def test_a_killed_jvm_gives_a_clear_message_alone(story):
+    killed = story.tries["JVM killed"]
+    assert killed.code == 1, killed.text
+    (message,) = [line for line in killed.text.splitlines() if line.startswith("shardmean: error: ")]
+    assert message == f"shardmean: error: {ENDED}"
+    assert "Traceback" not in killed.text
+    assert "Warning" not in killed.text
+    assert "\tat " not in killed.text
+    assert '"kind": "world"' in (story.home / "JVM killed.json").read_text()
+    assert killed.was_clean
 
 
 def test_a_terminated_driver_gives_a_clear_message(story):

@@ -1,0 +1,50 @@
+"""What happens when Spark's JVM ends beside its driver: a clear message, and the next session has a JVM of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+# 300 MiB a task come back to a heap of 512 MiB; then the JVM is killed from outside; then all is well.
+SCRIPT = """
+import psutil
+from jobs.cluster import open_session, run_tasks
+from jobs.runner import SparkRunner, Work
+from model.errors import WorldError
+
+def kill(jvm):
+    jvm.kill()
+    jvm.wait()
+
+def jvm():
+    return next(child for child in psutil.Process().children() if child.name() == "java")
+
+small = {"spark.master": "local[2]", "spark.driver.memory": "512m", "spark.driver.maxResultSize": "0"}
+try:
+    with open_session("too large", small) as session:
+        run_tasks(session, bytes, [300 * 2**20] * 2)
+except WorldError as error:
+    print(error)
+work = Work(do=bytes, size=lambda _: 1, num_rejected=lambda _: 0)
+try:
+    with SparkRunner("killed", {"spark.master": "local[2]"}) as runner:
+        runner.run(work, [1])
+        kill(jvm())
+        runner.run(work, [1])
+except WorldError as error:
+    print(error)
+with open_session("well", {"spark.master": "local[2]"}) as session:
+    print(run_tasks(session, bytes, [1, 2]))
+"""
+
+
+def test_a_jvm_that_ends_is_told_of_and_replaced():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second, last = [line for line in done.stdout.splitlines() if not line.startswith("Terminating")]
+    assert first == second
+    assert first.startswith("Spark's JVM has ended, as one does that ran out of memory, or")
+    assert "raise spark.driver.memory" in first
+    assert last == repr([bytes(1), bytes(2)])
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
