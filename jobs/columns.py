@@ -70,9 +70,7 @@ def kept(table: pa.Table, is_kept_N: pa.BooleanArray) -> pa.Table:
 def by_path(table: pa.Table) -> pa.Table:
     """A table in the order of its column `path`; no copy where it is that already."""
     paths = one_chunk(table["path"])
-    if pc.all(pc.less_equal(paths[:-1], paths[1:])).as_py() is False:
-        return table.sort_by("path")
-    return table
+    return table if pc.all(pc.less_equal(paths[:-1], paths[1:])).as_py() else table.sort_by("path")
 
 
 def give_back_memory() -> None:

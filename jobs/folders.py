@@ -45,7 +45,7 @@ class Folders:
     def splits(self) -> pa.StringArray:
         """The split of each path, by a folder that every path has at the same level. Raises UserError where none is."""
         level = self._split_level
-        return self._each([SPLIT_NAMES[name.split("/")[level].lower()] for name in self._names])
+        return self._each([named_split(name.split("/")[level]) for name in self._names])
 
     def classes(self, which: Literal["top_folder", "parent_folder"], *, are_split: bool = False) -> pa.StringArray:
         """The class of each path: its first folder or its last, not counting those that name splits.

@@ -197,7 +197,7 @@ def find_files(table_uri: str, names: pa.LargeStringArray) -> pa.Table:
     """
     folder_uri = _parent(table_uri)
     uris = pa.array((_resolved(folder_uri, n).encode() for some in batches(names) for n in some), pa.large_binary())
-    if (twice := first_twice(uris)) is not None:
+    if (twice := _first_twice(uris)) is not None:
         raise UserError(f"the path {uris[twice].as_py().decode()} stands in more than one row; keep one")
     files = Rows(FILES)
     for some, encoded in zip(batches(names), batches(uris), strict=True):
@@ -213,7 +213,7 @@ def find_files(table_uri: str, names: pa.LargeStringArray) -> pa.Table:
     return found
 
 
-def first_twice(texts: pa.Array) -> int | None:
+def _first_twice(texts: pa.Array) -> int | None:
     """The first place of a text that stands before it already; None where each stands once."""
     _, firsts = np.unique(texts.dictionary_encode().indices.to_numpy(), return_index=True)
     is_first_N = np.zeros(len(texts), np.bool_)

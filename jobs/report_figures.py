@@ -104,7 +104,7 @@ def figures(manifest: Manifest, index: pa.Table) -> Figures:
     is_accepted = pc.is_valid(index["split"])
     rejected = index.filter(pc.is_valid(index["reason"]))
     classes = _classes(manifest, rejected)
-    num_copies, num_copied, copies = _copies(index, is_accepted)
+    num_copies, num_copied, most_copied = _copies(index, is_accepted)
     num_conflicts, conflicts = _conflicts(rejected)
     sizes = _known_sizes(index, is_accepted)
     num_sizes, commonest = _sizes(*sizes)
@@ -114,7 +114,7 @@ def figures(manifest: Manifest, index: pa.Table) -> Figures:
         rejections=_rejections(rejected),
         num_copies=num_copies,
         num_copied=num_copied,
-        copies=copies,
+        copies=most_copied,
         num_conflicts=num_conflicts,
         conflicts=conflicts,
         lacking=lacking(manifest),

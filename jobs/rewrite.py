@@ -51,6 +51,7 @@ def rewrite(task: RewriteTask, job: VectorizeJob) -> RewriteReport:
     parts, facts = [], []
     for shard, wanted in zip(task.shards, task.wanted, strict=True):
         rows = read_shard(job.dataset_uri, shard)
+        # Of a shard's rows, unlike of a whole source's, the paths are no column of a large type.
         found = pc.index_in(rows["path"], value_set=wanted["path"].cast(pa.string()).combine_chunks())
         is_wanted = pc.is_valid(found)
         parts.append(rows.filter(is_wanted))
