@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 MAX_PARTITION_ITEMS = 4096
 # What a lost task costs, and how far apart its signs of life are: some seconds of decoding.
 MAX_PARTITION_BYTES = 256 * 2**20
+CORES = (64, 32, 16, 8, 4, 2, 1)
 REPORT = pa.schema(
     [
         ("place", pa.int64()),
@@ -88,7 +90,19 @@ def plan_tasks(
 
 
 def partitions(sizes_bytes_N: NDArray[np.int64], *, num_items: int) -> Iterator[slice]:
-    """The items of each task: `num_items` at most, of files of MAX_PARTITION_BYTES at most (or one file)."""
+    """The items of each task: `num_items` at most, of files of MAX_PARTITION_BYTES at most (or one file).
+
+    All have about as many. Where that makes them smaller by an eighth at most, their number is a multiple of a power of
+    two, as that of cores often is, so that these end at about the same time; tasks may not depend on the cores
+    themselves.
+    """
+    fewest = max(1, sum(1 for _ in _filled(sizes_bytes_N, num_items)))
+    multiples = (ceil(fewest / cores) * cores for cores in CORES)
+    num_tasks = next(num for num in multiples if 8 * num <= 9 * fewest)
+    return _filled(sizes_bytes_N, ceil(len(sizes_bytes_N) / num_tasks))
+
+
+def _filled(sizes_bytes_N: NDArray[np.int64], num_items: int) -> Iterator[slice]:
     ends_N = np.cumsum(sizes_bytes_N)
     first = before_bytes = 0
     while first < len(ends_N):

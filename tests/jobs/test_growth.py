@@ -249,8 +249,25 @@ def test_a_task_has_files_of_limited_size():
     sizes_bytes = np.array([100, 200, 2**28, 1, 2**28 - 1, 1, 5, 2**40])
     parts = [sizes_bytes[part].tolist() for part in partitions(sizes_bytes, num_items=3)]
     assert parts == [[100, 200], [2**28], [1, 2**28 - 1], [1, 5], [2**40]]
-    assert [part.stop - part.start for part in partitions(np.zeros(7, np.int64), num_items=3)] == [3, 3, 1]
     assert not list(partitions(np.zeros(0, np.int64), num_items=3))
+
+
+@pytest.mark.parametrize(
+    ("num_items", "sizes"),
+    [
+        (1, [1]),
+        (7, [3, 3, 1]),
+        (10_000, [417] * 23 + [409]),
+        (445 * 7, [445] * 7),
+        (445 * 9, [401] * 9 + [396]),
+        (445 * 65, [402] * 71 + [383]),
+    ],
+)
+def test_tasks_have_about_as_many_items_and_cores_end_together(num_items, sizes):
+    largest = 3 if num_items < 10 else 445
+    parts = list(partitions(np.ones(num_items, np.int64), num_items=largest))
+    assert [part.stop - part.start for part in parts] == sizes
+    assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
 
 
 def test_a_manifest_of_another_schema_can_be_replaced(pile):
