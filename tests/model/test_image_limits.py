@@ -150,13 +150,15 @@ def empty_scans(num_scans: int) -> bytes:
         return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
 
     one_code = bytes([1, *[0] * 15, 0])
+    scans = [segment(0xDA, bytes([1, 1 + number % 3, 0, 0, 63, 0])) for number in range(num_scans)]
     parts = [
         b"\xff\xd8",
         segment(0xDB, b"\0" + b"\1" * 64),
         segment(0xC0, struct.pack(">BHHB", 8, 64, 64, 3) + bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])),
         segment(0xC4, b"\x00" + one_code),
         segment(0xC4, b"\x10" + one_code),
-        *(segment(0xDA, bytes([1, 1 + number % 3, 0, 0, 63, 0])) + bytes(16) for number in range(num_scans)),
+        # They begin at even places and at odd ones.
+        *(scan + bytes(16 + number % 2) for number, scan in enumerate(scans)),
     ]
     return b"".join([*parts, b"\xff\xd9"])
 
