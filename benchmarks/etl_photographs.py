@@ -5,9 +5,9 @@ python -m benchmarks.etl_photographs [--images 10000] [--plain-images 1000] [--s
 
 Ours counts inside its Spark jobs, on a session that stands; what the driver does besides is in a table of its own.
 Bare loop: two processes that stand, each with its half of the same files and the same decoder, write the same columns
-by plain pyarrow; it hashes nothing, splits nothing and leaves the disk to the system, where ours waits for it. Plain
-Spark: binaryFile, a UDF of Pillow, Spark's Parquet writer, on the same session and fewer images. The others have fewer
-images too, and run in the interpreters that are given, since they are no dependencies of ours:
+by plain pyarrow; it hashes nothing, splits nothing and leaves the disk to the system, where ours waits for it. The
+others have fewer images and a Spark of their own, with its own defaults: see etl_elsewhere. Two of them run in the
+interpreters that are given, since they are no dependencies of ours:
 
 python -m venv STREAMING && STREAMING/bin/pip install mosaicml-streaming pyspark==4.2.0 "pandas<3" pyarrow
 python -m venv PETASTORM && PETASTORM/bin/pip install petastorm pyspark==4.2.0 pyarrow==14.0.2 "numpy<2" "pandas<3" \
@@ -16,32 +16,26 @@ python -m venv PETASTORM && PETASTORM/bin/pip install petastorm pyspark==4.2.0 p
 
 from __future__ import annotations
 
-import io
 import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from PIL import Image
-from pyspark.sql import functions
-
 from benchmarks.etl_bare import bare_etl
-from benchmarks.etl_ours import CORES, SETTINGS, Ours
+from benchmarks.etl_ours import CORES, Ours
 from benchmarks.etl_sides import Rates, print_aims
 from benchmarks.measure import in_turn, parsed, parser, print_compared
 from benchmarks.pictures import photograph_folder
 from benchmarks.processes import Processes
-from jobs.cluster import open_session
 from model.config import ImageConfig
 
 if TYPE_CHECKING:
     import argparse
 
-    from pyspark.sql import SparkSession
-
 IMAGE = ImageConfig(height_px=224, width_px=224, channels=3)
 ELSEWHERE = Path(__file__).with_name("etl_elsewhere.py")
+PLAIN = "plain Spark"
 OTHERS = {"streaming": "mosaicml-streaming", "petastorm": "petastorm"}
 
 
@@ -56,9 +50,8 @@ def main() -> None:
     images, few = (photograph_folder(given.work, num) for num in (given.images, given.plain_images))
     size = sum(file.stat().st_size for file in few.rglob("*.jpg")) / given.plain_images
     print(f"{given.images:,} JPEG photographs, {size / 1000:.0f} kB each; {given.plain_images:,} for the slower sides")
-    rates, few_rates = Rates(given.images), Rates(given.plain_images)
+    rates = Rates(given.images)
     with (
-        open_session("photographs", SETTINGS) as session,
         Ours(images, given.work / "photographs-ours", IMAGE) as ours,
         Processes(bare_etl, CORES, images, given.work / "photographs-bare", IMAGE) as processes,
         ExitStack() as ends,
@@ -66,47 +59,32 @@ def main() -> None:
         sides = {
             "bare loop": rates.of_bare(processes),
             "ours": rates.of_ours(ours.afresh),
-            "plain Spark": few_rates.of(lambda: plain(session, few, given.work / "photographs-plain")),
         }
         for name, elsewhere in others(given, few, ends).items():
             sides[name] = lambda elsewhere=elsewhere: given.plain_images / elsewhere.seconds()
         figures = in_turn(sides, given.repeats)
     print_compared(figures, "images/s", base="bare loop", places=0)
     rates.print_account()
-    aims = [("ours", "bare loop", 0.85), ("ours", "plain Spark", 8), *(("ours", name, 2) for name in OTHERS.values())]
+    aims = [("ours", "bare loop", 0.85), ("ours", PLAIN, 8), *(("ours", name, 2) for name in OTHERS.values())]
     print_aims(figures, aims)
-
-
-def plain(session: SparkSession, images: Path, out: Path) -> None:
-    """The way most people write."""
-    files = session.read.format("binaryFile").option("recursiveFileLookup", "true").load(str(images))
-    features = functions.udf(pillow, "binary")(files["content"])
-    label = functions.element_at(functions.split(files["path"], "/"), -2).cast("long")
-    frame = files.select(features.alias("features"), label.alias("label"), "path")
-    frame.write.mode("overwrite").parquet(str(out))
-
-
-def pillow(data: bytes) -> bytes:
-    """Decode and resize."""
-    image = Image.open(io.BytesIO(data)).convert("RGB").resize((224, 224))
-    return np.asarray(image).tobytes()
 
 
 def others(given: argparse.Namespace, images: Path, ends: ExitStack) -> dict[str, Elsewhere]:
     """The sides that start; says why others do not."""
+    pythons = {"plain": sys.executable, **{name: getattr(given, f"{name}_python") for name in OTHERS}}
     found = {}
-    for name, package in OTHERS.items():
-        python = getattr(given, f"{name}_python")
+    for name, python in pythons.items():
+        title = OTHERS.get(name, PLAIN)
         if python is None:
-            print(f"{package}: left out; --{name}-python gives an interpreter that has it")
+            print(f"{title}: left out; --{name}-python gives an interpreter that has it")
             continue
         try:
             elsewhere = Elsewhere(python, name, images, given.work / f"photographs-{name}")
             elsewhere.seconds()
         except RuntimeError as error:
-            print(f"{package}: does not run: {error}")
+            print(f"{title}: does not run: {error}")
             continue
-        found[package] = ends.enter_context(elsewhere)
+        found[title] = ends.enter_context(elsewhere)
     return found
 
 

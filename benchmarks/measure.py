@@ -42,6 +42,7 @@ def in_turn(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str,
     figures: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name, measure in sides.items():
+            os.sync()  # what one side left to the disk is not the next one's burden
             figure = measure()
             if repeat:
                 figures[name].append(figure)
