@@ -92,13 +92,14 @@ def plan_tasks(
 def partitions(sizes_bytes_N: NDArray[np.int64], *, num_items: int) -> Iterator[slice]:
     """The items of each task: `num_items` at most, of files of MAX_PARTITION_BYTES at most (or one file).
 
-    All have about as many. Where that makes them smaller by an eighth at most, their number is a multiple of a power of
-    two, as that of cores often is, so that these end at about the same time; tasks may not depend on the cores
-    themselves.
+    All have about as many, but for a rest where files are large. Where one task more, or an eighth more, make it so,
+    their number is a multiple of a power of two, as that of cores often is, so that these end at about the same time;
+    tasks may not depend on the cores themselves.
     """
     fewest = max(1, sum(1 for _ in _filled(sizes_bytes_N, num_items)))
     multiples = (ceil(fewest / cores) * cores for cores in CORES)
-    num_tasks = next(num for num in multiples if 8 * num <= 9 * fewest)
+    most = fewest + max(fewest // 8, 1 if fewest > 1 else 0)
+    num_tasks = next(num for num in multiples if num <= most)
     return _filled(sizes_bytes_N, ceil(len(sizes_bytes_N) / num_tasks))
 
 
@@ -186,4 +187,4 @@ def _first_split(item: Item, content_hash: bytes, job: VectorizeJob) -> int:
 
 def example_id(content_hash: bytes, path: str) -> str:
     """Unique name of an example: the hash of its bytes, then of its path, so that copies differ and can be seen."""
-    return f"{content_hash.hex()}-{hashlib.blake2b(path.encode(errors='surrogateescape'), digest_size=4).hexdigest()}"
+    return f"{content_hash.hex()}-{hashlib.blake2b(path.encode(errors='surrogateescape'), digest_size=8).hexdigest()}"

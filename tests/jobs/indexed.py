@@ -59,7 +59,7 @@ def publish_indexed(
     shard_of: dict[str, str] = {}
     waiting: dict[str, list[str]] = {}
     for item in sorted(accepted, key=lambda item: item.content_hash):
-        path_hash = hashlib.blake2b(item.path.encode(), digest_size=4).hexdigest()
+        path_hash = hashlib.blake2b(item.path.encode(), digest_size=8).hexdigest()
         waiting.setdefault(item.split, []).append(item.path)
         num_shards = len(writer.shards)
         writer.add(
