@@ -20,7 +20,7 @@ from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import SparkSession
 
 from jobs import jvm
-from jobs.java import java_environment
+from jobs.java import LOCAL_SETTINGS, java_environment
 from jobs.states import no_room, packed, unpacked
 from model.errors import UserError, WorldError
 from model.faults import LostTransportError, LostWorkerError
@@ -54,8 +54,6 @@ DEFAULTS = {
     "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "6",
     "spark.scheduler.minRegisteredResourcesRatio": "1.0",
 }
-# Of Spark's own log, local mode needs nothing: what matters of a failure is in the error that we raise.
-LOCAL_DEFAULTS = {"spark.master": "local[*]", "spark.ui.enabled": "false", "spark.log.level": "OFF", **jvm.OPTIONS}
 
 
 @contextmanager
@@ -70,7 +68,11 @@ def open_session(name: str, settings: Mapping[str, str]) -> Iterator[SparkSessio
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.Builder().appName(name)
-    for key, value in {**DEFAULTS, **({} if is_submitted else LOCAL_DEFAULTS), **settings}.items():
+    for key, value in {
+        **DEFAULTS,
+        **({} if is_submitted else {"spark.master": "local[*]", **LOCAL_SETTINGS}),
+        **settings,
+    }.items():
         builder = builder.config(key, value)
     try:
         session = builder.getOrCreate()

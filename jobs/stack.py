@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from jobs.java import java_environment
+from jobs.java import LOCAL_SETTINGS, java_environment
 from model.errors import UserError, WorldError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parent.parent
 HOST = "127.0.0.1"
 READY_TIMEOUT_S, STOP_TIMEOUT_S = 180, 25
-SPARK_DEFAULTS = "spark.ui.enabled false\nspark.log.level OFF\nspark.driver.host 127.0.0.1\n"
 
 
 def home() -> Path:
@@ -81,7 +80,8 @@ def prepare(airflow_port: int = 8080, tracking_uri: str | None = None, host: str
 
 def _local_spark(conf_dir: Path) -> dict[str, str]:
     conf_dir.mkdir(parents=True, exist_ok=True)
-    (conf_dir / "spark-defaults.conf").write_text(SPARK_DEFAULTS)
+    settings = {**LOCAL_SETTINGS, "spark.driver.host": HOST}
+    (conf_dir / "spark-defaults.conf").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
     # Two slots at least, also on a machine with one core: the default training has two workers.
     master = "local[*]" if (os.cpu_count() or 1) >= 2 else "local[2]"
     return {
