@@ -168,8 +168,8 @@ def places_of(places_N: NDArray[np.signedinteger]) -> pa.Array:
 def codes_of(texts: pa.ChunkedArray, names: Iterable[str]) -> NDArray[np.int64]:
     """The place of each text among some names, -1 for none."""
     found = pc.index_in(texts.combine_chunks(), value_set=pa.array(list(names), pa.string()))
-    codes = pc.fill_null(found, -1).to_numpy().astype(np.int64)
-    return np.where(texts.is_null().to_numpy(), -1, codes)
+    codes_N: NDArray[np.int64] = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    return codes_N
 
 
 _MEND = "the index is damaged: restore the DataSet, or run vectorize with replace=true"

@@ -143,11 +143,6 @@ class EpochPlan:
         """Minibatches of the worker that has most."""
         return max(self.num_minibatches(rank) for rank in range(self.num_workers))
 
-    @property
-    def num_examples_left(self) -> int:
-        """Examples of this leg, all workers together."""
-        return sum(self.num_examples(rank) for rank in range(self.num_workers))
-
     def num_examples(self, rank: int) -> int:
         """Examples of one worker in this leg."""
         return sum(self.dealing.num_examples(part) for part in self.hands[rank])
@@ -160,11 +155,6 @@ class EpochPlan:
         """Examples that one worker sees in one round; 0 when it has none left."""
         start = round_index * self.minibatches_per_round
         return self._examples_between(rank, start, start + self.minibatches_per_round)
-
-    def examples_in_rounds(self, rank: int, first_round: int, stop_round: int) -> int:
-        """Examples that one worker sees from one round up to another."""
-        per_round = self.minibatches_per_round
-        return self._examples_between(rank, first_round * per_round, stop_round * per_round)
 
     def examples_in_step(self, rank: int, step: int) -> int:
         """Examples of one worker's minibatch number `step`; 0 when it has none left."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import TrainJob, VectorizeJob, load_job
+from jobs.config import EXAMPLE_COLUMNS, TrainJob, VectorizeJob, load_job
 from model.errors import UserError
+from model.shard_file import SCHEMA
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TRAIN = {"dataset_uri": "/data", "checkpoint_uri": "/checkpoints"}
@@ -39,6 +40,10 @@ def write(tmp_path):
 
 
 YAML = "dataset_uri: /data\ncheckpoint_uri: /checkpoints\naveraging: {frequency: 7, weights: uniform}\nnum_epochs: 9\n"
+
+
+def test_the_names_that_every_dataset_has_are_those_of_its_shards():
+    assert tuple(SCHEMA.names) == EXAMPLE_COLUMNS
 
 
 def test_yaml(write):
