@@ -28,8 +28,8 @@ def clean(
     """Delete files that no kept version names and that are older than `clean_after_hours`; give their number.
 
     `passing` are files that this run wrote on its way, which are deleted whatever their age. Kept are the newest
-    `keep_versions`, and any that was replaced less than `clean_after_hours` ago. A store that refuses is told and left
-    as it is: the version that was published is good all the same.
+    `keep_versions`, and any that was replaced less than `clean_after_hours` ago. If the store refuses a deletion, that
+    is logged and the rest is left: the version that was published is good all the same.
     """
     try:
         oldest_ns = time.time_ns() - int(clean_after_hours * 3600e9)
@@ -39,13 +39,13 @@ def clean(
         num_deleted = 0
         for folder in FOLDERS:
             uri = storage.join(dataset_uri, folder)
-            for name, written_ns in sorted(storage.list_ages(uri).items()):
+            for name, written_ns in sorted(storage.list_modified_ns(uri).items()):
                 if name not in kept and (written_ns < oldest_ns or name in passing):
                     before_delete()
                     storage.delete(storage.join(uri, name))
                     num_deleted += 1
         for uri in (dataset_uri, storage.join(dataset_uri, "lease")):
-            for name, written_ns in storage.list_ages(uri).items():
+            for name, written_ns in storage.list_modified_ns(uri).items():
                 if name.startswith(".") and name.endswith(".tmp") and written_ns < oldest_ns:
                     before_delete()
                     storage.delete(storage.join(uri, name))
@@ -61,8 +61,9 @@ def clean(
 
 def _kept_names(dataset_uri: str, keep_versions: int, oldest_ns: int) -> set[str] | None:
     """The names of all files of the versions that are kept; None when a version can't be read."""
-    ages = storage.list_ages(storage.join(dataset_uri, "versions"))
-    newest_first = sorted((name for name in ages if name.endswith(".json")), key=lambda name: -ages[name])
+    modified_ns = storage.list_modified_ns(storage.join(dataset_uri, "versions"))
+    manifests_there = (name for name in modified_ns if name.endswith(".json"))
+    newest_first = sorted(manifests_there, key=modified_ns.__getitem__, reverse=True)
     kept: set[str] = set()
     replaced_ns = time.time_ns()
     manifests = [storage.join(dataset_uri, "manifest.json")]
@@ -70,7 +71,7 @@ def _kept_names(dataset_uri: str, keep_versions: int, oldest_ns: int) -> set[str
         if place < keep_versions or replaced_ns >= oldest_ns:
             manifests.append(storage.join(dataset_uri, "versions", name))
             kept |= {name, f"{name.removesuffix('.json')}.html"}
-        replaced_ns = ages[name]
+        replaced_ns = modified_ns[name]
     for uri in manifests:
         try:
             # Not as a Manifest: one of another schema version names files too.

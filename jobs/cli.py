@@ -1,6 +1,7 @@
 """The command line, and what spark-submit runs: parse, load the config, run, report.
 
-Exit codes: 0; 2 for the user's mistakes (repeating can't help); 1 for the world's (the same command may succeed).
+Exit codes: 0; 2 for the user's mistakes (repeating can't help); 1 for the world's (the same command may succeed);
+130 when stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations

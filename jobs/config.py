@@ -67,7 +67,7 @@ class SourceConfig(Settings):
     extra_columns: Annotated[list[Column], Field(max_length=100)] = []
     """Columns of the table to keep in the DataSet, as text."""
     max_per_class: Annotated[int, Field(ge=1, le=10**9)] | Literal["smallest"] | None = None
-    """Balance classes: take at most so many images of each, or as many as the smallest has; null: all."""
+    """Keep at most this many images of each class; smallest: as many as the smallest class has; null: all."""
 
     @model_validator(mode="after")
     def _fits_the_layout(self) -> Self:
@@ -117,7 +117,7 @@ class VectorizeJob(Settings):
     keep_versions: Annotated[int, Field(ge=1, le=10_000)] = 3
     """Newest versions whose files are never cleaned away."""
     clean_after_hours: Annotated[float, Field(ge=0, le=10**6, allow_inf_nan=False)] = 24
-    """Files that no kept version names are deleted when they are older, in hours; so are versions out of use."""
+    """Files that no kept version refers to, and versions no longer in use, are deleted once this many hours old."""
     schedule: str | None = "0 3 * * *"
     """Cron expression by which the DAG vectorize_images runs; null: by hand only."""
     spark: SparkSettings = {}

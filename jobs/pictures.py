@@ -91,9 +91,9 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
     axes = figure.subplots()
     image = axes.imshow(share_NN, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
-    axes.set(xlabel="found", ylabel="true")
-    found = f"{evaluation.accuracy:.2%} of {evaluation.num_examples:,} examples found"
-    axes.set_title(f"{split}: {found}{_which(shown_N, class_names, 'most mistakes')}")
+    axes.set(xlabel="predicted", ylabel="true")
+    accuracy = f"accuracy {evaluation.accuracy:.2%} over {evaluation.num_examples:,} examples"
+    axes.set_title(f"{split}: {accuracy}{_which(shown_N, class_names, 'most mistakes')}")
     labels = [_short(class_names[number]) for number in shown_N]
     axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60, parse_math=False)
     axes.set_yticks(range(len(labels)), labels, parse_math=False)
@@ -127,22 +127,22 @@ def class_figures(evaluation: Evaluation, class_names: Sequence[str], split: str
 
 
 def calibration(evaluation: Evaluation, split: str) -> Figure:
-    """Reliability diagram: accuracy by the probability of the found class, above how many examples have it."""
+    """Reliability diagram: accuracy by the probability of the predicted class, above how many examples have it."""
     bins = evaluation.calibration
     has_rows_M, edges = bins.num_M > 0, np.linspace(0, 1, len(bins.num_M) + 1)
     left_M, width = edges[:-1][has_rows_M], edges[1]
     accuracy_M, sure_M = bins.accuracies()[has_rows_M], bins.mean_confidences()[has_rows_M]
     figure = Figure(figsize=(5.6, 6.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.bar(left_M, accuracy_M, width, align="edge", color=HELD_OUT, edgecolor="white", label="share found")
+    upper.bar(left_M, accuracy_M, width, align="edge", color=HELD_OUT, edgecolor="white", label="accuracy")
     upper.hlines(sure_M, left_M, left_M + width, color=GAP, linewidth=2.5, label="mean probability")
     upper.vlines(left_M + width / 2, accuracy_M, sure_M, color=GAP, linewidth=1.2)
     upper.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="perfect")
-    upper.set(ylabel="share found", ylim=(0, 1.02))
+    upper.set(ylabel="accuracy", ylim=(0, 1.02))
     upper.set_title(f"{split}: expected calibration error {bins.ece():.2%}")
     upper.legend(frameon=False, loc="upper left")
     lower.bar(left_M, bins.num_M[has_rows_M], width, align="edge", color=TRAIN, edgecolor="white")
-    lower.set(xlabel="probability of the found class", ylabel="examples", xlim=(0, 1))
+    lower.set(xlabel="probability of the predicted class", ylabel="examples", xlim=(0, 1))
     lower.set(yscale="log", ylim=(0.7, 2 * max(1, bins.num_M.max())))
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)

@@ -40,11 +40,11 @@ class AugmentationConfig(Settings):
     shear_degrees: Annotated[float, Field(ge=0, le=60)] = 0.0
     """Largest slant of the vertical edges, to both sides, in degrees."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Largest turn about the centre, both ways, in degrees."""
+    """Largest rotation about the centre, in either direction, in degrees."""
     translate_fraction: Fraction = 0.0
-    """Largest shift along each axis, both ways, as a share of the image's size."""
+    """Largest shift along each axis, in either direction, as a share of the image's size."""
     translate_px: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Largest shift along each axis by whole pixels, both ways: the random crop of an image padded by so many."""
+    """Largest shift along each axis in whole pixels, in either direction: a random crop after padding by so many."""
     warp_fraction: Annotated[float, Field(ge=0, le=0.4)] = 0.0
     """Largest move of each corner along each axis (perspective), as a share of half the image's size."""
     border: Literal["black", "edge", "reflect"] = "black"
@@ -54,15 +54,15 @@ class AugmentationConfig(Settings):
     blur_sigma_px: Annotated[float, Field(ge=0.1, le=20)] = 1.5
     """Largest standard deviation of the blur, in pixels; the smallest is 0.1."""
     brightness: Fraction = 0.0
-    """Largest change of the factor 1 by which pixels are multiplied."""
+    """Brightness jitter x: pixels are multiplied by a random factor from 1 - x to 1 + x."""
     contrast: Fraction = 0.0
-    """Largest change of the factor 1 by which pixels' distance from the image's mean grey is multiplied."""
+    """Contrast jitter x: each pixel's distance from the image's mean grey is multiplied by 1 - x to 1 + x."""
     saturation: Fraction = 0.0
-    """Largest change of the factor 1 by which colours' distance from grey is multiplied; RGB only."""
+    """Saturation jitter x: each colour's distance from grey is multiplied by 1 - x to 1 + x; RGB only."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Largest turn of the hue, both ways, as a share of the full circle; RGB only."""
+    """Largest shift of the hue, in either direction, as a share of the full circle; RGB only."""
     grayscale: Fraction = 0.0
-    """Probability of taking the colours away; RGB only."""
+    """Probability of converting to greyscale; RGB only."""
     equalize: Fraction = 0.0
     """Probability of spreading each channel's values evenly from 0 to 255."""
     erase: Fraction = 0.0

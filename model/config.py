@@ -55,7 +55,7 @@ class ImageConfig(Settings):
     background: Colour = "white"
     """What shows through transparent parts: black, grey, white, #rrggbb, or three numbers from 0 to 255."""
     padding: Colour = "black"
-    """Colour beside an image that resize=fit made narrower or lower than the example; written as background is."""
+    """Colour of the bars that resize=fit leaves around an image; written as background is."""
     max_pixels: Annotated[int, Field(ge=1, le=2**31)] = 64_000_000
     """Larger images (width x height, pixels, from the file's header) are rejected before they are decoded."""
     max_file_bytes: Annotated[int, Field(ge=1, le=2**40)] = 256 * 2**20
@@ -94,7 +94,7 @@ class SplitConfig(Settings):
     test: Fraction = 0.1
     """Share of the images for the final figures."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Another seed deals the images to other splits."""
+    """Seed of the assignment to splits."""
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Self:

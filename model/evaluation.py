@@ -148,14 +148,14 @@ class Evaluation:
         return counts_NN
 
     def per_class(self) -> dict[str, NDArray[np.int64] | NDArray[np.float64]]:
-        """Figures of each class, (K,): its examples, those taken for it, precision, recall, F1, area and its bound.
+        """Figures of each class, (K,): its examples, those predicted as it, precision, recall, F1, area and its bound.
 
         The area and its bound are NaN for a class that has no area (see `RocCurves.areas`).
         """
         counts, curves = self.class_counts, self.roc_curves
         return {
             "examples": counts.actual_K,
-            "taken_for_it": counts.predicted_K,
+            "predicted": counts.predicted_K,
             **counts.per_class(),
             "roc_auc": curves.areas(),
             "roc_auc_bound": curves.bounds(),

@@ -28,7 +28,7 @@ class FineTuningConfig(Settings):
     start_from: Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_place)] | None = None
     """models:/NAME@ALIAS, models:/NAME/VERSION, or a checkpoint (file, or a run's folder); null: fresh parameters."""
     freeze: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=100)] = []
-    """Parameters that stay: patterns on their names in the network, such as layer1.* (BatchNorm's statistics too)."""
+    """Parameters to freeze, by fnmatch patterns on their names, such as layer1.* (BatchNorm's statistics too)."""
     replace_head: bool = False
     """Draw the last linear layer anew, for other classes than those it was trained on."""
 

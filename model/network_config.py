@@ -41,7 +41,7 @@ class Conv(Settings):
 
     layer: Literal["conv"]
     channels: Width
-    """Channels that it gives."""
+    """Output channels."""
     kernel_size: Side = 3
     """Height and width of a kernel, in pixels."""
     stride: Side = 1
@@ -55,11 +55,11 @@ class Conv(Settings):
 
 
 class Linear(Settings):
-    """A matrix product; its input must be flat."""
+    """A fully connected layer; its input must be flat: put flatten or global_avg_pool before it."""
 
     layer: Literal["linear"]
     features: Width
-    """Values that it gives."""
+    """Output features."""
     bias: bool = True
     """Add a number per value."""
 
@@ -81,7 +81,7 @@ class Dropout(Settings):
 
     layer: Literal["dropout"]
     probability: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of values."""
+    """Probability that a value is set to zero."""
 
 
 class Plain(Settings):

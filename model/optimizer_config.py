@@ -29,7 +29,7 @@ class ScheduleConfig(Settings):
     """How the learning rate changes, counted in examples of all workers, so that their number does not matter."""
 
     name: Literal["constant", "linear", "cosine"] = "constant"
-    """Way from the learning rate to its final share: constant (no way), linear or cosine."""
+    """Decay of the learning rate down to `final_fraction` of it: constant (none), linear or cosine."""
     warmup_examples: Annotated[int, Field(ge=0, le=10**12)] = 0
     """Examples over which the rate first rises from 0."""
     final_fraction: Fraction = 0.0
@@ -53,15 +53,15 @@ class OptimizerConfig(Settings):
     momentum: Decay = 0.0
     """Momentum; for sgd and rmsprop only."""
     nesterov: bool = False
-    """Look one step of momentum ahead; for sgd."""
+    """Use Nesterov momentum; for sgd."""
     dampening: Decay | None = None
-    """Share by which a new gradient enters momentum less; for sgd."""
+    """Dampening: a new gradient enters the momentum times (1 - dampening); for sgd."""
     beta1: Decay | None = None
     """Decay of the mean of gradients a step; for adam, adamw, nadam, radam and adamax."""
     beta2: Decay | None = None
     """Decay of the mean of squared gradients (adamax: of their largest) a step; as beta1."""
     eps: Positive | None = None
-    """Number added to a divisor, so that it is not zero; not for sgd."""
+    """Small constant added to the denominator for numerical stability; not for sgd."""
     amsgrad: bool = False
     """Divide by the largest second moment so far; for adam and adamw."""
     alpha: Decay | None = None

@@ -48,7 +48,7 @@ def every(interval_s: float, say: Callable[[], None]) -> Iterator[None]:
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"
                 if text not in logged:
-                    log.warning("watching the workers failed and goes on: %s", text)
+                    log.warning("a progress line failed, and the work goes on: %s", text)
                 logged.add(text)
 
     thread = threading.Thread(target=loop, name="progress", daemon=True)

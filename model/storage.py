@@ -157,10 +157,10 @@ def exists(uri: str) -> bool:
 
 def list_names(uri: str) -> list[str]:
     """Names of the files in a folder; none where there is no folder. Raises WorldError."""
-    return list(list_ages(uri))
+    return list(list_modified_ns(uri))
 
 
-def list_ages(uri: str) -> dict[str, int]:
+def list_modified_ns(uri: str) -> dict[str, int]:
     """The files in a folder by name, with the times at which they were written, in ns since 1970. Raises WorldError."""
     return {info.base_name: info.mtime_ns or 0 for info in _list(uri)}
 

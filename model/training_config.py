@@ -22,7 +22,7 @@ class OuterConfig(Settings):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Slow momentum over rounds."""
     nesterov: bool = False
-    """Look one step of momentum ahead, as DiLoCo does."""
+    """Use Nesterov momentum, as DiLoCo does."""
 
     @property
     def is_plain(self) -> bool:
@@ -157,7 +157,7 @@ class TrainingConfig(Settings):
     max_segment_retries: Annotated[int, Field(ge=0, le=100)] = 3
     """Times that a segment (from one checkpoint to the next) is begun again after workers were lost."""
     min_workers: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Workers with which a training goes on when machines were lost; fewer end it."""
+    """Fewest workers to continue with after machines are lost; with fewer, the training fails."""
     wait_for_workers_s: Annotated[int, Field(ge=0, le=86_400)] = 30
     """Seconds to wait at the start for all workers' places, later for lost ones before going on with fewer."""
 

@@ -101,7 +101,7 @@ def test_a_whole_training(job, client, dataset):
     assert path.name == "test_classes.csv"
     table = pd.read_csv(path)
     assert table["class"].tolist() == manifest.class_names
-    assert table.examples.sum() == table.taken_for_it.sum() == result.num_examples
+    assert table.examples.sum() == table.predicted.sum() == result.num_examples
     assert table.f1.mean() == pytest.approx(result.figures["f1_macro"])
     assert table.roc_auc.mean() == pytest.approx(result.figures["roc_auc_macro"])
     assert (table.roc_auc_bound == 0).all(), "few rows: the areas are exact"
