@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Param
 
-from jobs.config import load_job
+from jobs.config import config_folder, load_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from jobs.config import Job
 
@@ -20,9 +19,8 @@ LIMITS = ("minimum", "maximum", "pattern", "minLength", "maxLength", "enum", "ex
 
 
 def config_file(name: str) -> Path:
-    """The file that a DAG's defaults come from: in SHARDMEAN_CONFIG_DIR, else in the repository's `configs`."""
-    folder = os.environ.get("SHARDMEAN_CONFIG_DIR")
-    return (Path(folder) if folder else Path(__file__).parent.parent / "configs") / name
+    """The file that a DAG's defaults come from."""
+    return config_folder() / name
 
 
 def load_defaults(kind: type[Job], name: str) -> Job:

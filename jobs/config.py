@@ -6,6 +6,7 @@ Imports no torch, Spark or MLflow: Airflow parses it with the DAGs.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -186,16 +187,21 @@ def validated(kind: type[Job], values: object, where: str) -> Job:
         ) from None
 
 
+def config_folder() -> Path:
+    """The folder of the files that the DAGs and `shardmean demo` read: SHARDMEAN_CONFIG_DIR, else our own `configs`."""
+    return Path(os.environ.get("SHARDMEAN_CONFIG_DIR") or Path(__file__).parent.parent / "configs")
+
+
 def _read(file: Path) -> Any:
     content: Any
     try:
         content = OmegaConf.load(file)
     except FileNotFoundError:
-        raise UserError(f"config file {file}: not found (from {Path.cwd()}); correct --config") from None
+        raise UserError(f"config file {file}: not found (from {Path.cwd()}); {_remedy(file)}") from None
     except OSError as error:
         # OmegaConf's own for a file that holds a single value has no system message.
         if error.strerror:
-            raise UserError(f"config file {file}: {error.strerror}; correct --config") from error
+            raise UserError(f"config file {file}: {error.strerror}; {_remedy(file)}") from error
         content = None
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"config file {file} is not valid YAML or JSON: {' '.join(str(error).split())}") from error
@@ -203,6 +209,14 @@ def _read(file: Path) -> Any:
         what = "a list" if OmegaConf.is_list(content) else "a single value"
         raise UserError(f"config file {file}: expected keys with values, found {what}; see configs/train.yaml")
     return content
+
+
+def _remedy(file: Path) -> str:
+    if file.parent != config_folder():
+        return "correct --config"
+    return (
+        f"let SHARDMEAN_CONFIG_DIR name a folder that holds a readable {file.name}, the same on every Airflow machine"
+    )
 
 
 def _dotlist(overrides: Sequence[str]) -> Any:

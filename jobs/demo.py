@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from jobs import stack
-from jobs.config import TrainJob, VectorizeJob, load_job
+from jobs.config import TrainJob, VectorizeJob, config_folder, load_job
 from jobs.log import LOG_MARK
 from jobs.sources import scan
 from model import storage
@@ -71,7 +71,7 @@ def write_first_images(environment: dict[str, str]) -> None:
 
 def _load_jobs(environment: dict[str, str]) -> _Jobs:
     os.environ["SHARDMEAN_HOME"] = environment["SHARDMEAN_HOME"]
-    configs = Path(os.environ.get("SHARDMEAN_CONFIG_DIR") or stack.REPOSITORY / "configs")
+    configs = config_folder()
     return _Jobs(load_job(VectorizeJob, configs / "vectorize.yaml"), load_job(TrainJob, configs / "train.yaml"))
 
 

@@ -79,6 +79,15 @@ def test_a_broken_config_is_an_import_error_that_names_the_key(tmp_path: Path) -
     assert "shard_byte: unknown key; did you mean shard_bytes?" in done.stderr
 
 
+def test_a_config_that_is_absent_is_an_import_error_that_names_the_variable(tmp_path: Path) -> None:
+    environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path), SHARDMEAN_CONFIG_DIR=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", "import dags.train_cnn"], env=environment, capture_output=True, text=True
+    )
+    assert f"config file {tmp_path}/train.yaml: not found" in done.stderr
+    assert "let SHARDMEAN_CONFIG_DIR name a folder that holds a readable train.yaml" in done.stderr
+
+
 REPORT = """
 from types import SimpleNamespace
 from airflow.sdk.exceptions import AirflowSkipException

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import EXAMPLE_COLUMNS, TrainJob, VectorizeJob, load_job
+from jobs.config import EXAMPLE_COLUMNS, TrainJob, VectorizeJob, config_folder, load_job
 from model.errors import UserError
 from model.shard_file import SCHEMA
 
@@ -199,6 +199,15 @@ def test_files_that_cannot_be_read(tmp_path):
     assert f"config file {tmp_path}: Is a directory; correct --config" in refusal(file=tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00a")
     assert "binary.yaml is not valid YAML or JSON" in refusal(file=tmp_path / "binary.yaml")
+
+
+def test_what_is_absent_where_the_dags_look_names_their_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARDMEAN_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "vectorize.yaml").mkdir()
+    remedy = "let SHARDMEAN_CONFIG_DIR name a folder that holds a readable {}, the same on every Airflow machine"
+    assert remedy.format("train.yaml") in refusal(file=config_folder() / "train.yaml")
+    assert remedy.format("vectorize.yaml") in refusal(VectorizeJob, file=config_folder() / "vectorize.yaml")
+    assert "correct --config" in refusal(file=tmp_path / "elsewhere" / "train.yaml")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.demo import write_first_images
+from model.errors import UserError
 
 
 @pytest.fixture
@@ -33,3 +34,9 @@ def test_a_users_own_configs_get_no_images(images, monkeypatch, tmp_path):
     monkeypatch.setenv("SHARDMEAN_CONFIG_DIR", str(tmp_path / "configs"))
     write_first_images({"SHARDMEAN_HOME": str(tmp_path)})
     assert not images.exists()
+
+
+def test_a_config_folder_without_the_files_is_named_with_its_variable(images, monkeypatch, tmp_path):
+    monkeypatch.setenv("SHARDMEAN_CONFIG_DIR", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"none/vectorize\.yaml: not found .*let SHARDMEAN_CONFIG_DIR name a folder"):
+        write_first_images({"SHARDMEAN_HOME": str(tmp_path)})
