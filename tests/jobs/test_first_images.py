@@ -1,4 +1,4 @@
-"""What a first `up` finds: images for our own configs, and nothing of ours where a user has configs or images."""
+"""What a first `up` finds: the digits where configs ask for them, and nothing of ours where a user has images."""
 
 from __future__ import annotations
 
@@ -27,13 +27,25 @@ def test_images_that_are_there_stay_alone(images):
     assert not list(images.iterdir())
 
 
-def test_a_users_own_configs_get_no_images(images, monkeypatch, tmp_path):
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "vectorize.yaml").write_text(f"source: {{uri: {images}}}\ndataset_uri: {tmp_path}/set\n")
-    (tmp_path / "configs" / "train.yaml").write_text(f"dataset_uri: {tmp_path}/set\ncheckpoint_uri: {tmp_path}/ck\n")
+def write_configs(folder, images):
+    folder.mkdir()
+    (folder / "vectorize.yaml").write_text(f"source: {{uri: '{images}'}}\ndataset_uri: {folder}/set\n")
+    (folder / "train.yaml").write_text(f"dataset_uri: {folder}/set\ncheckpoint_uri: {folder}/ck\n")
+
+
+def test_configs_that_ask_for_other_images_get_none(images, monkeypatch, tmp_path):
+    write_configs(tmp_path / "configs", tmp_path / "pets")
     monkeypatch.setenv("SHARDMEAN_CONFIG_DIR", str(tmp_path / "configs"))
     write_first_images({"SHARDMEAN_HOME": str(tmp_path)})
     assert not images.exists()
+    assert not (tmp_path / "pets").exists()
+
+
+def test_a_copy_of_our_configs_gets_the_digits(images, monkeypatch, tmp_path):
+    write_configs(tmp_path / "configs", "${oc.env:SHARDMEAN_HOME}/images/digits")
+    monkeypatch.setenv("SHARDMEAN_CONFIG_DIR", str(tmp_path / "configs"))
+    write_first_images({"SHARDMEAN_HOME": str(tmp_path)})
+    assert images.exists()
 
 
 def test_a_config_folder_without_the_files_is_named_with_its_variable(images, monkeypatch, tmp_path):
