@@ -72,6 +72,13 @@ def rewrite(task: RewriteTask, job: VectorizeJob) -> RewriteReport:
     return report
 
 
+def renumbered(shards: Mapping[int, Shard], before: Sequence[str], now: Sequence[str]) -> list[int]:
+    """Numbers of the shards whose labels, places in `before`, are other places in `now`."""
+    places = {name: place for place, name in enumerate(now)}
+    to = [places.get(name, -1) for name in before]
+    return [number for number, shard in shards.items() if any(to[label] != label for label in shard.num_per_class)]
+
+
 def plan_rewrites(
     shards: Mapping[int, Shard],
     shard_N: NDArray[np.int32],

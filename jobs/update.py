@@ -17,7 +17,7 @@ from jobs.columns import give_back_memory
 from jobs.index import INDEX, REMEMBERED, Comparison, bytes_of, codes_of, compare, listed_table, places_of, read_index
 from jobs.listing import MISSING, NOT_A_FILE
 from jobs.partition import MAX_PARTITION_ITEMS, REPORT, PartitionTask, plan_tasks, vectorize_partition
-from jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, rewrite
+from jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
 from jobs.runner import Work, run_all
 from jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_codes
 from model.manifest import SPLITS, Manifest, Source, mean_and_std
@@ -92,14 +92,13 @@ class Update:
         is_worlds_N = pc.is_in(reason, pa.array(OF_THE_WORLD)).to_numpy()
         self.is_read_N = ~is_known_N | is_lost_N | is_worlds_N
         self.is_decided_N = pc.is_in(reason, pa.array(DECIDED)).to_numpy() & ~self.is_read_N
-        if self.is_decided_N.any():
-            # One that was rejected for another's sake is read again when that other is gone.
-            codes_N, _ = self._decided(~self.is_read_N)
-            self.is_read_N |= self.is_decided_N & (codes_N >= 0)
-            self.is_decided_N &= ~self.is_read_N
+        self.num_same = 0
 
     def read(self) -> None:
         """Read the images that are new, changed, or to be tried again, into shards of their own."""
+        self._read(self.is_read_N)
+
+    def _read(self, is_chosen_N: NDArray[np.bool_]) -> None:
         job, class_names = self.job, self.found.class_names
         work: Work[PartitionTask, PartitionReport] = Work(
             do=lambda task: vectorize_partition(task, job, class_names),
@@ -111,7 +110,7 @@ class Update:
         rows_per_shard = job.shard_bytes // job.image.example_bytes
         # Handed on without a name: nobody holds the tasks when they are done.
         reports = run_all(
-            self.runner, work, plan_tasks(self.found.items, self.is_read_N, known, rows_per_shard=rows_per_shard)
+            self.runner, work, plan_tasks(self.found.items, is_chosen_N, known, rows_per_shard=rows_per_shard)
         )
         self._take_in(reports)
         give_back_memory()
@@ -128,7 +127,7 @@ class Update:
         rows = _with_known_hashes(pa.concat_tables(tables), self.state)
         places_M = rows["place"].to_numpy()
         is_same_M = rows["is_same"].to_numpy()
-        self.num_same = int(is_same_M.sum())
+        self.num_same += int(is_same_M.sum())
         changed = np.flatnonzero(~is_same_M)
         to_M = places_M[changed]
         self.shard_N[to_M] = np.concatenate([np.zeros(0, np.int32), *shard_numbers])[changed]
@@ -148,8 +147,19 @@ class Update:
         self.state = both.take(pa.array(source_N)).combine_chunks()
 
     def decide(self) -> None:
-        """Give each example its split, and reject those whose bytes stand elsewhere already."""
-        self.codes_N, rejected = self._decided((self.shard_N >= 0) | self.is_decided_N)
+        """Give each example its split, and reject those whose bytes stand elsewhere already.
+
+        One that was rejected for another's sake is read when that other is gone, and only then.
+        """
+        while True:
+            self.codes_N, rejected = self._decided((self.shard_N >= 0) | self.is_decided_N)
+            is_freed_N = self.is_decided_N & (self.codes_N >= 0)
+            if not is_freed_N.any():
+                break
+            # What can't be read after all stands in nobody's way any more: that may free others.
+            self.is_decided_N &= ~is_freed_N
+            self.is_read_N |= is_freed_N
+            self._read(is_freed_N)
         self.shard_N[self.codes_N < 0] = -1
         reasons, details = self.state["reason"].to_pylist(), self.state["detail"].to_pylist()
         for place in np.flatnonzero(self.is_decided_N | (self.codes_N >= 0)).tolist():
@@ -191,7 +201,8 @@ class Update:
             size=lambda task: sum(table.num_rows for table in task.wanted),
             num_rejected=lambda _: 0,
         )
-        stale = self._renumber()
+        old = {number: self.shards[number] for number in range(self._num_before)}
+        stale = renumbered(old, self._classes_before, self.found.class_names)
         while True:
             self.shards = {number: self.shards[number] for number in np.unique(self.shard_N).tolist() if number >= 0}
             tasks = plan_rewrites(
@@ -214,18 +225,6 @@ class Update:
                     self.shard_N[places] = self._num_shards
                     self._num_shards += 1
             stale = [number for number in stale if number in self.shards]
-
-    def _renumber(self) -> list[int]:
-        """Numbers of old shards whose labels are other numbers now."""
-        if self._classes_before == self.found.class_names or not self._num_before:
-            return []
-        places = {name: place for place, name in enumerate(self.found.class_names)}
-        to = [places.get(name, -1) for name in self._classes_before]
-        return [
-            number
-            for number in range(self._num_before)
-            if any(to[label] != label for label in self.shards[number].num_per_class)
-        ]
 
     def index(self) -> pa.Table:
         """The index of the new version."""
