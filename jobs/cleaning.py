@@ -82,6 +82,8 @@ def _kept_names(dataset_uri: str, keep_versions: int, oldest_ns: int) -> set[str
         except FileNotFoundError:
             continue
         except (ValueError, AttributeError, KeyError, TypeError):
-            log.warning("%s can't be read, so nothing is cleaned away", uri)
+            log.warning(
+                "%s can't be read, so nothing is cleaned away; restore it, or delete it to give up that version", uri
+            )
             return None
     return kept

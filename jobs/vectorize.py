@@ -133,7 +133,8 @@ def _publish(
     index = update.index()
     tables = {name: to_parquet(table) for name, table in (("index", index), ("rejected", rejected_table(index)))}
     manifest = manifest.model_copy(update={name: file for name, (file, _) in tables.items()})
-    if manifest == present:
+    # Whoever says replace=true may have been told so by a file that is damaged, so all of them are written.
+    if manifest == present and not job.replace:
         return _nothing_new(job, manifest, started)
     for place, (name, data) in zip((index_uri, rejected_uri), tables.values(), strict=True):
         before_write()

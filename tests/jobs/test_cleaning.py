@@ -50,8 +50,13 @@ def test_what_is_young_stays_whether_named_or_not(pile):
 
 def test_a_version_that_cannot_be_read_stops_the_cleaning(pile, caplog):
     pile.run()
-    (Path(pile.uri) / "versions" / "strange.json").write_text("{")
+    strange = Path(pile.uri) / "versions" / "strange.json"
+    strange.write_text("{")
     pile.write({"a/new": 1})
     pile.run(keep_versions=5, clean_after_hours=0)
-    assert "strange.json can't be read, so nothing is cleaned away" in caplog.text
+    assert f"{strange} can't be read, so nothing is cleaned away; restore it, or delete it to give up" in caplog.text
     check_whole(pile.uri)
+    strange.unlink()
+    pile.write({"a/new": 2})
+    last = pile.run(keep_versions=1, clean_after_hours=0)
+    assert [file.name for file in strange.parent.iterdir()] == [f"{last.digest}.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from model.errors import WorldError
 from model.manifest import load_manifest
 
-from .pile import GONE
+from .pile import EMPTY, GONE
 from .whole import check_whole, rows_of
 
 
@@ -46,3 +47,19 @@ def test_a_damaged_shard_is_told_when_it_must_be_rewritten(pile, change):
     assert load_manifest(pile.uri).digest == first.digest
     pile.run(replace=True)
     check_whole(pile.uri)
+
+
+@pytest.mark.parametrize("folder", ["index", "rejected", "reports", "versions", "shards"])
+def test_replace_mends_any_file_though_all_is_as_it_was(pile, tmp_path, folder):
+    """The version comes out the same, and its files are written all the same."""
+    pile.write({"a/bad": EMPTY})
+    first = pile.run()
+    shutil.copytree(pile.uri, tmp_path / "whole")
+    file = next((Path(pile.uri) / folder).iterdir())
+    file.write_bytes(b"junk")
+    assert not pile.run().changed, "nothing is new, so nothing is read"
+    again = pile.run(replace=True)
+    assert again.digest == first.digest
+    assert not again.changed, "nobody need train anew"
+    assert file.read_bytes() == (tmp_path / "whole" / folder / file.name).read_bytes()
+    check_whole(pile.uri, first.digest)
