@@ -18,9 +18,10 @@ from jobs import idx, table
 from jobs.columns import batches, by_path, give_back_memory, kept, rows_of
 from jobs.folders import WORDS, Folders, named_split
 from jobs.items import ITEMS, Item, Items
-from jobs.listing import find_files, list_files
+from jobs.listing import MAX_PATH, MISSING, find_files, list_files
 from jobs.patterns import extract, matches
-from model.errors import UserError
+from jobs.shown import shown
+from model.errors import UserError, WorldError
 from model.images import SUFFIXES
 from model.shard_file import one_chunk
 
@@ -141,7 +142,8 @@ def _check_groups(items: Items) -> None:
 def _scan_folders(config: SourceConfig) -> Found:
     files, num_hidden, root = list_files(config.uri)
     num_files = files.num_rows
-    files = kept(files, pc.match_substring_regex(pc.ascii_lower(one_chunk(files["path"])), _SUFFIX))
+    _check_links(config, files)
+    files = kept(files, _are_images(one_chunk(files["path"])))
     num_other_files = num_files - files.num_rows
     if not files.num_rows:
         seen = f"{num_files} files, none of them an image" if num_files else "no files"
@@ -168,6 +170,25 @@ def _scan_folders(config: SourceConfig) -> Found:
     if config.group_pattern is not None:
         facts["group"] = _extracted(paths, config.group_pattern, "group")
     return Found(_items(files, facts, root), num_other_files, num_hidden)
+
+
+def _are_images(paths: pa.LargeStringArray) -> pa.BooleanArray:
+    return pc.match_substring_regex(pc.ascii_lower(paths), _SUFFIX)
+
+
+def _check_links(config: SourceConfig, files: pa.Table) -> None:
+    """Raise WorldError for links to nowhere that may stand for folders, of a class even, unless they are left out."""
+    paths = one_chunk(files.filter(pc.equal(files["reason"], MISSING))["path"])
+    paths = paths.filter(pc.invert(_are_images(paths)))
+    if config.exclude:
+        as_folders = pa.array([f"{path}/" for path in paths.to_pylist()], pa.large_string())
+        paths = paths.filter(pc.invert(matches(as_folders, config.exclude)))
+    if paths:
+        raise WorldError(
+            f"source {config.uri}: {len(paths)} links lead to nowhere, perhaps to folders of images (first: "
+            f"{shown(paths[0].as_py(), MAX_PATH)}): mount what they lead to, remove them, or leave them out by "
+            "source.exclude"
+        )
 
 
 def _scan_table(config: SourceConfig) -> Found:
@@ -204,6 +225,7 @@ def _side_by_side(columns: Sequence[pa.LargeStringArray]) -> pa.LargeListArray:
 
 def _scan_idx(config: SourceConfig) -> Found:
     listed, num_hidden, root = list_files(config.uri)
+    _check_links(config, listed)
     # Files of many images each, so of no one class.
     files = {file.path: file for file in _items(listed, {"class_name": pa.repeat("", listed.num_rows)}, root)}
     pairs = idx.pair_up(list(files))
