@@ -187,11 +187,9 @@ def _differences(job: VectorizeJob, present: Manifest) -> list[str]:
         for key, value in values.items()
         if there[group][key] != value
     ]
-    if (present.source.uri, present.source.layout) != (job.source.uri, job.source.layout):
-        differences.append(f"source is {present.source.uri} there and {job.source.uri} here")
-    here_settings = job.source.model_dump(mode="json", include=set(SOURCE_SETTINGS))
-    for key, value in here_settings.items():
-        before = present.source.settings.get(key, value)
+    settings_there = present.source.settings | {"uri": present.source.uri, "layout": present.source.layout}
+    for key, value in job.source.model_dump(mode="json", include={"uri", "layout", *SOURCE_SETTINGS}).items():
+        before = settings_there.get(key, value)
         if before != value:
             differences.append(f"source.{key} is {before} there and {value} here")
     return differences

@@ -45,8 +45,18 @@ def test_other_settings_are_refused_and_replace_publishes(images, tmp_path, vect
 def test_another_source_is_refused(images, tmp_path, vectorize_job, make_images):
     vectorize(vectorize_job(images, tmp_path / "set"))
     other = make_images(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match=f"source is {images} there and {other} here"):
+    with pytest.raises(UserError, match=rf"settings \(source.uri is {images} there and {other} here\): "):
         vectorize(vectorize_job(other, tmp_path / "set"))
+
+
+def test_another_layout_is_named_as_such(images, tmp_path, vectorize_job):
+    vectorize(vectorize_job(images, tmp_path / "set"))
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in images.rglob("*.png")))
+    with pytest.raises(UserError) as caught:
+        vectorize(vectorize_job(table, tmp_path / "set", layout="table"))
+    for part in (f"source.uri is {images} there and {table} here", "source.layout is folders there and table here"):
+        assert part in str(caught.value)
 
 
 def test_a_half_written_dataset_is_never_read_and_the_next_run_publishes(images, tmp_path, vectorize_job, monkeypatch):
