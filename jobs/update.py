@@ -87,7 +87,7 @@ class Update:
         self.published_N = codes_of(recalled["home"], SPLITS).astype(np.int8)
         self.state = recalled.select(list(REMEMBERED)).combine_chunks()
         is_known_N = self.comparison.is_known_N
-        reason = self.state["reason"]
+        self.reasons_before = reason = self.state["reason"]
         is_lost_N = (self.shard_N < 0) & reason.is_null().to_numpy()
         is_worlds_N = pc.is_in(reason, pa.array(OF_THE_WORLD)).to_numpy()
         self.is_read_N = ~is_known_N | is_lost_N | is_worlds_N

@@ -124,12 +124,7 @@ def _publish(
     _check_rejected(job, update)
     update.rewrite()
     manifest = update.manifest()
-    if not manifest.shards:
-        raise UserError(f"all {manifest.source.num_files} images were rejected: {manifest.num_rejected_by_reason}")
-    if manifest.num_examples("train") == 0:
-        raise UserError(
-            f"split: no image fell into train; {manifest.source.num_files} images are too few for {job.split}"
-        )
+    _check_train(job, update, manifest)
     index = update.index()
     tables = {name: to_parquet(table) for name, table in (("index", index), ("rejected", rejected_table(index)))}
     manifest = manifest.model_copy(update={name: file for name, (file, _) in tables.items()})
@@ -221,24 +216,52 @@ def _check_listed(job: VectorizeJob, found: Scan) -> None:
 
 
 def _check_rejected(job: VectorizeJob, update: Update) -> None:
+    """Tell what is rejected and was not before, for that reason; raise UserError where too much is rejected."""
     index = update.index()
     rejected = rejected_table(index)
-    # Those of earlier runs were told then.
-    is_new_N = pa.array(update.is_read_N | update.is_decided_N)
-    news = rejected_table(index, is_new_N)
-    for row in news.slice(0, MAX_TOLD).to_pylist():
+    is_old_N = pc.fill_null(pc.equal(index["reason"], update.reasons_before), fill_value=False)
+    news, olds = (rejected_table(index, is_chosen_N) for is_chosen_N in (pc.invert(is_old_N), is_old_N))
+    share = rejected.num_rows / index.num_rows
+    is_too_much = share > job.max_rejected_fraction or share == 1
+    # An error says "named above", so that something must be.
+    told = pa.concat_tables([news, olds]) if is_too_much else news
+    for row in told.slice(0, MAX_TOLD).to_pylist():
         log.warning("rejected %s: %s: %s", shown(row["path"], MAX_TEXT), row["reason"], shown(row["detail"], MAX_TEXT))
-    num_more = news.num_rows - MAX_TOLD
+    num_more = told.num_rows - MAX_TOLD
     if num_more > 0:
         log.warning("... and %d more", num_more)
-    share = rejected.num_rows / index.num_rows
-    if share > job.max_rejected_fraction:
-        counts = ", ".join(f"{n} {reason}" for reason, n in Counter(rejected["reason"].to_pylist()).most_common())
+    if not is_too_much:
+        return
+    counts = ", ".join(f"{n} {reason}" for reason, n in Counter(rejected["reason"].to_pylist()).most_common())
+    if share == 1:
         raise UserError(
-            f"{rejected.num_rows} of {index.num_rows} images were rejected ({share:.1%}: {counts}), over the limit "
-            f"max_rejected_fraction={job.max_rejected_fraction:g}: nothing was published; "
-            "mend the images named above, or raise the limit"
+            f"all {index.num_rows} images were rejected ({counts}): nothing was published; "
+            "mend the images named above, or correct source.uri or the settings of image"
         )
+    raise UserError(
+        f"{rejected.num_rows} of {index.num_rows} images were rejected ({share:.1%}: {counts}), over the limit "
+        f"max_rejected_fraction={job.max_rejected_fraction:g}: nothing was published; "
+        "mend the images named above, or raise the limit"
+    )
+
+
+def _check_train(job: VectorizeJob, update: Update, manifest: Manifest) -> None:
+    """Raise UserError where nothing is to train on."""
+    if manifest.num_examples("train"):
+        return
+    num_images = manifest.source.num_files
+    given = Counter(update.found.items.table["split"].drop_null().to_pylist())
+    if not given:
+        raise UserError(
+            f"split: no image fell into train; {num_images} images ({manifest.num_rejected} of them rejected) are too "
+            f"few for {job.split}; add images, or raise split.train"
+        )
+    key = next(key for key in ("split_folders", "split_column", "split_files") if getattr(job.source, key))
+    numbers = ", ".join(f"{given[split]} to {split}" for split in SPLITS)
+    raise UserError(
+        f"split: no image is in train: of {num_images} images source.{key} gives {numbers}, and "
+        f"{manifest.num_rejected} were rejected; give some to train, mend those rejected, or correct source.{key}"
+    )
 
 
 def _summarise(job: VectorizeJob, manifest: Manifest, counts: Counts, seconds: float) -> None:

@@ -279,12 +279,3 @@ def test_a_manifest_of_another_schema_can_be_replaced(pile):
         pile.run()
     pile.run(replace=True)
     check_whole(pile.uri)
-
-
-def test_all_rejected_is_said_so(tmp_path):
-    pile = Pile(tmp_path)
-    for name in "ab":
-        for number in range(6):
-            pile.write({f"{name}/always {number}": EMPTY})
-    with pytest.raises(UserError, match=r"all 12 images were rejected: \{'empty': 12\}"):
-        pile.run()
