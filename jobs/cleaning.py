@@ -46,7 +46,7 @@ def clean(
                     num_deleted += 1
         for uri in (dataset_uri, storage.join(dataset_uri, "lease")):
             for name, written_ns in storage.list_modified_ns(uri).items():
-                if name.startswith(".") and name.endswith(".tmp") and written_ns < oldest_ns:
+                if storage.is_unfinished(name) and written_ns < oldest_ns:
                     before_delete()
                     storage.delete(storage.join(uri, name))
                     num_deleted += 1

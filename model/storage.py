@@ -205,11 +205,18 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
                 file.write(data)
                 file.publish(name)
         elif isinstance(system, fs.HadoopFileSystem):
-            system.create_dir(str(PurePosixPath(path).parent), recursive=True)
-            _put(system, f"{path}.{os.getpid()}.tmp", data)
-            system.move(f"{path}.{os.getpid()}.tmp", path)
+            folder, name = PurePosixPath(path).parent, PurePosixPath(path).name
+            system.create_dir(str(folder), recursive=True)
+            unfinished = str(folder / f".{name}.{os.getpid()}.tmp")
+            _put(system, unfinished, data)
+            system.move(unfinished, path)
         else:
             _put(system, path, data)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a name is the temporary one of a file in the making; whoever is killed leaves it behind."""
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 class NewFile(Protocol):

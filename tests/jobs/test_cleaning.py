@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
-from model.errors import UserError
+from model import storage
+from model.errors import UserError, WorldError
 from model.manifest import load_manifest
 
 from .whole import check_whole
@@ -60,3 +62,29 @@ def test_a_version_that_cannot_be_read_stops_the_cleaning(pile, caplog):
     pile.write({"a/new": 2})
     last = pile.run(keep_versions=1, clean_after_hours=0)
     assert [file.name for file in strange.parent.iterdir()] == [f"{last.digest}.json"]
+
+
+@pytest.mark.parametrize("store", ["local", "moves"])
+def test_what_a_killed_write_left_is_cleaned_away(pile, monkeypatch, store):
+    """Beside the manifest and in the lease's folder, where files that no version names are left alone."""
+    pile.run()
+    left = []
+    with monkeypatch.context() as patch:
+        if store == "moves":
+            # As hdfs does, which no test can start.
+            system = fs.SubTreeFileSystem("/", fs.LocalFileSystem())
+            patch.setattr(fs, "HadoopFileSystem", fs.SubTreeFileSystem)
+            patch.setattr(storage, "locate", lambda uri: (system, uri))
+        else:
+            patch.setattr(Path, "unlink", lambda _path, **_more: None)
+        for folder in (Path(pile.uri), Path(pile.uri) / "lease"):
+            before = {*folder.iterdir()}
+            (folder / "manifest.json in the way" / "x").mkdir(parents=True)
+            with pytest.raises(WorldError, match="cannot write"):
+                storage.write_bytes(f"{folder}/manifest.json in the way", b"content")
+            (file,) = {file for file in folder.iterdir() if file.is_file()} - before
+            os.utime(file, (10**9, 10**9))
+            left.append(file)
+    pile.write({"a/new": 1})
+    pile.run()
+    assert not [file for file in left if file.exists()]
