@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MAX_SMALL = 4  # small shards of a split that are left alone
 # A shard is small below this share of a whole one, or of what a task makes at most. The shares of validation and test
-# in a task's images lie above it, so that a first run writes nothing twice.
+# in a task's images lie above it, so that a first run writes nothing twice, unless large files make its tasks small.
 SMALL = 1 / 16
 
 

@@ -83,7 +83,10 @@ class ImageConfig(Settings):
 
 
 class SplitConfig(Settings):
-    """Shares of the three splits. An image keeps its split for ever, and its copies share it."""
+    """Shares of the three splits. An image keeps its split in later versions, and its copies share it.
+
+    With `stratified`, one that is not in the source for a version may get another split when it comes back.
+    """
 
     method: Literal["random", "stratified"] = "random"
     """random: by the hash of an image's bytes (or of its group); stratified: the shares hold within each class."""
