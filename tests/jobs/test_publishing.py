@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -219,4 +220,4 @@ def test_a_task_that_fails_once_costs_that_task_alone(pile, monkeypatch, caplog)
     monkeypatch.setattr(LocalFile, "publish", publish)
     pile.run()
     check_whole(pile.uri)
-    assert f"1 of 3 tasks failed and are tried again: cannot write {pile.uri}/shards: away" in caplog.text
+    assert re.search(rf"1 of \d tasks failed and are tried again: cannot write {pile.uri}/shards: away", caplog.text)
