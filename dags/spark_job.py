@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import (
 )
 
 import jobs.config
+from jobs.home import home
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -106,8 +107,10 @@ class SparkJobOperator(SparkSubmitOperator):
 
 def results_uri() -> str:
     """Where jobs leave results: SHARDMEAN_RESULTS_URI, which Spark drivers and Airflow's workers must both reach."""
-    home = os.environ.get("SHARDMEAN_HOME") or os.environ.get("AIRFLOW_HOME") or "."
-    return os.environ.get("SHARDMEAN_RESULTS_URI") or f"file://{Path(home).absolute()}/results"
+    airflow_home = os.environ.get("AIRFLOW_HOME")
+    # A service of Airflow's may have any working directory, where `home` would look.
+    folder = Path(airflow_home).absolute() if airflow_home and not os.environ.get("SHARDMEAN_HOME") else home()
+    return os.environ.get("SHARDMEAN_RESULTS_URI") or f"file://{folder}/results"
 
 
 def _settings_of_run(context: Context, command: str) -> list[str]:

@@ -129,13 +129,13 @@ class TrackingConfig(Settings):
     """The MLflow server or store, and the names there."""
 
     uri: str | None = None
-    """MLflow tracking URI; null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
+    """MLflow tracking URI; null: MLFLOW_TRACKING_URI, else the database mlflow.db in SHARDMEAN_HOME."""
     experiment: Name = "shardmean"
     """MLflow experiment."""
     registered_model: Name = "shardmean"
     """Name in the model registry."""
     artifact_uri: Uri | None = None
-    """Where a new experiment keeps pictures and models; null: MLflow decides."""
+    """Where a new experiment keeps pictures and models; null: beside that mlflow.db, elsewhere MLflow decides."""
 
 
 class TrainJob(TrainingConfig):

@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from jobs import stack
 from jobs.config import TrainJob, VectorizeJob, config_folder, load_job
+from jobs.home import home
 from jobs.log import LOG_MARK
 from jobs.sources import scan
 from model import storage
@@ -101,7 +102,7 @@ def _dataset_is_current(job: VectorizeJob) -> bool:
 
 
 def _memory() -> Path:
-    return stack.home() / "demo.json"
+    return home() / "demo.json"
 
 
 def _settings(jobs: _Jobs) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _finished_training(jobs: _Jobs) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     result: dict[str, Any] = memory["result"]
-    is_same = memory["settings"] == _settings(jobs) and Path(stack.home() / "mlflow.db").exists()
+    is_same = memory["settings"] == _settings(jobs) and (home() / "mlflow.db").exists()
     return result if is_same and result["dataset_digest"] == load_manifest(jobs.train.dataset_uri).digest else None
 
 
@@ -123,7 +124,7 @@ def _remember(jobs: _Jobs, result: dict[str, Any]) -> None:
 
 
 def _newest_result() -> dict[str, Any]:
-    files = sorted((stack.home() / "results" / "train").glob("*.json"), key=lambda file: file.stat().st_mtime)
+    files = sorted((home() / "results" / "train").glob("*.json"), key=lambda file: file.stat().st_mtime)
     result: dict[str, Any] = json.loads(files[-1].read_text()) if files else {"error": "no result was written"}
     if "error" in result:
         raise WorldError(f"train_cnn: {result['error']}")
@@ -132,7 +133,7 @@ def _newest_result() -> dict[str, Any]:
 
 def _run_dag(dag_id: str, environment: dict[str, str]) -> None:
     """Run a DAG with `airflow dags test` and show the job's own lines; all lines go to a log file."""
-    log_file = stack.home() / "logs" / f"demo-{dag_id}.log"
+    log_file = home() / "logs" / f"demo-{dag_id}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"\n[bold]DAG {dag_id}[/]")
     process = subprocess.Popen(

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from jobs.home import home, store_uri
 from jobs.java import MIN_VERSION, java_version, packaged_java, system_java
-from jobs.stack import home, scripts_folder
+from jobs.stack import scripts_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,14 +139,14 @@ def _airflow_connection() -> Finding:
 
 def _mlflow() -> Finding:
     from jobs.config import TrackingConfig
-    from jobs.tracking import connect
+    from jobs.mlflow_store import connect
     from model.errors import WorldError
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
-        return Finding("ok", "MLflow", "MLFLOW_TRACKING_URI is not set: each training's tracking.uri decides")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        found = f"MLFLOW_TRACKING_URI is not set: each training's tracking.uri decides, else {store_uri()}"
+        return Finding("ok", "MLflow", found)
     try:
-        connect(TrackingConfig(uri=uri))
+        uri = connect(TrackingConfig())
     except WorldError as error:
         return Finding("wrong", "MLflow", str(error).split(";")[0], "start the server or correct MLFLOW_TRACKING_URI")
     return Finding("ok", "MLflow", f"{uri} answers")

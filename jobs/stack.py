@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from jobs.home import artifacts, home, store_uri
 from jobs.java import LOCAL_SETTINGS, java_environment
 from model.errors import UserError, WorldError
 
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parent.parent
 HOST = "127.0.0.1"
 READY_TIMEOUT_S, STOP_TIMEOUT_S = 180, 25
-
-
-def home() -> Path:
-    """Where this machine's state lies: SHARDMEAN_HOME, else `.shardmean` in the working directory."""
-    return Path(os.environ.get("SHARDMEAN_HOME", ".shardmean")).absolute()
 
 
 def scripts_folder() -> Path:
@@ -60,7 +56,7 @@ def prepare(airflow_port: int = 8080, tracking_uri: str | None = None, host: str
         "AIRFLOW__API__BASE_URL": address,
         "AIRFLOW__API_AUTH__JWT_SECRET": _secret(airflow_home / "jwt_secret", 64),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
-        "MLFLOW_TRACKING_URI": tracking_uri or f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_TRACKING_URI": tracking_uri or store_uri(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     defaults = {
@@ -172,12 +168,14 @@ def check_port(host: str, port: int, option: str) -> None:
 
 def components(host: str, airflow_port: int, mlflow_port: int) -> list[Component]:
     """The four servers of the stack."""
-    folder = home()
     scripts = scripts_folder()
     airflow_health = f"http://{HOST}:{airflow_port}/api/v2/monitor/health"
     mlflow = [f"{scripts}/mlflow", "server", "--workers", "1", "--host", host, "--port", str(mlflow_port)]
-    mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
-    logs = folder / "logs"
+    # The root is the folder itself, not the server's proxy for it: a training without the server writes there too.
+    mlflow += ["--backend-store-uri", store_uri(), "--default-artifact-root", str(artifacts())]
+    # Where the proxy looks for experiments that were made with it.
+    mlflow += ["--artifacts-destination", str(artifacts())]
+    logs = home() / "logs"
 
     def airflow(name: str, health_key: str, *options: str) -> Component:
         command = [f"{scripts}/airflow", name, *options]

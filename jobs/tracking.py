@@ -1,15 +1,13 @@
 """MLflow: one run for one training, with its settings, metrics and pictures.
 
-This module and `registry` are the only ones that import mlflow. A server that goes away while epochs are trained does
-not stop them: what could not be sent stays in the checkpoint's history and is sent at the next epoch, the end, or by
-the next try.
+This module, `registry` and `mlflow_store` are the only ones that import mlflow. A server that goes away while epochs
+are trained does not stop them: what could not be sent stays in the checkpoint's history and is sent at the next epoch,
+the end, or by the next try.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 import time
 import warnings
 from dataclasses import dataclass
@@ -23,8 +21,9 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from jobs import pictures, registry
+from jobs.home import artifacts, store_uri
+from jobs.mlflow_store import connect, short, unreachable
 from model import storage
-from model.errors import WorldError
 from model.manifest import report_uri
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from jobs.config import TrackingConfig, TrainJob
+    from jobs.config import TrainJob
     from model.checkpoint import Checkpoint
     from model.evaluation import Evaluation
     from model.manifest import Manifest
@@ -77,7 +76,7 @@ class Tracker:
             self.run_id = run_id if run_id and self._is_there(run_id) else self._start()
             self._client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
-            raise _unreachable(self.tracking_uri, error) from error
+            raise unreachable(self.tracking_uri, error) from error
 
     def _is_there(self, run_id: str) -> bool:
         try:
@@ -91,7 +90,7 @@ class Tracker:
         tracking = self._job.tracking
         experiment = self._client.get_experiment_by_name(tracking.experiment)
         if experiment is None:
-            experiment_id = self._client.create_experiment(tracking.experiment, artifact_location=tracking.artifact_uri)
+            experiment_id = self._client.create_experiment(tracking.experiment, artifact_location=self._artifact_uri())
         else:
             experiment_id = experiment.experiment_id
         with mlflow.start_run(experiment_id=experiment_id) as run:
@@ -101,12 +100,25 @@ class Tracker:
             mlflow.log_input(_dataset(self._job.dataset_uri, self._manifest.digest), context="training")
         return str(run.info.run_id)
 
+    def _artifact_uri(self) -> str | None:
+        """Where a new experiment keeps its artifacts; None: MLflow or its server decides."""
+        uri = self._job.tracking.artifact_uri
+        if uri is None:
+            return str(artifacts()) if self.tracking_uri == store_uri() else None
+        if self.tracking_uri.startswith("http") and storage.local_path(uri) is not None:
+            log.warning(
+                "experiment %s of %s keeps its artifacts in this machine's %s from now on: other machines can't read "
+                "them, unless that is mounted there too; without tracking.artifact_uri the server finds a place",
+                self._job.tracking.experiment, self.tracking_uri, uri,
+            )  # fmt: skip
+        return uri
+
     def log_augmentation(self, images_NECHW: NDArray[np.uint8]) -> None:
         """Show what augmentation does (see `model.preview`); when MLflow is away, warn and go on."""
         try:
             self._log_picture("augmentation", pictures.augmentation(images_NECHW))
         except (MlflowException, OSError) as error:
-            log.warning("MLflow at %s is away (%s): no picture of augmentation", self.tracking_uri, _short(error))
+            log.warning("MLflow at %s is away (%s): no picture of augmentation", self.tracking_uri, short(error))
 
     def log_dataset_report(self) -> None:
         """Put the DataSet's report beside the run; without one, or when MLflow is away, say so and go on."""
@@ -116,14 +128,14 @@ class Tracker:
         except FileNotFoundError:
             log.info("%s: no such report, so the run in MLflow goes without one", uri)
         except (MlflowException, OSError) as error:
-            log.warning("MLflow at %s is away (%s): no report of the DataSet", self.tracking_uri, _short(error))
+            log.warning("MLflow at %s is away (%s): no report of the DataSet", self.tracking_uri, short(error))
 
     def log_origin(self, uri: str) -> None:
         """Note which version or file a fine-tuning started from. Raises WorldError."""
         try:
             self._client.set_tag(self.run_id, "started_from", uri)
         except MlflowException as error:
-            raise _unreachable(self.tracking_uri, error) from error
+            raise unreachable(self.tracking_uri, error) from error
 
     def log_progress(self, moment: Moment) -> None:
         """Send how far an epoch is, which MLflow shows live. It waits for nothing: the epoch's end says more."""
@@ -138,7 +150,7 @@ class Tracker:
         try:
             self._send(history)
         except MlflowException as error:
-            log.warning("MLflow at %s is away (%s); its figures follow later", self.tracking_uri, _short(error))
+            log.warning("MLflow at %s is away (%s); its figures follow later", self.tracking_uri, short(error))
 
     def _send(self, history: list[dict[str, float]]) -> None:
         sent = {metric.step for metric in self._client.get_metric_history(self.run_id, "train_loss")}
@@ -177,7 +189,7 @@ class Tracker:
             self._client.set_terminated(self.run_id, "FINISHED")
             run = self._client.get_run(self.run_id)
         except (MlflowException, OSError) as error:
-            raise _unreachable(self.tracking_uri, error) from error
+            raise unreachable(self.tracking_uri, error) from error
         return TrainResult(
             run_id=self.run_id,
             run_url=self.run_url(run.info.experiment_id),
@@ -223,42 +235,6 @@ class Tracker:
 
     def _log_picture(self, name: str, figure: Figure) -> None:
         self._client.log_figure(self.run_id, figure, f"pictures/{name}.png", save_kwargs={"dpi": 110})
-
-
-def connect(tracking: TrackingConfig) -> str:
-    """Point MLflow at the configured store and see that it answers. Raises WorldError. Returns the URI."""
-    # MLflow's own defaults wait for minutes before they report a server that is away.
-    for key, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    }.items():
-        os.environ.setdefault(key, value)
-    for noisy in ("alembic", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    try:
-        mlflow.set_tracking_uri(uri)
-        mlflow.MlflowClient().search_experiments(max_results=1)
-    except Exception as error:  # SQLAlchemy's, requests' and MLflow's own errors all mean the same here
-        raise _unreachable(uri, error) from error
-    return uri
-
-
-def _unreachable(uri: str, error: Exception) -> WorldError:
-    return WorldError(
-        f"MLflow at {uri} cannot be used: {_short(error)}; "
-        "start the server or correct tracking.uri (or MLFLOW_TRACKING_URI), then repeat the command: nothing is lost"
-    )
-
-
-def _short(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    # requests wraps the system's words ("[Errno 111] Connection refused") in four layers of its own.
-    errno = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)
-    return errno[1] if errno else text[:200]
 
 
 def _params(job: TrainJob, manifest: Manifest) -> list[Param]:

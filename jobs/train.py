@@ -12,8 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import BarrierTransport, driver_host, open_session
+from jobs.mlflow_store import connect
 from jobs.starting import find
-from jobs.tracking import Tracker, TrainResult, connect
+from jobs.tracking import Tracker, TrainResult
 from model import checkpoint, storage
 from model.accounting import PHASES
 from model.errors import UserError, WorldError

@@ -44,7 +44,7 @@ def write_configs(folder: Path) -> None:
     )
     (folder / "train.yaml").write_text(
         f"dataset_uri: '{home}/dataset'\ncheckpoint_uri: '{home}/checkpoints'\nnum_epochs: 2\n"
-        f"tracking: {{experiment: digits, registered_model: digits, artifact_uri: '{home}/artifacts'}}\n"
+        f"tracking: {{experiment: digits, registered_model: digits}}\n"
     )
 
 

@@ -9,8 +9,8 @@ import torch
 
 import jobs.train
 from jobs.config import TrackingConfig, TrainJob
+from jobs.mlflow_store import connect
 from jobs.starting import find
-from jobs.tracking import connect
 from jobs.train import train
 from jobs.vectorize import vectorize
 from model import checkpoint
