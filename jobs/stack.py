@@ -39,7 +39,9 @@ def scripts_folder() -> Path:
 def prepare(airflow_port: int = 8080, tracking_uri: str | None = None, host: str = HOST) -> dict[str, str]:
     """Make the folders, secrets and settings that Airflow and the jobs need; returns the environment to run them in.
 
-    What the caller's environment sets already (a Spark connection, say) stays.
+    What ties the parts of the stack together is ours, whatever the caller's environment says: PATH's first folder,
+    SHARDMEAN_HOME as an absolute path, AIRFLOW_HOME, the DAGs' folder, Airflow's address, secret and one user, and
+    MLflow's tracking URI and silence. All else that the caller sets (a Spark connection, say) stays.
     """
     folder = home()
     airflow_home = folder / "airflow"

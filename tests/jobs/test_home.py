@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from pathlib import Path
@@ -46,6 +47,19 @@ def test_results_lie_there_or_where_airflow_is(here, monkeypatch):
     assert results_uri() == "file:///airflow/results"
     monkeypatch.setenv("SHARDMEAN_HOME", "x")
     assert results_uri() == f"file://{here}/x/results"
+
+
+def test_the_stack_ties_its_parts_together_and_leaves_all_else(here, monkeypatch):
+    given = {"AIRFLOW_HOME": "/mine", "MLFLOW_TRACKING_URI": "http://mine", "AIRFLOW__CORE__PARALLELISM": "9",
+             "AIRFLOW_CONN_SPARK_DEFAULT": "spark://mine"}  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    environment = prepare()
+    assert environment["AIRFLOW_HOME"] == f"{here}/.shardmean/airflow"
+    assert environment["MLFLOW_TRACKING_URI"] == store_uri()
+    assert environment["AIRFLOW__CORE__PARALLELISM"] == "9"
+    assert environment["AIRFLOW_CONN_SPARK_DEFAULT"] == "spark://mine"
+    assert "SPARK_CONF_DIR" not in environment.keys() - os.environ.keys()
 
 
 @pytest.mark.usefixtures("spark")
