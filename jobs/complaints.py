@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
+from jobs.shown import without_secrets
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -31,7 +33,7 @@ def problems(kind: type[BaseModel], error: ValidationError) -> list[str]:
 
 
 def _item_problem(error: Mapping[str, Any]) -> str:
-    found = "" if isinstance(error["input"], dict) else f"{error['input']!r}: "
+    found = "" if isinstance(error["input"], dict) else f"{_found(error)}: "
     return "unknown key" if error["type"] == "extra_forbidden" else found + _said(error)
 
 
@@ -42,8 +44,13 @@ def _problem(kind: type[BaseModel], key: str, error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         needed = [k for k, field in leaves(kind) if (k + ".").startswith(key + ".") and field.is_required()]
         return f"{key}: missing; set {' and '.join(f'{k}=VALUE' for k in needed or [key])}"
-    found = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
+    found = "" if isinstance(error["input"], dict) else f" = {_found(error)}"
     return f"{key or kind.__name__}{found}: {_said(error)}"
+
+
+def _found(error: Mapping[str, Any]) -> str:
+    value = error["input"]
+    return repr(without_secrets(value)) if isinstance(value, str) else without_secrets(repr(value))
 
 
 def _said(error: Mapping[str, Any]) -> str:

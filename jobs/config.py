@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from jobs.complaints import problems
 from jobs.patterns import check_expression, check_glob
+from jobs.shown import holds_password
 from model.config import Fraction, ImageConfig, Settings, SplitConfig
 from model.errors import UserError
 from model.storage import absolute
@@ -125,10 +126,19 @@ class VectorizeJob(Settings):
     """Spark settings of this job, such as spark.executor.instances."""
 
 
+def _without_password(uri: str) -> str:
+    if holds_password(uri):
+        raise ValueError(
+            "a URI must hold no password (left out here): settings are logged and shown; "
+            "set MLFLOW_TRACKING_URI in the environment instead"
+        )
+    return uri
+
+
 class TrackingConfig(Settings):
     """The MLflow server or store, and the names there."""
 
-    uri: str | None = None
+    uri: Annotated[str, AfterValidator(_without_password)] | None = None
     """MLflow tracking URI; null: MLFLOW_TRACKING_URI, else the database mlflow.db in SHARDMEAN_HOME."""
     experiment: Name = "shardmean"
     """MLflow experiment."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ from rich.markup import escape
 
 from jobs.home import home, store_uri
 from jobs.java import MIN_VERSION, java_version, packaged_java, system_java
+from jobs.shown import without_secrets
 from jobs.stack import scripts_folder
 
 if TYPE_CHECKING:
@@ -124,17 +126,33 @@ def _torch() -> Finding:
 def _airflow_connection() -> Finding:
     given = os.environ.get("AIRFLOW_CONN_SPARK_DEFAULT")
     if given:
-        return Finding("ok", "Airflow connection", f"spark_default from the environment: {given[:80]}")
+        try:
+            return Finding("ok", "Airflow connection", f"spark_default from the environment: {_place(given)}")
+        except ValueError:
+            remedy = (
+                'set it to a URI, or to JSON such as {"conn_type": "spark", "host": "spark://MASTER", "port": 7077}'
+            )
+            return Finding("wrong", "Airflow connection", "AIRFLOW_CONN_SPARK_DEFAULT is no valid JSON", remedy)
     if not (Path(os.environ.get("AIRFLOW_HOME", Path.home() / "airflow")) / "airflow.cfg").exists():
         return Finding("ok", "Airflow connection", "no Airflow set up here yet; `make up` brings its own")
     done = subprocess.run(
-        [str(scripts_folder() / "airflow"), "connections", "get", "spark_default", "-o", "plain"],
+        [str(scripts_folder() / "airflow"), "connections", "get", "spark_default", "-o", "json"],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     if done.returncode:
         remedy = "airflow connections add spark_default --conn-type spark --conn-host 'spark://MASTER' --conn-port 7077"
         return Finding("wrong", "Airflow connection", "spark_default is missing: jobs would go to YARN", remedy)
-    return Finding("ok", "Airflow connection", " ".join(done.stdout.split()[-12:]))
+    return Finding("ok", "Airflow connection", f"spark_default: {_place(done.stdout)}")
+
+
+def _place(connection: str) -> str:
+    """Type and address of a connection, as a URI, a JSON object, or Airflow's list of one; never what is secret."""
+    if not connection.lstrip().startswith(("{", "[")):
+        return without_secrets(connection).partition("?")[0][:80]
+    fields = json.loads(connection)
+    fields = fields[0] if isinstance(fields, list) else fields
+    shown = (f"{key} {fields[key]}" for key in ("conn_type", "host", "port") if fields.get(key))
+    return without_secrets(", ".join(shown))
 
 
 def _mlflow() -> Finding:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import mlflow
 
 from jobs.home import home, store_uri
+from jobs.shown import without_secrets
 from model.errors import WorldError
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def connect(tracking: TrackingConfig) -> str:
-    """Point MLflow at the configured store and see that it answers. Raises WorldError. Returns the URI."""
+    """Point MLflow at the configured store and see that it answers. Raises WorldError.
+
+    Returns the URI as it may be shown.
+    """
     # MLflow's own defaults wait for minutes before they report a server that is away.
     for key, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -36,8 +40,8 @@ def connect(tracking: TrackingConfig) -> str:
         mlflow.set_tracking_uri(uri)
         mlflow.MlflowClient().search_experiments(max_results=1)
     except Exception as error:  # SQLAlchemy's, requests' and MLflow's own errors all mean the same here
-        raise unreachable(uri, error) from error
-    return uri
+        raise unreachable(without_secrets(uri), error) from error
+    return without_secrets(uri)
 
 
 def unreachable(uri: str, error: Exception) -> WorldError:
@@ -51,8 +55,8 @@ def unreachable(uri: str, error: Exception) -> WorldError:
 
 
 def short(error: Exception) -> str:
-    """What an error says, in a line at most."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    """What an error says, in a line at most and without secrets: MLflow's own name the whole URI."""
+    text = without_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
     # requests wraps the system's words ("[Errno 111] Connection refused") in four layers of its own.
     errno = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)
     return errno[1] if errno else text[:200]

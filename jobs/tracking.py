@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from jobs import pictures, registry
 from jobs.home import artifacts, store_uri
 from jobs.mlflow_store import connect, short, unreachable
+from jobs.shown import without_secrets
 from model import storage
 from model.manifest import report_uri
 
@@ -43,7 +44,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to, for whoever started it. `figures` are of `split`; `run_url` needs an MLflow server."""
+    """What a training came to, for whoever started it. `figures` are of `split`; `run_url` needs an MLflow server.
+
+    It is logged and shown: its URIs are without user names and passwords.
+    """
 
     run_id: str
     run_url: str | None
@@ -202,7 +206,7 @@ class Tracker:
             split=split,
             num_examples=evaluation.num_examples,
             figures=figures,
-            pictures_uri=f"{run.info.artifact_uri}/pictures",
+            pictures_uri=without_secrets(f"{run.info.artifact_uri}/pictures"),
             dataset_uri=self._job.dataset_uri,
             dataset_digest=self._manifest.digest,
         )

@@ -121,6 +121,12 @@ def test_wrong_frequency_is_one_clear_line(given):
         ("optimizer.momentum=0.9", ["momentum is 0.9, but adam has none", "set it to 0 or use sgd"]),
         ("run_key=a/b", ["run_key = 'a/b'", "match"]),
         ("dataset_digest=abc", ["dataset_digest = 'abc'", "match"]),
+        (
+            "tracking.uri=postgresql://u:secret@h/db",
+            ["tracking.uri = 'postgresql://h/db': a URI must hold no password", "set MLFLOW_TRACKING_URI in the"],
+        ),
+        ("tracking.uri=postgresql://h/db?user=u&password=secret", ["h/db?user=u&password=...': a URI must hold no"]),
+        ("dataset_uri=s3://key:secret@bucket/x", ["dataset_uri = 's3://bucket/x': a URI must hold no password"]),
         ("num_epochs", ["override 'num_epochs'", "expected key=value"]),
         ("=3", ["override '=3'", "expected key=value"]),
         ("num_epochs=[1,", ["num_epochs=[1,", "quote the value"]),
@@ -132,6 +138,7 @@ def test_wrong_override(override, parts):
     for part in parts:
         assert part in message
     assert "\n    " not in message, "pydantic's own text has such lines"
+    assert "secret" not in message
 
 
 def test_a_mistake_of_many_is_told_with_all_others_and_the_file(write):
@@ -229,6 +236,13 @@ def test_wrong_params(params, part):
 def test_references_in_params_are_refused(params):
     """Params come from a web form: they must not read the environment of the machine that runs the job."""
     assert "is allowed in config files only" in refusal(params=json.dumps(TRAIN | params))
+
+
+@pytest.mark.parametrize(
+    "uri", ["databricks", "http://someone@mlflow:5000", "sqlite:////folder/mlflow.db", "postgresql://h:5432/db"]
+)
+def test_a_tracking_uri_without_password_stays_as_it_is(uri):
+    assert train_job(tracking={"uri": uri}).tracking.uri == uri
 
 
 def test_spark_settings_from_every_place(write):

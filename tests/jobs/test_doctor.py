@@ -60,6 +60,43 @@ def test_mlflow_is_away(examined):
     assert "MLflow at http://127.0.0.1:9 cannot be used: Connection refused" in text
 
 
+def test_mlflow_is_shown_without_its_password(examined, tmp_path):
+    text = examined(MLFLOW_TRACKING_URI="http://me:secret@127.0.0.1:9")[1]
+    assert "MLflow at http://127.0.0.1:9 cannot be used: Connection refused" in text
+    assert "secret" not in text
+    assert f"else sqlite:///{tmp_path}/mlflow.db" in examined(MLFLOW_TRACKING_URI="")[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("spark://u:secret@master:7077?principal=secret", "spark_default from the environment: spark://master:7077\n"),
+        (
+            '{"conn_type": "spark", "host": "spark://m", "port": 7077, "password": "secret", "extra": {"x": "secret"}}',
+            "spark_default from the environment: conn_type spark, host spark://m, port 7077\n",
+        ),
+        ('{"conn_type": "spark", "host": "spark://u:secret@m"}', "conn_type spark, host spark://m\n"),
+        ("{secret", "wrong   Airflow connection  AIRFLOW_CONN_SPARK_DEFAULT is no valid JSON\n"),
+    ],
+)
+def test_the_connection_is_shown_without_secrets(examined, given, shown):
+    text = examined(AIRFLOW_CONN_SPARK_DEFAULT=given)[1]
+    assert shown in text
+    assert "secret" not in text
+
+
+@pytest.mark.timeout(120)
+def test_a_connection_of_airflows_own_is_shown_without_secrets(examined, tmp_path):
+    (tmp_path / "airflow").mkdir()
+    (tmp_path / "airflow" / "airflow.cfg").write_text("[core]\nload_examples = False\n")
+    (tmp_path / "connections.json").write_text('{"spark_default": "spark://u:secret@m:7077"}')
+    text = examined(
+        AIRFLOW__SECRETS__BACKEND="airflow.secrets.local_filesystem.LocalFilesystemBackend",
+        AIRFLOW__SECRETS__BACKEND_KWARGS=f'{{"connections_file_path": "{tmp_path}/connections.json"}}',
+    )[1]
+    assert "ok      Airflow connection  spark_default: conn_type spark, host m, port 7077\n" in text
+
+
 @pytest.mark.timeout(120)
 def test_airflow_without_the_connection(examined, tmp_path):
     (tmp_path / "airflow").mkdir()

@@ -109,6 +109,25 @@ def server(here) -> str:
     served.stop(time.monotonic() + 20)
 
 
+@pytest.mark.usefixtures("spark")
+def test_a_password_in_the_environment_is_used_and_never_shown(here, train_job, server, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.replace("://", "://me:secret@"))
+    result = train(train_job(num_epochs=1))
+    assert (result.tracking_uri, mlflow.get_tracking_uri()) == (server, os.environ["MLFLOW_TRACKING_URI"])
+    assert f"at {server}" in caplog.text
+    assert "secret" not in caplog.text + repr(result)
+    assert mlflow.MlflowClient(server).get_run(result.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@127.0.0.1:9", "nonsense://me:secret@h/db"])
+def test_an_error_does_not_show_the_password(here, train_job, dataset, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(WorldError, match="cannot be used") as caught:
+        Tracker(train_job(), load_manifest(str(dataset)), None)
+    assert "secret" not in str(caught.value)
+
+
 def test_another_server_decides_where_its_artifacts_lie(here, train_job, dataset, server, caplog):
     manifest, client = load_manifest(str(dataset)), mlflow.MlflowClient(server)
 
