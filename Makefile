@@ -4,14 +4,15 @@ AIRFLOW_PORT ?= 8080
 MLFLOW_PORT ?= 5000
 BIN := .venv/bin
 
-.PHONY: help demo test check up doctor clean
+.PHONY: help demo test check up doctor clean clean-data
 
 help:
-	@echo "make demo    the whole pipeline on 1,797 handwritten digits"
-	@echo "make up      Airflow and MLflow on this machine (AIRFLOW_PORT=8080 MLFLOW_PORT=5000), until Ctrl-C"
-	@echo "make test    all checks: format, lint, types, import rules, tests"
-	@echo "make doctor  what is wrong with the environment"
-	@echo "make clean   remove .venv and .shardmean"
+	@echo "make demo        the whole pipeline on 1,797 handwritten digits"
+	@echo "make up          Airflow and MLflow on this machine (AIRFLOW_PORT=8080 MLFLOW_PORT=5000), until Ctrl-C"
+	@echo "make test        all checks: format, lint, types, import rules, tests"
+	@echo "make doctor      what is wrong with the environment"
+	@echo "make clean       remove the environment, .venv; the next target makes it anew"
+	@echo "make clean-data  remove .shardmean: DataSets, checkpoints, registered models, all that was made here"
 
 demo:
 	@$(PYTHON) -m jobs.bootstrap demo
@@ -38,4 +39,7 @@ check:
 	$(BIN)/pytest --cov --cov-report=term
 
 clean:
-	rm -rf .venv .shardmean
+	rm -rf .venv
+
+clean-data:
+	rm -rf .shardmean

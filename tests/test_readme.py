@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from typing import TYPE_CHECKING
 
 from jobs.complaints import leaves
 from jobs.config import TrainJob, VectorizeJob
 
 from .readme_tree import BLOCK, ROOT, tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 README = (ROOT / "README.md").read_text()
 
@@ -32,5 +37,13 @@ def test_every_setting_it_names_exists() -> None:
 
 
 def test_every_make_target_it_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z]+)", README)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)", README)) <= targets
+
+
+def test_a_clean_environment_costs_no_data(tmp_path: Path) -> None:
+    for left, target in (({".shardmean", "mine"}, "clean"), ({".venv", "mine"}, "clean-data")):
+        for name in (".venv", ".shardmean", "mine"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        subprocess.run(["make", "-f", ROOT / "Makefile", target], cwd=tmp_path, check=True, capture_output=True)
+        assert {path.name for path in tmp_path.iterdir()} == left
