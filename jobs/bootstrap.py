@@ -19,6 +19,8 @@ from jobs.java import system_java
 REPOSITORY = Path(__file__).parent.parent
 VENV = REPOSITORY / ".venv"
 HEARTBEAT_S = 3.0
+# Its 2.13.0+cpu, say, satisfies the pin ==2.13.0 and is a later version than 2.13.0 (PEP 440), so pip prefers it.
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 MIN_PYTHON, MAX_PYTHON = (3, 11), (3, 14)
 
 
@@ -38,7 +40,12 @@ def main(extras: list[str]) -> int:
     if not (VENV / "bin" / "python").exists() and (code := _make_venv()):
         return code
     target = f".[{','.join(wanted)}]" if wanted else "."
-    _say(f"installing the pinned packages into {VENV} (about 2.5 GB; 2 to 5 minutes, the first time only)")
+    _say(f"installing the pinned packages into {VENV} (the first time only)")
+    _say(
+        "  with PyTorch's build for CPUs about 2.5 GB and 2 to 5 minutes; PyPI's for Linux is for CUDA: several GB more"
+    )
+    if "PIP_EXTRA_INDEX_URL" not in os.environ:
+        _say(f"  without a GPU, take the former: Ctrl-C, then PIP_EXTRA_INDEX_URL={CPU_BUILDS} make ...")
     install = [str(VENV / "bin" / "python"), "-m", "pip", "install", "-c", "constraints.txt", "-e", target]
     if code := _run(install):
         return _refuse("pip failed: see above; with the network back, the same command goes on")

@@ -6,6 +6,8 @@ import importlib.metadata
 import tempfile
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from jobs import bootstrap, doctor
 
@@ -129,7 +131,8 @@ def test_a_check_that_breaks_is_a_finding(examined, monkeypatch):
     assert "-> reinstall: pip install -c constraints.txt -e ." in text
 
 
-def test_set_up_does_nothing_twice_and_something_for_new_pins(tmp_path, monkeypatch):
+def test_set_up_does_nothing_twice_and_something_for_new_pins(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
     commands: list[list[str]] = []
     monkeypatch.setattr(bootstrap, "REPOSITORY", tmp_path)
     monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
@@ -141,12 +144,31 @@ def test_set_up_does_nothing_twice_and_something_for_new_pins(tmp_path, monkeypa
     (tmp_path / "constraints.txt").write_text("one")
     assert [bootstrap.main(["demo"]), bootstrap.main(["demo"])] == [0, 0]
     assert [command[-3:] for command in commands] == [["constraints.txt", "-e", ".[demo]"]]
+    hint = f"without a GPU, take the former: Ctrl-C, then PIP_EXTRA_INDEX_URL={bootstrap.CPU_BUILDS} make"
+    assert capsys.readouterr().out.count(hint) == 1
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://somewhere")
     bootstrap.main(["test"])
     assert commands[1][-1] == ".[demo,test]", "what was installed before stays"
     (tmp_path / "constraints.txt").write_text("two")
     (tmp_path / ".venv" / "bin" / "python").touch()
     bootstrap.main([])
     assert commands[2][-1] == ".[demo,test]"
+    assert hint not in capsys.readouterr().out
+
+
+def test_the_pin_of_torch_takes_the_build_for_cpus_and_pip_prefers_it():
+    lines = (bootstrap.REPOSITORY / "constraints.txt").read_text().splitlines()
+    (pin,) = (one for line in lines if line.startswith("torch==") and (one := Requirement(line)))
+    version = Version(str(pin.specifier).removeprefix("=="))
+    assert pin.specifier.contains(f"{version}+cpu")
+    assert Version(f"{version}+cpu") > version
+
+
+def test_set_up_lets_pip_see_the_callers_index(monkeypatch):
+    """Which is how a machine without a GPU gets PyTorch's build for CPUs."""
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", bootstrap.CPU_BUILDS)
+    pip = [bootstrap.sys.executable, "-m", "pip", "config", "debug"]
+    assert bootstrap._run(["sh", "-c", f'{" ".join(pip)} | grep "PIP_EXTRA_INDEX_URL=.*{bootstrap.CPU_BUILDS}"']) == 0
 
 
 def test_set_up_without_venv_or_python(tmp_path, monkeypatch, capsys):
