@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from jobs.shown import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pydantic import ValidationError
+    from pydantic.fields import FieldInfo
 
 
 def problems(kind: type[BaseModel], error: ValidationError) -> list[str]:
@@ -45,6 +45,8 @@ def _problem(kind: type[BaseModel], key: str, error: Mapping[str, Any]) -> str:
         needed = [k for k, field in leaves(kind) if (k + ".").startswith(key + ".") and field.is_required()]
         return f"{key}: missing; set {' and '.join(f'{k}=VALUE' for k in needed or [key])}"
     found = "" if isinstance(error["input"], dict) else f" = {_found(error)}"
+    if error["type"] == "model_type":
+        return f"{key}{found}: a section, which takes no value itself; {_keys_for(kind, key, error['input'])}"
     return f"{key or kind.__name__}{found}: {_said(error)}"
 
 
@@ -68,15 +70,43 @@ def _hint(kind: type[BaseModel], location: list[str]) -> str:
     return f"did you mean {group}{near[0]}?" if near else f"known keys: {', '.join(siblings or known)}"
 
 
-def leaves(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _keys_for(kind: type[BaseModel], section: str, value: object) -> str:
+    """The keys of a section, and one that would take the value that was given to the section itself."""
+    fields = {key: field for key, field in leaves(kind) if key.startswith(f"{section}.")}
+    fitting = (f"{key}={without_secrets(str(value))}" for key, field in fields.items() if _takes(field, value))
+    return f"for example {next(fitting, f'{next(iter(fields))}=VALUE')}; known keys: {', '.join(sorted(fields))}"
+
+
+def _takes(field: FieldInfo, value: object) -> bool:
+    kind: Any = Annotated[field.annotation, field]
+    try:
+        # Strict, or True would pass for a number.
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return isinstance(value, str | int | float)
+
+
+def plain_sections(kind: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every section of a config class that has a plain value in place of its keys, with that."""
+    for name, info in kind.model_fields.items():
+        nested, value = _section_of(info), values.get(name)
+        if nested is not None and isinstance(value, dict):
+            yield from plain_sections(nested, value, f"{prefix}{name}.")
+        elif nested is not None and value is not None:
+            yield prefix + name, value
+
+
+def leaves(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every dotted key of a config class with its pydantic field."""
     for name, info in kind.model_fields.items():
-        nested = next((t for t in (info.annotation, *get_args(info.annotation)) if _is_settings(t)), None)
+        nested = _section_of(info)
         if nested is None:
             yield prefix + name, info
         else:
             yield from leaves(nested, f"{prefix}{name}.")
 
 
-def _is_settings(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _section_of(info: FieldInfo) -> type[BaseModel] | None:
+    kinds = (info.annotation, *get_args(info.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

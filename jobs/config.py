@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from yaml import YAMLError
 
-from jobs.complaints import problems
+from jobs.complaints import plain_sections, problems
 from jobs.patterns import check_expression, check_glob
 from jobs.shown import holds_password
 from model.config import Fraction, ImageConfig, Settings, SplitConfig
@@ -178,9 +178,15 @@ def load_job(kind: type[Job], file: Path | None, overrides: Sequence[str] = (), 
 
     Raises UserError that lists each wrong key with its value, the limit and the remedy.
     """
-    parts = [OmegaConf.create(), *([_read(file)] if file else []), _dotlist(overrides), _params(params)]
+    parts = [*([_read(file)] if file else []), *_dotlist(overrides), *_params(params)]
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(*parts), resolve=True)
+        config = OmegaConf.merge(OmegaConf.create(), *parts)
+        for part in parts:
+            # Merging drops a section's plain value without a word where another part gives one of the section's keys.
+            given: Any = OmegaConf.to_container(part)
+            for key, value in plain_sections(kind, given):
+                OmegaConf.update(config, key, value, merge=False)
+        merged = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"config error: {_first_line(error)}; check the ${{...}} references") from error
     return validated(kind, merged, str(file) if file else "the command line")
@@ -229,31 +235,32 @@ def _remedy(file: Path) -> str:
     )
 
 
-def _dotlist(overrides: Sequence[str]) -> Any:
+def _dotlist(overrides: Sequence[str]) -> list[Any]:
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
             raise UserError(f"override {override!r}: expected key=value, for example averaging.frequency=10")
     try:
-        return OmegaConf.from_dotlist(list(overrides))
+        return [OmegaConf.from_dotlist([override]) for override in overrides]
     except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"overrides {list(overrides)}: {_first_line(error)}; quote the value") from error
 
 
-def _params(text: str) -> Any:
+def _params(text: str) -> list[Any]:
     try:
         values = json.loads(text)
     except ValueError as error:
         raise UserError(f"--params is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"--params must be a JSON object of dotted keys, got {text[:80]}")
-    merged = OmegaConf.create()
+    parts = []
     for key, value in values.items():
         # A form's text is text: an interpolation in it is not obeyed.
         if "${" in json.dumps(value):
             raise UserError(f"{key} = {value!r}: ${{...}} is allowed in config files only")
-        OmegaConf.update(merged, key, value)
-    return merged
+        parts.append(OmegaConf.create())
+        OmegaConf.update(parts[-1], key, value)
+    return parts
 
 
 def _first_line(error: Exception) -> str:

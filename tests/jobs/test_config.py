@@ -111,7 +111,13 @@ def test_wrong_frequency_is_one_clear_line(given):
         ("optimizer.learning_rate=0", ["optimizer.learning_rate = 0", "greater than 0"]),
         ("optimizer.learning_rate=.nan", ["optimizer.learning_rate = nan", "finite"]),
         ("device=tpu", ["device = 'tpu'", "'auto', 'cpu' or 'cuda'"]),
-        ("averaging=5", ["averaging = 5"]),
+        ("averaging=5", ["averaging = 5: a section, ", "for example averaging.frequency=5; known keys: averaging."]),
+        ("optimizer=sgd", ["optimizer = 'sgd': a section, ", "for example optimizer.name=sgd; known keys: optimizer."]),
+        ("optimizer=0.1", ["optimizer = 0.1: a section, ", "for example optimizer.learning_rate=0.1; known keys: "]),
+        ("augmentation=true", ["augmentation = True: a section, ", "for example augmentation.probability=VALUE; "]),
+        ("optimizer=[sgd]", ["optimizer = ['sgd']: a section, ", "for example optimizer.name=VALUE; known keys: "]),
+        ("optimizer.schedule=cosine", ["optimizer.schedule = 'cosine': a section", "optimizer.schedule.name=cosine; "]),
+        ("tracking=http://u:secret@h", ["tracking = 'http://h': a section, ", "known keys: tracking.artifact_uri, "]),
         ("network=alexnet", ["network = 'alexnet'", "lenet, small_cnn, ", "my_package.nets:make"]),
         ("layers=[{layer: relu}]", ["layers are given, but network is lenet"]),
         ("layers=[{layer: relu}, {layer: conv, channels: 0, size: 3}]", ["layers, no. 2 channels: 0: ", "equal to 1"]),
@@ -139,6 +145,21 @@ def test_wrong_override(override, parts):
         assert part in message
     assert "\n    " not in message, "pydantic's own text has such lines"
     assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "params"),
+    [
+        ("", ["optimizer=sgd", "optimizer.learning_rate=0.1"], "{}"),
+        ("optimizer: sgd\n", ["optimizer.learning_rate=0.1"], "{}"),
+        ("", ["optimizer=sgd"], '{"optimizer.learning_rate": 0.1}'),
+        ("", [], '{"optimizer": "sgd", "optimizer.learning_rate": 0.1}'),
+    ],
+)
+def test_a_sections_plain_value_is_not_dropped_for_a_key_of_it(write, text, overrides, params):
+    message = refusal(file=write(YAML + text), overrides=["num_workers=0", *overrides], params=params)
+    assert "optimizer = 'sgd': a section" in message
+    assert "num_workers = 0" in message
 
 
 def test_a_mistake_of_many_is_told_with_all_others_and_the_file(write):
