@@ -9,15 +9,18 @@ average gradients instead.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .errors import WorldError
+from .errors import UserError, WorldError
 from .exchange import LostPeersError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from .meeting import Member
@@ -62,14 +65,17 @@ class Averager:
         self._dtype = EXCHANGE_DTYPES[config.exchange]
         self._message = torch.empty(0)
         self._floats_before = None if self._dtype == torch.float32 else _flat(self._tensors()[0])
+        self._is_settled = config.optimizer_state != "average"
 
     def average(self, weight: float, *, rank: int, round_index: int, loss: float = 0.0) -> None:
         """Replace this worker's state by the weighted mean over all workers, then take the outer step.
 
         `weight` is this worker's share; all workers' shares sum to 1. Raises DivergedError when this worker's state or
         `loss` is not finite and PeerDivergedError when another's is; then nothing was changed. Raises DivergedError
-        when the outer step's result is not finite.
+        when the outer step's result is not finite. Raises UserError where workers have optimizer state of different
+        parameters.
         """
+        self._check_states(rank=rank, round_index=round_index)
         floats, counters = self._tensors()
         advances = self._counter_values(counters) - self._counters_before_of(counters)
         values, tail = self._room(floats, len(advances))
@@ -126,14 +132,12 @@ class Averager:
         else:
             values *= weight
         sent = self._message.to(self._member.sums_on)
-        try:
+        with _told_of_lost_peers(rank, round_index):
             if self._dtype == torch.float32:
                 self._member.all_reduce(sent)
             else:
                 self._member.all_reduce(sent[: values.numel()], dtype=self._dtype)
                 self._member.all_reduce(sent[values.numel() :])
-        except LostPeersError as error:
-            raise PeerLostError(f"worker {rank} lost a peer in round {round_index}: {error}") from error
         if wrong:
             raise _diverged(rank, round_index, wrong)
         if sent[-1] > 0:
@@ -142,6 +146,37 @@ class Averager:
             )
         if sent is not self._message:
             self._message.copy_(sent)
+
+    def _check_states(self, *, rank: int, round_index: int) -> None:
+        """Raise UserError unless all workers' optimizers have state of the same parameters.
+
+        An optimizer makes it when a parameter first has a gradient, which may be later on one worker than on another.
+        Messages would then not match, and be summed all the same.
+        """
+        if self._is_settled:
+            return
+        named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
+        own = [bool(self._optimizer.state.get(parameter)) for _, parameter in named]
+        with _told_of_lost_peers(rank, round_index):
+            *counts, num_workers = self._sum_of([*own, True])
+            for index, count in enumerate(counts):
+                if 0 < count < num_workers:
+                    raise self._unlike(named[index][0], own[index], rank, num_workers, round_index)
+        # Where no worker has any after a round, the optimizer keeps none.
+        self._is_settled = all(counts) or not any(counts)
+
+    def _unlike(self, name: str, is_own: bool, rank: int, num_workers: int, round_index: int) -> UserError:
+        has_state = self._sum_of([is_own and peer == rank for peer in range(num_workers)])
+        return UserError(
+            f"optimizer states can't be averaged in round {round_index}: worker {has_state.index(1)} has one of "
+            f"parameter {name}, worker {has_state.index(0)} has none yet, since its minibatches gave no gradient; set "
+            "averaging.optimizer_state to keep or reset, or let each step of the network use all its parameters"
+        )
+
+    def _sum_of(self, own: list[bool]) -> list[int]:
+        sums = torch.tensor(own, dtype=torch.float32, device=self._member.sums_on)
+        self._member.all_reduce(sums)
+        return [int(value) for value in sums.tolist()]
 
     def _before(self, values: Tensor) -> Tensor | None:
         """What the last average left, where changes travel in place of values: short floats keep those well enough."""
@@ -191,6 +226,14 @@ class Averager:
             # All workers take the same step, so all stop here.
             raise _diverged(rank, round_index, "parameters, by the outer step, were", "averaging.outer or ")
         _unflat(self._previous, self._params)
+
+
+@contextmanager
+def _told_of_lost_peers(rank: int, round_index: int) -> Iterator[None]:
+    try:
+        yield
+    except LostPeersError as error:
+        raise PeerLostError(f"worker {rank} lost a peer in round {round_index}: {error}") from error
 
 
 def _diverged(rank: int, round_index: int, what: str, also: str = "") -> DivergedError:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from model.averaging import Averager
+from model.errors import UserError
+from model.meeting import Member
 from model.training_config import AveragingConfig
 
 from .averaging import OPTIMIZERS, State, Worker, assert_bits, is_counter, mean_of, one_round, together
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from model.meeting import Member
 
 WEIGHTS = [[0.5, 0.5], [0.9, 0.1], [0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3]]
 
@@ -155,3 +156,80 @@ def test_gradients_become_the_weighted_mean_and_a_worker_without_any_takes_the_o
         for _, after in results:
             torch.testing.assert_close(after[index], mean, rtol=tolerance, atol=tolerance)
             assert torch.equal(after[index], results[0][1][index])
+
+
+class Skipping(nn.Module):
+    """A network that leaves its second layer out where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.unused = nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.skips = False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scores = self.first(inputs)
+        return scores if self.skips else self.second(scores)
+
+
+def of_skipping(members, skips: list[list[bool]], **config) -> list[Any]:
+    """Each worker's state after rounds in which it skips or not, or its error."""
+
+    def work(rank: int, member: Member) -> Any:
+        worker = Worker(Skipping(), rank, member, AveragingConfig(**config), "adam")
+        for round_index, skips_now in enumerate(skips):
+            worker.model.skips = skips_now[rank]
+            worker.steps(1)
+            try:
+                worker.average(1 / len(skips_now), round_index)
+            except UserError as error:
+                return str(error)
+        return worker.state()
+
+    return together(members[len(skips[0])], work)
+
+
+def test_states_of_different_parameters_are_never_summed(members):
+    said = of_skipping(members, [[True, True, True], [False, True, True]])
+    expected = (
+        "optimizer states can't be averaged in round 1: worker 0 has one of parameter second.weight, worker 1 has "
+        "none yet, since its minibatches gave no gradient; set averaging.optimizer_state to keep or reset, or let "
+        "each step of the network use all its parameters"
+    )
+    assert said == [expected] * 3, "all workers say the same"
+
+
+@pytest.mark.parametrize("policy", ["keep", "reset"])
+def test_with_states_that_do_not_travel_a_network_may_skip(members, policy):
+    first, second = of_skipping(members, [[False, True], [True, False]], optimizer_state=policy)
+    assert torch.equal(first["model.second.weight"], second["model.second.weight"])
+
+
+def test_what_no_worker_has_a_gradient_of_needs_no_state(members):
+    first, second = of_skipping(members, [[True, True], [False, False], [True, False]])
+    assert_bits(first, second)
+
+
+def test_workers_compare_what_state_they_have_until_all_have_all(members, template, monkeypatch):
+    """A comparison costs a sum: where nothing can change any more there is none."""
+    sizes = []
+
+    def work(rank: int, member: Member) -> None:
+        for optimizer in ("adam", "plain"):
+            worker = Worker(template, rank, member, AveragingConfig(), "adam")
+            if optimizer == "plain":
+                worker.optimizer = torch.optim.SGD(worker.model.parameters(), lr=0.1)
+                worker.averager = Averager(worker.model, worker.optimizer, AveragingConfig(), member, None)
+            for round_index in range(3):
+                worker.steps(1)
+                worker.average(0.5, round_index)
+
+    reduce = Member.all_reduce
+
+    def counted(self: Member, values: Tensor, **options: Any) -> None:
+        sizes.append(values.numel())
+        reduce(self, values, **options)
+
+    monkeypatch.setattr(Member, "all_reduce", counted)
+    together(members[2], work)
+    assert sizes.count(6 + 1) == 2 * 2, "once for each worker and optimizer"
+    assert len(sizes) == 2 * 2 * (1 + 3)
