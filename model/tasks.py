@@ -109,13 +109,26 @@ def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report |
     try:
         _board(task).tell(Progress(socket.gethostname()))
         this_environment().check_same(task.environment)
-        return work(task, device if isinstance(device, str) else device())
+        return _within_memory(work, task, device if isinstance(device, str) else device())
     except Exception as error:
         failure = Failure(task.rank, socket.gethostname(), *_described(task, error))
         # Peers may wait for this worker already, whether it came to meet them or not.
         with suppress(RuntimeError):
             _board(task).leave(error)
         return failure
+
+
+def _within_memory(work: Work, task: Task, device: str) -> Report:
+    try:
+        return work(task, device)
+    except torch.OutOfMemoryError as error:
+        config = task.config
+        remedy = f"lower batch_size_per_worker (now {config.batch_size_per_worker})"
+        if config.compute.precision != "bfloat16":
+            remedy += " or set compute.precision=bfloat16"
+        if config.allow_shared_gpu:
+            remedy += ", or lower num_workers, since allow_shared_gpu is set"
+        raise UserError(f"{device} has too little memory: {f'{error}'.split('. GPU ')[0]}; {remedy}") from error
 
 
 def _board(task: Task) -> Board:

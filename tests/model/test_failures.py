@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from torch.distributed import DistBackendError, DistStoreError
 
 from model.averaging import DivergedError, PeerDivergedError, PeerLostError
@@ -96,6 +98,35 @@ def test_errors_are_told_apart_and_all_are_told_to_the_others(alone, error, kind
     assert (found.kind, found.message) == (kind, said)
     assert meeting.abort_reason(task.address) == str(error)
     assert meeting.progress(task.address, 1)[0].is_done
+
+
+CUDA_SAYS = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 15.77 GiB of which 1.06 GiB is "
+    "free. Including non-PyTorch memory, this process has 14.70 GiB memory in use."
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({}, "lower batch_size_per_worker (now 512) or set compute.precision=bfloat16"),
+        ({"compute": {"precision": "bfloat16"}}, "lower batch_size_per_worker (now 512)"),
+        (
+            {"compute": {"precision": "bfloat16"}, "allow_shared_gpu": True},
+            "lower batch_size_per_worker (now 512), or lower num_workers, since allow_shared_gpu is set",
+        ),
+    ],
+)
+def test_too_large_a_step_for_a_gpus_memory_is_the_users_mistake(alone, changes, remedy):
+    task, _ = alone
+    task = replace(task, config=TrainingConfig(timeout_s=5, batch_size_per_worker=512, **changes))
+
+    def work(task: Task, device: str) -> Report:
+        raise torch.OutOfMemoryError(CUDA_SAYS)
+
+    found = attempt(work, task, lambda: "cuda:1")
+    said = "cuda:1 has too little memory: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert (found.kind, found.message) == ("user", f"{said}; {remedy}")
 
 
 def test_what_only_workers_know_is_not_in_their_errors(alone):
