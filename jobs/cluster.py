@@ -263,20 +263,26 @@ def driver_host(session: SparkSession) -> str:
 def task_device(wanted: str) -> str:
     """The device of the running Spark task: the GPU that Spark gave it, else one by its rank, else the CPU.
 
-    Raises UserError when cuda is wanted and none is there.
+    Raises UserError when a GPU is wanted, or Spark gave the task one, and torch finds none.
     """
     import torch
 
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    if wanted == "cpu":
         return "cpu"
-    if not torch.cuda.is_available():
-        raise UserError("device is cuda, but torch finds no GPU on this machine: set device=auto or cpu")
     context = BarrierTaskContext.get()
     assert context is not None, "only a Spark task owns a device"
     gpu = context.resources().get("gpu")
+    if torch.cuda.is_available():
+        return f"cuda:{gpu.addresses[0] if gpu else context.partitionId() % torch.cuda.device_count()}"
     if gpu is not None:
-        return f"cuda:{gpu.addresses[0]}"
-    return f"cuda:{context.partitionId() % torch.cuda.device_count()}"
+        # On the CPU it would never meet its peers that have a GPU.
+        raise UserError(
+            f"Spark gave this task the GPU {gpu.addresses[0]}, but torch {torch.__version__} finds none: install a "
+            "torch for CUDA and NVIDIA's driver on this machine, or set device=cpu"
+        )
+    if wanted == "cuda":
+        raise UserError("device is cuda, but torch finds no GPU on this machine: set device=auto or cpu")
+    return "cpu"
 
 
 def first_cause(error: BaseException) -> str:

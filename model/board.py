@@ -79,15 +79,23 @@ class Board:
 
     def get(self, key: str) -> str:
         """The value of a key, once it is there. Raises AbortedError, and TimeoutError after the segment's timeout."""
+        return self.get_all([key])[0]
+
+    def get_all(self, keys: list[str]) -> list[str]:
+        """The values of some keys, once all are there; errors as `get`. It takes no more requests than one key does."""
         # Short waits of our own: one of the store's would not see that the segment was given up.
         deadline, pause_s = time.monotonic() + self._timeout_s, _FIRST_PAUSE_S
-        while not self.store.check([key]):
+        while not self.store.check(keys):
             self.look()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no {key} for {self._timeout_s:g} s")
+                raise TimeoutError(f"no {', '.join(self.missing(keys))} for {self._timeout_s:g} s")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        return self.store.get(key).decode()
+        return [value.decode() for value in self.store.multi_get(keys)]
+
+    def missing(self, keys: list[str]) -> list[str]:
+        """Those of some keys that are not there yet."""
+        return [key for key in keys if not self.store.check([key])]
 
     def look(self) -> None:
         """Raise AbortedError when the segment was given up."""

@@ -37,19 +37,6 @@ class Environment:
             )
 
 
-def check_same_cuda(versions: list[str]) -> None:
-    """Raise UserError unless all workers' torch is for one CUDA, given each one's host and version in a string."""
-    hosts: dict[str, str] = {}
-    for host_version in versions:
-        host, version_of_cuda = host_version.rsplit(" ", 1)
-        hosts.setdefault(version_of_cuda, host)
-    if len(hosts) > 1:
-        found = "; ".join(f"{version_of_cuda} on {host}" for version_of_cuda, host in hosts.items())
-        raise UserError(
-            f"the workers' torch was built for different versions of CUDA ({found}): install one build on all"
-        )
-
-
 @lru_cache(maxsize=1)
 def this_environment() -> Environment:
     """The running process's."""

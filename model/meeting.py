@@ -11,15 +11,15 @@ import secrets
 import socket
 import threading
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # its stubs name them elsewhere
 
 from .board import ABORT, Address, Board, Progress, progress_key
-from .environment import check_same_cuda
 from .exchange import Exchange, UnmetPeersError
-from .gpus import GroupExchange, check_distinct, gpu_name
+from .gpus import GroupExchange, Place, check_alike, check_distinct, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,8 @@ class Member:
     ) -> None:
         """Meet the others.
 
-        Raises UserError when two share a GPU and may not, UnmetPeersError when one does not come.
+        Raises UserError when some have a GPU and others none, or two share one and may not, UnmetPeersError when one
+        does not come.
         """
         self._board = Board(address, rank=rank, timeout_s=timeout_s)
         self._rank = rank
@@ -119,16 +120,14 @@ class Member:
         if not sums or num_workers == 1:
             return
         common = {"rank": rank, "num_workers": num_workers, "timeout_s": timeout_s}
-        if device != "cpu" and self._has_own_gpu(device, allow_shared=allow_shared_gpu):
+        places = self._gathered(place_of(device))
+        check_alike(places)
+        if device != "cpu" and check_distinct(places, allow_shared=allow_shared_gpu):
             self.sums_on = device
             self._exchange = GroupExchange(self._board.store, backend="nccl", device=device, **common)
         else:
             own_host = _own_host(address, timeout_s)
             self._exchange = Exchange(self._board, secret=address.secret, own_host=own_host, **common)
-
-    def _has_own_gpu(self, device: str, *, allow_shared: bool) -> bool:
-        check_same_cuda(self._gather("cuda", f"{socket.gethostname()} {torch.version.cuda}"))
-        return check_distinct(self._gather("gpu", gpu_name(device)), allow_shared=allow_shared)
 
     def all_reduce(self, values: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """Sum float32 values on `sums_on` over all workers, in place; they travel as `dtype`.
@@ -149,16 +148,15 @@ class Member:
             self._board.tell(self._progress)
             self._board.look()
 
-    def _gather(self, name: str, value: str) -> list[str]:
-        """What all workers give for `name`, in the order of ranks."""
-        self._board.set(f"{name}/{self._rank}", value)
-        found: list[str] = []
+    def _gathered(self, place: Place) -> list[Place]:
+        """The places of all workers, in the order of ranks."""
+        keys = [f"place/{rank}" for rank in range(self._num_workers)]
+        self._board.set(keys[self._rank], json.dumps(asdict(place)))
         try:
-            while len(found) < self._num_workers:
-                found.append(self._board.get(f"{name}/{len(found)}"))
+            return [Place(**json.loads(text)) for text in self._board.get_all(keys)]
         except TimeoutError as error:
-            raise UnmetPeersError(self._rank, [len(found)], f"{error}") from error
-        return found
+            missing = [keys.index(key) for key in self._board.missing(keys)]
+            raise UnmetPeersError(self._rank, missing, f"{error}") from error
 
     def __enter__(self) -> Self:
         return self

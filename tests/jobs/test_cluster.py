@@ -137,7 +137,8 @@ echo '{"name": "gpu", "addresses": ["ADDRESS"]}'
 LOOK = """
 import json, sys
 from pyspark import BarrierTaskContext, TaskContext
-from jobs.cluster import BarrierTransport, driver_host, open_session, run_tasks
+from jobs.cluster import BarrierTransport, driver_host, open_session, run_tasks, task_device
+from model.errors import UserError
 from model.meeting import Meeting
 
 def of_etl(_number):
@@ -146,12 +147,19 @@ def of_etl(_number):
 def of_training(_numbers):
     yield BarrierTaskContext.get().resources()["gpu"].addresses
 
+def device(_numbers):
+    try:
+        yield task_device("auto")
+    except UserError as error:
+        yield error.args[0]
+
 with open_session("gpus", json.loads(sys.argv[1])) as session:
     print("etl", run_tasks(session, of_etl, [0, 1, 2, 3]))
     transport = BarrierTransport(session, Meeting(driver_host(session)), 2)
     print("slots", transport.num_slots())
     tasks = session.sparkContext.parallelize([0, 1], 2).withResources(transport._profile)
     print("training", sorted(tasks.barrier().mapPartitions(of_training).collect()))
+    print("devices", sorted(tasks.barrier().mapPartitions(device).collect()))
 """
 
 
@@ -173,6 +181,12 @@ def test_the_training_alone_asks_for_gpus_and_each_task_gets_its_own(tmp_path):
     assert "etl [[], [], [], []]" in done.stdout
     assert "slots 2" in done.stdout
     assert "training [['0'], ['1']]" in done.stdout
+    if not torch.cuda.is_available():
+        for address in ("0", "1"):
+            assert re.search(
+                rf"Spark gave this task the GPU {address}, but torch \S+ finds none: install .* or set device=cpu",
+                done.stdout,
+            ), done.stdout
 
 
 def test_a_second_driver_is_refused_and_changes_nothing(cluster_job, run_cli):

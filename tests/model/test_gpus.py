@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import socket
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from model.errors import UserError
-from model.gpus import GroupExchange, check_distinct
+from model.gpus import GroupExchange, Place, check_alike, check_distinct, place_of
 from model.meeting import Meeting
 
 if TYPE_CHECKING:
@@ -19,20 +20,39 @@ if TYPE_CHECKING:
 NUM_WORKERS = 2
 
 
+def places(*names: str) -> list[Place]:
+    """Places of workers, from a host and a GPU each."""
+    return [Place(host, "cuda", gpu, "13.0") for host, gpu in (name.split() for name in names)]
+
+
 def test_workers_with_gpus_of_their_own_are_distinct():
-    assert check_distinct(["a GPU-1", "a GPU-2", "b GPU-1"], allow_shared=False)
+    assert check_distinct(places("a GPU-1", "a GPU-2", "b GPU-1"), allow_shared=False)
     assert check_distinct([], allow_shared=False)
 
 
 def test_workers_of_one_gpu_are_refused_by_name():
     with pytest.raises(UserError) as refused:
-        check_distinct(["a GPU-1", "b GPU-3", "a GPU-1"], allow_shared=False)
+        check_distinct(places("a GPU-1", "b GPU-3", "a GPU-1"), allow_shared=False)
     for part in ("workers 0, 2 on a share the GPU GPU-1", "lower num_workers", "allow_shared_gpu=true"):
         assert part in str(refused.value)
 
 
 def test_workers_of_one_gpu_may_be_allowed():
-    assert not check_distinct(["a GPU-1", "a GPU-1"], allow_shared=True)
+    assert not check_distinct(places("a GPU-1", "a GPU-1"), allow_shared=True)
+
+
+def test_workers_on_gpus_need_torch_of_one_cuda():
+    check_alike(places("a GPU-1", "b GPU-1"))
+    with pytest.raises(
+        UserError, match=r"CUDA \(13\.0 for worker 0 on a; 12\.8 for worker 1 on c\): install one build"
+    ):
+        check_alike([*places("a GPU-1"), Place("c", "cuda", "GPU-1", "12.8")])
+
+
+def test_workers_on_cpus_may_have_any_build_of_torch():
+    place = place_of("cpu")
+    assert (place.host, place.kind) == (socket.gethostname(), "cpu")
+    check_alike([place, place])
 
 
 def values_of(rank: int, size: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +13,9 @@ import pytest
 from torch.distributed import TCPStore
 
 from model.board import AbortedError, Board, Progress
-from model.environment import check_same_cuda
 from model.errors import UserError
+from model.exchange import UnmetPeersError
+from model.gpus import Place
 from model.meeting import Meeting, Member
 
 if TYPE_CHECKING:
@@ -111,7 +113,28 @@ def test_of_a_segment_that_ended_only_the_word_to_stop_is_left():
     assert meeting.progress(other, 1) == {0: Progress("a")}
 
 
-def test_workers_on_gpus_need_torch_of_one_cuda():
-    check_same_cuda(["a 12.8", "b 12.8"])
-    with pytest.raises(UserError, match=r"different versions of CUDA \(12\.8 on a; 13\.0 on c\): install one build"):
-        check_same_cuda(["a 12.8", "b 12.8", "c 13.0"])
+def test_workers_that_do_not_come_to_say_where_they_compute_are_named():
+    meeting = Meeting()
+    with pytest.raises(UnmetPeersError, match=r"worker 0 could not meet workers 1, 2: no place/1, place/2 for 1 s"):
+        Member(meeting.new_address(), rank=0, num_workers=3, timeout_s=1)
+
+
+def test_workers_of_which_only_some_have_a_gpu_hear_it_at_once(monkeypatch):
+    """As where one machine's driver is broken: by themselves some would wait for NCCL and others for TCP."""
+    cpu, gpu = Place("a", "cpu"), Place("b", "cuda", "GPU-1", "13.0")
+    monkeypatch.setattr("model.meeting.place_of", {"cpu": cpu, "cuda:0": gpu}.get)
+    meeting = Meeting()
+    address = meeting.new_address()
+
+    def meet(rank: int, device: str) -> str:
+        with pytest.raises(UserError) as refused:
+            Member(address, rank=rank, num_workers=2, timeout_s=300, device=device)
+        return str(refused.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(meet, range(2), ["cpu", "cuda:0"]))
+    expected = (
+        "workers compute on different kinds of device (cpu for worker 0 on a; cuda for worker 1 on b) and can't "
+        "average: give each a GPU and a torch for CUDA, or set device=cpu"
+    )
+    assert said == [expected] * 2
