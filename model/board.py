@@ -106,11 +106,16 @@ class Board:
         """Tell the driver how far this worker is."""
         self.set(progress_key(self._rank), json.dumps(asdict(progress)))
 
+    def stop_all(self, error: BaseException) -> None:
+        """Tell all workers to stop; the first who does so says why."""
+        with contextlib.suppress(RuntimeError):  # the driver may be gone
+            self.store.compare_set(ABORT, "", self._address.hidden(f"{error}"))
+
     def leave(self, error: BaseException | None) -> None:
         """Tell the driver to wait for this worker no more, and after an error all workers to stop."""
-        with contextlib.suppress(RuntimeError):  # the driver may be gone
-            if error is not None:
-                self.store.compare_set(ABORT, "", self._address.hidden(f"{error}"))
+        if error is not None:
+            self.stop_all(error)
+        with contextlib.suppress(RuntimeError):
             key = progress_key(self._rank)
             if self.store.check([key]):
                 self.tell(replace(Progress(**json.loads(self.store.get(key))), is_done=True))

@@ -91,7 +91,7 @@ class Exchange:
         if wire is not values:
             values.copy_(wire)
 
-    def close(self) -> None:
+    def close(self, *, broken: bool = False) -> None:  # noqa: ARG002 - to a connection it is all the same
         """Close all connections; peers that wait for this worker see it at once."""
         for peer in self._peers.values():
             peer.close()

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import time
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from .errors import UserError
+from .exchange import LostPeersError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
-    from torch.distributed import Store  # type: ignore[attr-defined] # its stubs name it elsewhere
+
+    from .board import Board
 
 T = TypeVar("T")
+_ASKING_S = 0.0005
+_LONGEST_PAUSE_S = 0.001
+_LOOK_S = 1.0
+_GRACE_S = 60
 
 
 @dataclass(frozen=True)
@@ -88,34 +98,78 @@ class GroupExchange:
     """Sums over all workers by a process group of torch.distributed, on its device. Errors are RuntimeErrors."""
 
     def __init__(
-        self, store: Store, *, backend: str, device: str, rank: int, num_workers: int, timeout_s: float
+        self, board: Board, *, backend: str, device: str, rank: int, num_workers: int, timeout_s: float
     ) -> None:
         """Join the others' group. Raises RuntimeError when one does not come."""
+        self._board = board
         self._num_workers = num_workers
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=rank,
-            world_size=num_workers,
-            timeout=timedelta(seconds=timeout_s),
-            device_id=torch.device(device) if backend == "nccl" else None,
-        )
+        self._timeout_s = timeout_s
+        with _no_end_of_the_process():
+            dist.init_process_group(
+                backend,
+                store=board.store,
+                rank=rank,
+                world_size=num_workers,
+                # This worker gives up first: it can say so, and leaves nothing behind.
+                timeout=timedelta(seconds=timeout_s + _GRACE_S),
+                device_id=torch.device(device) if backend == "nccl" else None,
+            )
 
     def all_reduce(self, values: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
-        """Sum float32 values over all workers, in place; they travel as `dtype` and are added in float32."""
+        """Sum float32 values over all workers, in place; they travel as `dtype` and are added in float32.
+
+        Raises AbortedError when the segment was given up, LostPeersError after the time.
+        """
         if dtype == torch.float32:
-            dist.all_reduce(values)
+            self._wait(dist.all_reduce(values, async_op=True))
             return
         # The group would add in the short type. So each worker adds a part of the values, which all send it.
         size = -(-values.numel() // self._num_workers)
         wire = torch.zeros(size * self._num_workers, dtype=dtype, device=values.device)
         wire[: values.numel()] = values
         inbox = torch.empty_like(wire)
-        dist.all_to_all_single(inbox, wire)
+        self._wait(dist.all_to_all_single(inbox, wire, async_op=True))
         total = inbox.reshape(self._num_workers, size).float().sum(dim=0)
-        dist.all_gather_into_tensor(wire, total.to(dtype))
+        self._wait(dist.all_gather_into_tensor(wire, total.to(dtype), async_op=True))
         values.copy_(wire[: values.numel()])
 
-    def close(self) -> None:
-        """Leave the group; Python workers serve many segments, and the next one makes a group of its own."""
-        dist.destroy_process_group()
+    def _wait(self, work: dist.Work) -> None:
+        """Wait for a sum, but no longer than all peers are there: NCCL itself would not see that one left."""
+        started = looked = time.monotonic()
+        while not work.is_completed():
+            now = time.monotonic()
+            waited_s = now - started
+            if now - looked >= _LOOK_S:
+                looked = now
+                self._board.look()
+            if waited_s > self._timeout_s:
+                raise LostPeersError([], f"no sum with the others for {self._timeout_s:g} s")
+            # A short sum is over while this asks again and again, and to a long one a 20th more is little.
+            time.sleep(0 if waited_s < _ASKING_S else min(waited_s / 20, _LONGEST_PAUSE_S))
+        work.wait()
+
+    def close(self, *, broken: bool = False) -> None:
+        """Leave the group; Python workers serve many segments, and the next one makes a group of its own.
+
+        A `broken` one is left without a word: NCCL waits at an orderly end for sums that others never take part in.
+        """
+        if broken:
+            # The name is torch's own, of 2.13; a public one ends what is under way, but does not forget the group.
+            distributed_c10d._abort_process_group()  # noqa: SLF001
+        else:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _no_end_of_the_process() -> Iterator[None]:
+    """Groups of NCCL that are made meanwhile leave failures to who waits; by default they end the process."""
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

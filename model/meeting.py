@@ -124,7 +124,7 @@ class Member:
         check_alike(places)
         if device != "cpu" and check_distinct(places, allow_shared=allow_shared_gpu):
             self.sums_on = device
-            self._exchange = GroupExchange(self._board.store, backend="nccl", device=device, **common)
+            self._exchange = GroupExchange(self._board, backend="nccl", device=device, **common)
         else:
             own_host = _own_host(address, timeout_s)
             self._exchange = Exchange(self._board, secret=address.secret, own_host=own_host, **common)
@@ -166,9 +166,18 @@ class Member:
 
         After an error all peers are told to stop, those too that compute for long before the next sum.
         """
-        if self._exchange is not None:
-            self._exchange.close()
-        self._board.leave(error)
+        if error is not None:
+            # First of all: they may wait in a group that this worker could not leave before them.
+            self._board.stop_all(error)
+        try:
+            if self._exchange is not None:
+                self._exchange.close(broken=error is not None)
+        except RuntimeError as failure:
+            if error is None:
+                raise
+            log.warning("worker %d failed, and so did its leaving the others: %s", self._rank, failure)
+        finally:
+            self._board.leave(error)
 
 
 def _own_host(address: Address, timeout_s: float) -> str:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
+import time
 from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from model.board import Board
 from model.errors import UserError
 from model.gpus import GroupExchange, Place, check_alike, check_distinct, place_of
 from model.meeting import Meeting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from model.board import Address
 
 NUM_WORKERS = 2
@@ -59,15 +67,29 @@ def values_of(rank: int, size: int) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(rank))
 
 
+@pytest.fixture(scope="module")
+def in_processes() -> Iterator[Callable[[Callable[[Address, int], Any]], list[Any]]]:
+    """What some work gives in a process of each rank; as Spark's Python workers they serve one after the other."""
+    meeting = Meeting()
+    with ProcessPoolExecutor(NUM_WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+
+        def results(work: Callable[[Address, int], Any]) -> list[Any]:
+            address = meeting.new_address()
+            return [future.result(90) for future in [pool.submit(work, address, rank) for rank in range(NUM_WORKERS)]]
+
+        yield results
+
+
+def group(board: Board, rank: int, timeout_s: float = 60) -> GroupExchange:
+    return GroupExchange(board, backend="gloo", device="cpu", rank=rank, num_workers=NUM_WORKERS, timeout_s=timeout_s)
+
+
 def _sums(address: Address, rank: int) -> list[torch.Tensor]:
     """What a worker gets from two groups, one after the other, as in two segments."""
-    from torch.distributed import PrefixStore, TCPStore
-
-    client = TCPStore(address.host, address.port, None, False)
     results = []
     for number, dtype in enumerate((torch.float32, torch.bfloat16)):
-        store = PrefixStore(f"{address.prefix}/{number}", client)
-        exchange = GroupExchange(store, backend="gloo", device="cpu", rank=rank, num_workers=NUM_WORKERS, timeout_s=60)
+        board = Board(replace(address, prefix=f"{address.prefix}/{number}"), rank=rank, timeout_s=60)
+        exchange = group(board, rank)
         try:
             for size in (1, 7, 1000):
                 values = values_of(rank, size)
@@ -78,11 +100,8 @@ def _sums(address: Address, rank: int) -> list[torch.Tensor]:
     return results
 
 
-def test_a_group_sums_in_float32_and_leaves_no_group_behind():
-    meeting = Meeting()
-    address = meeting.new_address()
-    with ProcessPoolExecutor(NUM_WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
-        ours, theirs = [future.result(90) for future in [pool.submit(_sums, address, rank) for rank in (0, 1)]]
+def test_a_group_sums_in_float32_and_leaves_no_group_behind(in_processes):
+    ours, theirs = in_processes(_sums)
     for mine, other in zip(ours, theirs, strict=True):
         assert torch.equal(mine, other), "all workers hold the same bits"
     for whole, halves, size in zip(ours[:3], ours[3:], (1, 7, 1000), strict=True):
@@ -90,3 +109,75 @@ def test_a_group_sums_in_float32_and_leaves_no_group_behind():
         torch.testing.assert_close(whole.double(), exact, rtol=1e-6, atol=1e-6)
         parts = sum(values_of(rank, size).abs() for rank in range(NUM_WORKERS))
         assert ((halves.double() - exact).abs() <= 2**-7 * parts).all()
+
+
+def _waits_in_vain(address: Address, rank: int, *, fails: bool, dtype: torch.dtype = torch.float32) -> str:
+    """What worker 0 hears that waits for a sum, while worker 1 stays in the group and fails or hangs."""
+    board = Board(address, rank=rank, timeout_s=60)
+    exchange = group(board, rank, timeout_s=60 if fails else 1)
+    try:
+        if rank == 1:
+            if fails:
+                board.stop_all(OSError("disk"))
+            board.store.get("heard")
+            return ""
+        exchange.all_reduce(torch.ones(10), dtype=dtype)
+    except RuntimeError as error:
+        board.set("heard", "")
+        return f"{type(error).__name__}: {error}"
+    finally:
+        exchange.close(broken=True)
+        assert not torch.distributed.is_initialized()
+    return "a sum"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_who_waits_for_a_sum_hears_that_a_peer_failed(in_processes, dtype):
+    heard, _ = in_processes(partial(_waits_in_vain, fails=True, dtype=dtype))
+    assert heard == "AbortedError: worker 0 was told to stop: disk"
+
+
+def test_who_waits_for_a_sum_gives_up_after_the_time(in_processes):
+    heard, _ = in_processes(partial(_waits_in_vain, fails=False))
+    assert heard == "LostPeersError: no sum with the others for 1 s"
+
+
+class Sum:
+    """A sum that takes a while, as a group's work."""
+
+    def __init__(self, duration_s: float) -> None:
+        self._end_s = time.monotonic() + duration_s
+        self.num_questions = 0
+
+    def is_completed(self) -> bool:
+        self.num_questions += 1
+        return time.monotonic() > self._end_s
+
+    def wait(self) -> None:
+        assert time.monotonic() > self._end_s
+
+
+def test_waiting_for_long_takes_no_core():
+    """For a short sum it asks without a pause."""
+    exchange = GroupExchange.__new__(GroupExchange)
+    exchange._board, exchange._timeout_s = None, 60
+    short, long = Sum(0.0001), Sum(0.5)
+    exchange._wait(short)
+    started = time.thread_time()
+    exchange._wait(long)
+    assert time.thread_time() - started < 0.1
+    assert short.num_questions > 1
+    assert long.num_questions < 5000
+
+
+def test_nccl_leaves_failures_to_us_and_the_environment_as_it_was(monkeypatch):
+    seen = []
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: seen.append(dict(os.environ)))
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    for before in (None, "1"):
+        monkeypatch.delenv(name, raising=False)
+        if before is not None:
+            monkeypatch.setenv(name, before)
+        GroupExchange(SimpleNamespace(store=None), backend="nccl", device="cuda:1", rank=0, num_workers=2, timeout_s=60)
+        assert os.environ.get(name) == before
+    assert [environment[name] for environment in seen] == ["0", "0"]

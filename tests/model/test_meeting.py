@@ -101,6 +101,35 @@ def test_the_first_who_fails_says_why_and_all_that_leave_are_done():
     assert meeting.progress(address, 3) == dict.fromkeys(range(3), Progress("a", round_index=4, is_done=True))
 
 
+@pytest.mark.parametrize("error", [OSError("disk"), None])
+def test_peers_are_told_of_an_error_before_a_group_is_left_and_the_driver_afterwards(caplog, error):
+    """To leave a group may take long, or fail: peers must not wait for that, and the driver must still watch it."""
+    meeting = Meeting()
+    address = meeting.new_address()
+    seen = []
+
+    class Group:
+        def close(self, *, broken: bool) -> None:
+            seen.append((broken, meeting.abort_reason(address), meeting.progress(address, 1)[0].is_done))
+            raise RuntimeError("NCCL")
+
+    member = Member(address, rank=0, num_workers=1, timeout_s=5)
+    member._exchange = Group()
+
+    def work() -> None:
+        with member:
+            if error is not None:
+                raise error
+
+    with pytest.raises((OSError, RuntimeError)) as raised:
+        work()
+    assert seen == [(True, "disk", False) if error else (False, "", False)]
+    assert meeting.progress(address, 1)[0].is_done
+    # The first error is the cause.
+    assert str(raised.value) == ("disk" if error else "NCCL")
+    assert ("worker 0 failed, and so did its leaving the others: NCCL" in caplog.text) == (error is not None)
+
+
 def test_of_a_segment_that_ended_only_the_word_to_stop_is_left():
     meeting = Meeting()
     address, other = meeting.new_address(), meeting.new_address()
