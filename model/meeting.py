@@ -90,7 +90,8 @@ def _store_at(host: str) -> TCPStore:
 class Member:
     """A worker's side: sums over all workers, and progress to the driver. Without `sums` it only reports.
 
-    Workers on GPUs of their own sum on them by NCCL; all others sum on the CPU by `Exchange`.
+    Workers on GPUs of their own sum on them by NCCL, and one that is alone has its sums where it computes; all others
+    sum on the CPU by `Exchange`.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Member:
         self._num_workers = num_workers
         self._last_report_s = 0.0
         self._progress = Progress(socket.gethostname(), is_ready=True)
-        self.sums_on = "cpu"
+        self.sums_on = device if num_workers == 1 else "cpu"
         self.report(lambda progress: progress)
         self._exchange: Exchange | GroupExchange | None = None
         if not sums or num_workers == 1:

@@ -130,6 +130,11 @@ def test_peers_are_told_of_an_error_before_a_group_is_left_and_the_driver_afterw
     assert ("worker 0 failed, and so did its leaving the others: NCCL" in caplog.text) == (error is not None)
 
 
+def test_a_worker_that_is_alone_sends_nothing_from_its_device_to_the_cpu():
+    meeting = Meeting()
+    assert Member(meeting.new_address(), rank=0, num_workers=1, timeout_s=5, device="cuda:1").sums_on == "cuda:1"
+
+
 def test_of_a_segment_that_ended_only_the_word_to_stop_is_left():
     meeting = Meeting()
     address, other = meeting.new_address(), meeting.new_address()
