@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -107,6 +107,17 @@ Work = Callable[[Task, str], Report]
 def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
     """Run a task and give its error back as a value: the driver then knows who failed and why."""
     try:
+        return _attempted(work, task, device)
+    finally:
+        # Not before this, since an error holds on to all that its frames have. Spark may give the next task of this
+        # process another GPU, and this one to another process.
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch gives it no types
+            with suppress(RuntimeError):  # after an error of CUDA there is nothing left to give back
+                torch.cuda.empty_cache()
+
+
+def _attempted(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
+    try:
         _board(task).tell(Progress(socket.gethostname()))
         this_environment().check_same(task.environment)
         return _within_memory(work, task, device if isinstance(device, str) else device())
@@ -179,14 +190,22 @@ def seeded(task: Task, device: str) -> Iterator[None]:
     # Weight decay makes a dead filter's weights ever smaller, and below 1e-38 a CPU computes several times slower.
     torch.set_flush_denormal(True)
     try:
-        with torch.random.fork_rng(devices=[] if device == "cpu" else None):
+        # The task's own device and no other: to keep the random numbers of all would start every GPU up.
+        with _current(device), torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
             place = (task.rounds.epoch, task.rounds.first, len(task.rounds.earlier)) if task.rounds else (0, 0, 0)
             seeds = np.random.SeedSequence([task.config.seed, *place, task.rank])
-            torch.manual_seed(int(seeds.generate_state(1)[0]))
+            seed = int(seeds.generate_state(1)[0])
+            torch.default_generator.manual_seed(seed)
+            if device != "cpu":
+                torch.cuda.manual_seed(seed)
             yield
     finally:
         torch.set_flush_denormal(flushed)
         torch.set_num_threads(num_threads)
+
+
+def _current(device: str) -> AbstractContextManager[object]:
+    return nullcontext() if device == "cpu" else torch.cuda.device(device)
 
 
 def flushes_denormals() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.exchange import LostPeersError, UnmetPeersError
 from model.meeting import Meeting
-from model.tasks import Failure, Task, attempt
+from model.tasks import Failure, Report, Task, attempt, seeded
 from model.training_config import TrainingConfig
 from model.transport import LocalTransport
 
@@ -23,7 +25,7 @@ from .faults import Struck, training
 from .fitting import fit
 
 if TYPE_CHECKING:
-    from model.tasks import Report, Work
+    from model.tasks import Work
 
 
 class Scripted(Struck):
@@ -127,6 +129,48 @@ def test_too_large_a_step_for_a_gpus_memory_is_the_users_mistake(alone, changes,
     found = attempt(work, task, lambda: "cuda:1")
     said = "cuda:1 has too little memory: CUDA out of memory. Tried to allocate 2.00 GiB"
     assert (found.kind, found.message) == ("user", f"{said}; {remedy}")
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_task_leaves_no_gpu_memory_to_its_process(alone, monkeypatch, fails):
+    task, _ = alone
+    held: list[weakref.ref[torch.Tensor]] = []
+    left: list[bool] = []
+
+    def empty_cache() -> None:
+        left.append(held[0]() is not None)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def work(task: Task, device: str) -> Report:
+        values = torch.ones(3)
+        held.append(weakref.ref(values))
+        if fails:
+            raise ValueError("shapes")
+        return Report(0, "a")
+
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", empty_cache)
+    found = attempt(work, task, "cuda:1")
+    assert isinstance(found, Failure) == fails
+    assert left == [False], "after an error too its tensors have gone before the memory is given back"
+
+
+def test_a_task_on_a_gpu_touches_no_other(alone, monkeypatch):
+    task, _ = alone
+    touched = []
+    for name in ("device", "get_rng_state", "set_rng_state", "manual_seed_all", "manual_seed"):
+
+        def touch(*given: Any, name: str = name) -> Any:
+            touched.append((name, *given[-1:]))
+            return nullcontext()
+
+        monkeypatch.setattr(f"torch.cuda.{name}", touch)
+    with seeded(task, "cuda:1"):
+        drawn = torch.rand(3)
+    assert [name for name, _ in touched] == ["device", "get_rng_state", "manual_seed", "set_rng_state"]
+    assert [given for name, given in touched if name != "manual_seed"] == ["cuda:1"] * 3
+    with seeded(task, "cpu"):
+        assert torch.equal(torch.rand(3), drawn), "what is drawn on the CPU does not depend on the device"
 
 
 def test_what_only_workers_know_is_not_in_their_errors(alone):
