@@ -123,7 +123,7 @@ class VectorizeJob(Settings):
     schedule: str | None = "0 3 * * *"
     """Cron expression by which the DAG vectorize_images runs; null: by hand only."""
     spark: SparkSettings = {}
-    """Spark settings of this job, such as spark.executor.instances."""
+    """Spark settings of this job, such as spark.cores.max."""
 
 
 def _without_password(uri: str) -> str:

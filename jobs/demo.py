@@ -66,7 +66,7 @@ def demo() -> int:
 def write_first_images(environment: dict[str, str]) -> None:
     """Give a first `up` the demo's images to run on, or its first scheduled run would fail. No others are made up."""
     images = Path(_load_jobs(environment).vectorize.source.uri)
-    if images == stack.home() / "images" / "digits" and not images.exists() and find_spec("sklearn"):
+    if images == home() / "images" / "digits" and not images.exists() and find_spec("sklearn"):
         console.print(f"wrote {_write_digits(images)} PNG files of handwritten digits to {images}")
 
 
