@@ -17,7 +17,9 @@ from airflow.sdk.exceptions import (
 )
 
 import jobs.config
+from dags.events import datasets_told, version_told
 from jobs.home import home
+from model.errors import UserError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -49,6 +51,7 @@ class SparkJobOperator(SparkSubmitOperator):
 
     def __init__(self, *, command: str, config_file: Path, asset: Asset, **options: Any) -> None:
         self.command = command
+        self.config_file = config_file
         self.asset = asset
         self.link_url = ""
         self.result_uri = f"{results_uri()}/{command}/{{{{ run_id }}}}-{{{{ ti.try_number }}}}.json"
@@ -69,7 +72,8 @@ class SparkJobOperator(SparkSubmitOperator):
         """Run the job and return its result, which Airflow keeps as XCom."""
         self._check_connection()
         assert isinstance(self.application_args, list)
-        self.application_args += _settings_of_run(context, self.command)
+        if self.command == "train":
+            self.application_args += self._settings_of_run(context)
         try:
             super().execute(context)
         except AirflowException as error:
@@ -78,6 +82,28 @@ class SparkJobOperator(SparkSubmitOperator):
                 raise AirflowFailException(problem["error"]) from error
             raise RuntimeError(problem.get("error") or f"the job left no result: {error}") from error
         return self._report(self._result(), context)
+
+    def _settings_of_run(self, context: Context) -> list[str]:
+        """The run's key, and the version that the asset's event tells where one started the run."""
+        params, dag_run = context["params"], context["dag_run"]
+        settings = [] if params.get("run_key") else [f"run_key={dag_run.dag_id}-{dag_run.run_id}"]
+        grouped = context["triggering_asset_events"]
+        events = [event for asset, group in grouped.items() if asset.name == DATASET.name for event in group]
+        if not events:
+            return settings
+        trained_on = params["dataset_uri"]
+        try:
+            digest = version_told(events, trained_on)
+        except UserError as error:
+            raise AirflowFailException(f"dataset_uri: {error}") from error
+        if digest is None:
+            raise AirflowSkipException(
+                f"published: {datasets_told(events)}; but {dag_run.dag_id} trains on {trained_on}. To train on another "
+                f"DataSet, trigger {dag_run.dag_id} by hand with its dataset_uri and a tracking.registered_model of "
+                f"its own, or change both in {self.config_file}"
+            )
+        # In quotes, or YAML would take a digest of digits alone for a number.
+        return [*settings, f'dataset_digest="{digest}"']
 
     def _report(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         # A try that was cut off may have published without Airflow's hearing of it: the next one tells.
@@ -111,16 +137,3 @@ def results_uri() -> str:
     # A service of Airflow's may have any working directory, where `home` would look.
     folder = Path(airflow_home).absolute() if airflow_home and not os.environ.get("SHARDMEAN_HOME") else home()
     return os.environ.get("SHARDMEAN_RESULTS_URI") or f"file://{folder}/results"
-
-
-def _settings_of_run(context: Context, command: str) -> list[str]:
-    if command != "train":
-        return []
-    dag_run = context["dag_run"]
-    settings = [f"run_key={dag_run.dag_id}-{dag_run.run_id}"]
-    events = context["triggering_asset_events"]
-    published = [event for asset, group in events.items() if asset.name == DATASET.name for event in group]
-    if published:
-        newest = published[-1].extra
-        settings += [f"dataset_uri={json.dumps(newest['dataset_uri'])}", f"dataset_digest={newest['digest']}"]
-    return settings

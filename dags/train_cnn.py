@@ -31,9 +31,10 @@ MAIN = [
     tags=["shardmean"],
 )
 def train_cnn() -> None:
-    """Train a CNN by parameter averaging on the DataSet that was published last (or, by hand, on any).
+    """Train a CNN by parameter averaging on the newest version of its DataSet (or, by hand, on any DataSet).
 
     The model is evaluated and registered in MLflow. A retry goes on from the last checkpoint, in the same MLflow run.
+    When another DataSet than that of the config was published, the task is skipped and says how to train on it.
     """
     SparkJobOperator(
         task_id="train",

@@ -119,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_job(commands: Any, name: str, run: Any, text: str) -> None:
     command = commands.add_parser(name, help=text)
     command.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON")
-    command.add_argument("--params", default="{}", metavar="JSON", help="overrides as an object of dotted keys")
+    command.add_argument(
+        "--params", default="{}", metavar="JSON", help="settings as an object of dotted keys; key=value wins over them"
+    )
     command.add_argument("--result", metavar="URI", help="where to write the result, or the error, as JSON")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="for example averaging.frequency=10")
     command.set_defaults(run=run)

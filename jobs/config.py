@@ -35,6 +35,7 @@ Expression = Annotated[str, Field(min_length=1, max_length=1000)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 EXAMPLE_COLUMNS = ("features", "label", "id", "path")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")]
+DIGEST = "^[0-9a-f]{32}$"
 
 
 class SourceConfig(Settings):
@@ -153,7 +154,7 @@ class TrainJob(TrainingConfig):
 
     dataset_uri: Uri
     """The DataSet to train on."""
-    dataset_digest: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+    dataset_digest: Annotated[str, Field(pattern=DIGEST)] | None = None
     """Version of the DataSet; null: the current one."""
     checkpoint_uri: Uri
     """Folder for checkpoints, one folder per run; a run that was cut off goes on from there."""
@@ -174,11 +175,12 @@ Job = TypeVar("Job", VectorizeJob, TrainJob)
 
 
 def load_job(kind: type[Job], file: Path | None, overrides: Sequence[str] = (), params: str = "{}") -> Job:
-    """Read a job from a YAML or JSON file, `key=value` overrides and a JSON object of dotted keys, later ones winning.
+    """Read a job from a YAML or JSON file, a JSON object of dotted keys and `key=value` overrides, later ones winning.
 
+    Only a DAG gives all three: its form's values are the object, and what the run itself decides are overrides.
     Raises UserError that lists each wrong key with its value, the limit and the remedy.
     """
-    parts = [*([_read(file)] if file else []), *_dotlist(overrides), *_params(params)]
+    parts = [*([_read(file)] if file else []), *_params(params), *_dotlist(overrides)]
     try:
         config = OmegaConf.merge(OmegaConf.create(), *parts)
         for part in parts:

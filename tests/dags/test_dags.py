@@ -68,6 +68,7 @@ def test_fields_carry_the_schemas_limits(parsed: dict[str, dict[str, list]]) -> 
     assert (fields["layers"][0], fields["layers"][1]["items"]) == ([], {"type": "object"})
     assert fields["averaging.frequency"][0] == "5"
     assert fields["tracking.uri"][1]["type"] == ["null", "string"]
+    assert fields["dataset_digest"][1]["pattern"] == "^[0-9a-f]{32}$", "an older version can be chosen"
 
 
 def test_a_broken_config_is_an_import_error_that_names_the_key(tmp_path: Path) -> None:

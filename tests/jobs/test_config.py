@@ -58,8 +58,8 @@ def test_json(write, indent):
 
 
 def test_later_parts_win_and_leave_the_rest(write):
-    overrides = ["averaging.frequency=8", "num_epochs=10"]
-    job = load_job(TrainJob, write(YAML), overrides, '{"averaging.frequency": 9}')
+    params = json.dumps({"averaging.frequency": 8, "num_epochs": 10})
+    job = load_job(TrainJob, write(YAML), ["averaging.frequency=9"], params)
     assert (job.averaging.frequency, job.averaging.weights, job.num_epochs) == (9, "uniform", 10)
 
 

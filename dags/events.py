@@ -1,0 +1,51 @@
+"""What events of the DataSet asset tell: a DataSet and its version. Any DataSet's events are of that one asset."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Protocol
+
+from jobs.config import DIGEST
+from model.errors import UserError
+from model.storage import absolute
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+
+class Event(Protocol):
+    """Airflow's event of an asset, as far as it matters here."""
+
+    timestamp: datetime
+    extra: Mapping[str, Any] | None
+
+
+def version_told(events: Iterable[Event], dataset_uri: str) -> str | None:
+    """The version that the newest event of a DataSet names; None when no event is of that DataSet.
+
+    URIs are compared as configs hold them. Raises UserError for one that a config would not take.
+    """
+    wanted = absolute(dataset_uri)
+    told = [(event.timestamp, version) for event in events for uri, version in _told(event) if _place(uri) == wanted]
+    return max(told)[1] if told else None
+
+
+def datasets_told(events: Iterable[Event]) -> str:
+    """The DataSets of events, for a message."""
+    return ", ".join(sorted({uri for event in events for uri, _ in _told(event)})) or "no DataSet that has a name"
+
+
+def _place(dataset_uri: str) -> str:
+    try:
+        return absolute(dataset_uri)
+    except UserError:
+        return dataset_uri  # no config holds it, so it equals none
+
+
+def _told(event: Event) -> list[tuple[str, str]]:
+    """The DataSet and version that an event tells, if any: one that was made by hand holds anything."""
+    extra = event.extra or {}
+    dataset_uri, digest = extra.get("dataset_uri"), str(extra.get("digest"))
+    # The digest becomes an argument of the job.
+    return [(dataset_uri, digest)] if isinstance(dataset_uri, str) and re.fullmatch(DIGEST, digest) else []

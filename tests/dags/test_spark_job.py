@@ -1,0 +1,68 @@
+"""The operator of both DAGs, without Spark: what a run gives its job, and what becomes of the job's result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .conftest import clean_environment, write_configs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OLD, NEW = "0" * 32, "1" * 32
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("operator")
+    write_configs(home / "configs")
+    return home
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Any:
+    """Runs tasks (see `operator_cases`), each given as a dict, in one process, and gives their outcomes."""
+
+    def run(*cases: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.dags.operator_cases"],
+            env=clean_environment(
+                home, AIRFLOW_HOME=str(home), SHARDMEAN_CONFIG_DIR=str(home / "configs"),
+                AIRFLOW_CONN_SPARK_DEFAULT='{"conn_type": "spark", "host": "local"}', **environment,
+            ),
+            input="".join(f"{json.dumps(case)}\n" for case in cases),
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()[-len(cases) :]]
+
+    return run
+
+
+def event(dataset_uri: Any, digest: str = NEW) -> dict[str, str]:
+    return {"dataset_uri": str(dataset_uri), "digest": digest}
+
+
+def test_a_run_started_by_events_trains_on_the_newest_version_of_its_own_dataset(run: Any, home: Path) -> None:
+    pets, digits = home / "pets", home / "dataset"
+    both, pets_alone, by_hand, by_key = run(
+        {"dag": "train_cnn", "events": [event(digits, OLD), event(digits), event(pets, OLD)]},
+        {"dag": "train_cnn", "events": [event(pets)]},
+        {"dag": "train_cnn", "params": {"dataset_uri": str(pets), "dataset_digest": OLD}},
+        {"dag": "train_cnn", "params": {"run_key": "mine"}},
+    )
+    assert f'dataset_digest="{NEW}"' in both["arguments"]
+    assert f"{digits}/versions/{NEW}.json: not found" in both["message"], "nothing else was wrong"
+
+    assert (pets_alone["error"], pets_alone["arguments"]) == ("AirflowSkipException", [])
+    for part in (f"published: {pets};", f"trains on {digits}.", "by hand", "tracking.registered_model", "train.yaml"):
+        assert part in pets_alone["message"]
+
+    assert not any("dataset_digest=" in argument for argument in by_hand["arguments"])
+    assert f"{pets}/versions/{OLD}.json: not found" in by_hand["message"]
+    assert not any("run_key=" in argument for argument in by_key["arguments"]), "the run's conf may name another"
