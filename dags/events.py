@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from jobs.config import DIGEST
 from model.errors import UserError
 from model.storage import absolute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from datetime import datetime
+    from collections.abc import Iterable
 
+    from airflow.sdk.execution_time.comms import AssetEventDagRunReferenceResult, AssetEventResult
 
-class Event(Protocol):
-    """Airflow's event of an asset, as far as it matters here."""
-
-    timestamp: datetime
-    extra: Mapping[str, Any] | None
+    Event = AssetEventDagRunReferenceResult | AssetEventResult
 
 
 def version_told(events: Iterable[Event], dataset_uri: str) -> str | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DATASET = Asset(name="shardmean_dataset", uri="shardmean://dataset")
 MODEL = Asset(name="shardmean_model", uri="shardmean://model")
+MAX_EVENTS = 100  # that are looked back to, since those of other DataSets lie between
 
 
 class ResultLink(BaseOperatorLink):
@@ -43,7 +44,8 @@ class SparkJobOperator(SparkSubmitOperator):
     """Submits `shardmean COMMAND` to the Spark connection.
 
     The job writes its result, or its error, to a JSON file: that holds on any cluster and in any deploy mode. The
-    user's mistake fails the task at once, the world's leaves it to Airflow's retries, and nothing new skips it.
+    user's mistake fails the task at once, the world's leaves it to Airflow's retries, and a DataSet's version of which
+    Airflow has heard already skips it.
     """
 
     template_fields = (*SparkSubmitOperator.template_fields, "result_uri")
@@ -64,6 +66,8 @@ class SparkJobOperator(SparkSubmitOperator):
                 f"--result={self.result_uri}",
             ],
             name=f"shardmean {command}",
+            # An inlet too: a task sees earlier events of its inlets alone.
+            inlets=[asset] if asset == DATASET else [],
             outlets=[asset],
             **options,
         )
@@ -106,9 +110,11 @@ class SparkJobOperator(SparkSubmitOperator):
         return [*settings, f'dataset_digest="{digest}"']
 
     def _report(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        # A try that was cut off may have published without Airflow's hearing of it: the next one tells.
-        if result.get("changed") is False and context["ti"].try_number == 1:
-            raise AirflowSkipException(f"nothing new: {result['dataset_uri']} stays at version {result['digest']}")
+        if self.asset == DATASET:
+            # Not whether this try has published: one that was cut off may have, or a command line.
+            events = context["inlet_events"][self.asset].ascending(False).limit(MAX_EVENTS)
+            if version_told(events, result["dataset_uri"]) == result["digest"]:
+                raise AirflowSkipException(f"nothing new: {result['dataset_uri']} stays at version {result['digest']}")
         self.link_url = result.get("run_url") or ""
         context["outlet_events"][self.asset].extra = result
         return result

@@ -87,27 +87,3 @@ def test_a_config_that_is_absent_is_an_import_error_that_names_the_variable(tmp_
     )
     assert f"config file {tmp_path}/train.yaml: not found" in done.stderr
     assert "let SHARDMEAN_CONFIG_DIR name a folder that holds a readable train.yaml" in done.stderr
-
-
-REPORT = """
-from types import SimpleNamespace
-from airflow.sdk.exceptions import AirflowSkipException
-import dags.vectorize_images as module
-(task,) = module.vectorize_images().tasks
-for try_number in (1, 2):
-    event = SimpleNamespace(extra=None)
-    context = {"ti": SimpleNamespace(try_number=try_number), "outlet_events": {task.asset: event}}
-    try:
-        task._report({"changed": False, "dataset_uri": "there", "digest": "abc"}, context)
-        print(try_number, "announced", event.extra["digest"])
-    except AirflowSkipException as skipped:
-        print(try_number, skipped)
-"""
-
-
-def test_a_retry_announces_what_a_try_that_was_cut_off_may_have_published(tmp_path: Path) -> None:
-    environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", REPORT], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()[-2:]
-    assert said == ["1 nothing new: there stays at version abc", "2 announced abc"]

@@ -66,3 +66,31 @@ def test_a_run_started_by_events_trains_on_the_newest_version_of_its_own_dataset
     assert not any("dataset_digest=" in argument for argument in by_hand["arguments"])
     assert f"{pets}/versions/{OLD}.json: not found" in by_hand["message"]
     assert not any("run_key=" in argument for argument in by_key["arguments"]), "the run's conf may name another"
+
+
+def test_a_version_is_announced_unless_airflow_has_heard_of_it(run: Any) -> None:
+    def case(*told: dict[str, str], changed: bool = False, try_number: int = 1) -> dict[str, Any]:
+        result = {"dataset_uri": "/digits", "digest": NEW, "changed": changed}
+        return {"dag": "vectorize_images", "told": told, "result": result, "try_number": try_number}
+
+    pets = [event("/pets", OLD)] * 99
+    never, heard, published_since, retried, back_again, behind_others, far_behind = run(
+        case(),
+        case(event("/digits"), changed=True),
+        case(event("/digits", OLD)),
+        case(event("/digits"), try_number=2),
+        case(event("/digits"), event("/digits", OLD)),
+        case(event("/digits"), *pets),
+        case(event("/digits"), *pets, event("/pets", OLD)),
+    )
+    for announced in (never, published_since, back_again, far_behind):
+        assert (announced["error"], announced["announced"]["digest"]) == (None, NEW)
+    for skipped in (heard, retried, behind_others):
+        assert (skipped["error"], skipped["announced"]) == ("AirflowSkipException", {})
+        assert skipped["message"] == f"nothing new: /digits stays at version {NEW}"
+
+
+def test_a_model_is_announced_after_each_training(run: Any) -> None:
+    result = {"dataset_uri": "/digits", "dataset_digest": NEW, "run_url": None}
+    (again,) = run({"dag": "train_cnn", "result": result, "try_number": 2})
+    assert (again["error"], again["announced"]) == (None, result)

@@ -23,8 +23,17 @@ def vectorized(stack: Stack) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def trained(stack: Stack, vectorized: dict[str, Any]) -> dict[str, Any]:
-    run = wait_for(lambda: [r for r in stack.runs("train_cnn") if r["run_type"] == "asset_triggered"], 60)[0]
-    return stack.finished("train_cnn", run["dag_run_id"])
+    return next_triggered(stack, set())
+
+
+def triggered(stack: Stack) -> set[str]:
+    """The runs of train_cnn that events have started."""
+    return {run["dag_run_id"] for run in stack.runs("train_cnn") if run["run_type"] == "asset_triggered"}
+
+
+def next_triggered(stack: Stack, before: set[str]) -> dict[str, Any]:
+    """The run of train_cnn that the next event has started, once it has finished."""
+    return stack.finished("train_cnn", wait_for(lambda: triggered(stack) - before, 60).pop())
 
 
 def test_vectorize_by_rest_publishes_the_dataset_as_asset_event(stack: Stack, vectorized: dict[str, Any]) -> None:
@@ -56,7 +65,38 @@ def test_nothing_new_is_skipped_and_trains_nothing(stack: Stack, trained: dict[s
     run_id = stack.trigger("vectorize_images", {})
     assert stack.finished("vectorize_images", run_id)["state"] == "success"
     assert stack.task("vectorize_images", run_id, "vectorize")["state"] == "skipped"
-    assert len([r for r in stack.runs("train_cnn") if r["run_type"] == "asset_triggered"]) == 1
+    assert len(triggered(stack)) == 1
+
+
+def test_another_dataset_is_announced_once_and_trains_nothing_here(stack: Stack, trained: dict[str, Any]) -> None:
+    before, other = triggered(stack), str(stack.home / "other_set")
+    states = []
+    for _ in range(2):
+        run_id = stack.trigger("vectorize_images", {"dataset_uri": other})
+        assert stack.finished("vectorize_images", run_id)["state"] == "success"
+        states.append(stack.task("vectorize_images", run_id, "vectorize")["state"])
+    assert states == ["success", "skipped"]
+    run_id = next_triggered(stack, before)["dag_run_id"]
+    assert stack.task("train_cnn", run_id, "train")["state"] == "skipped"
+    said = json.dumps(stack.task("train_cnn", run_id, "train", "/logs/1"))
+    assert f"published: {other}; but train_cnn trains on {stack.home}/dataset." in said
+
+
+def test_a_version_that_was_published_by_the_command_line_is_announced(stack: Stack, trained: dict[str, Any]) -> None:
+    before = triggered(stack)
+    write_digits(stack.home / "images", range(400, 410))
+    configs = stack.home / "configs"
+    subprocess.run(
+        [SHARDMEAN, "vectorize", "--config", str(configs / "vectorize.yaml")],
+        env=clean_environment(stack.home, SHARDMEAN_CONFIG_DIR=str(configs)), timeout=120, check=True,
+    )  # fmt: skip
+    digest = json.loads((stack.home / "dataset" / "manifest.json").read_text())["digest"]
+    run_id = stack.trigger("vectorize_images", {})
+    assert stack.finished("vectorize_images", run_id)["state"] == "success"
+    assert stack.task("vectorize_images", run_id, "vectorize")["state"] == "success"
+    run_id = next_triggered(stack, before)["dag_run_id"]
+    result = stack.task("train_cnn", run_id, "train", "/xcomEntries/return_value?deserialize=true")["value"]
+    assert result["dataset_digest"] == digest
 
 
 def test_a_value_outside_the_schema_is_refused_at_once(stack: Stack) -> None:
