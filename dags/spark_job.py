@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 DATASET = Asset(name="shardmean_dataset", uri="shardmean://dataset")
 MODEL = Asset(name="shardmean_model", uri="shardmean://model")
+MAX_NAME = 180  # characters of a run's name before its hash; a run_key may have 200
 MAX_EVENTS = 100  # that are looked back to, since those of other DataSets lie between
 
 
@@ -48,7 +51,6 @@ class SparkJobOperator(SparkSubmitOperator):
     Airflow has heard already skips it.
     """
 
-    template_fields = (*SparkSubmitOperator.template_fields, "result_uri")
     operator_extra_links = (ResultLink(),)
 
     def __init__(self, *, command: str, config_file: Path, asset: Asset, **options: Any) -> None:
@@ -56,14 +58,12 @@ class SparkJobOperator(SparkSubmitOperator):
         self.config_file = config_file
         self.asset = asset
         self.link_url = ""
-        self.result_uri = f"{results_uri()}/{command}/{{{{ run_id }}}}-{{{{ ti.try_number }}}}.json"
         super().__init__(
             application=str(Path(jobs.config.__file__).with_name("cli.py")),
             application_args=[
                 command,
                 f"--config={config_file}",
                 "--params={{ params | tojson }}",
-                f"--result={self.result_uri}",
             ],
             name=f"shardmean {command}",
             # An inlet too: a task sees earlier events of its inlets alone.
@@ -76,21 +76,24 @@ class SparkJobOperator(SparkSubmitOperator):
         """Run the job and return its result, which Airflow keeps as XCom."""
         self._check_connection()
         assert isinstance(self.application_args, list)
+        name = run_name(context["dag_run"].dag_id, context["dag_run"].run_id)
+        result_uri = f"{results_uri()}/{self.command}/{name}-{context['ti'].try_number}.json"
+        self.application_args.append(f"--result={result_uri}")
         if self.command == "train":
-            self.application_args += self._settings_of_run(context)
+            self.application_args += self._settings_of_run(context, run_key=name)
         try:
             super().execute(context)
         except AirflowException as error:
-            problem = self._result()
+            problem = _result(result_uri)
             if problem.get("kind") == "user":
                 raise AirflowFailException(problem["error"]) from error
             raise RuntimeError(problem.get("error") or f"the job left no result: {error}") from error
-        return self._report(self._result(), context)
+        return self._report(_result(result_uri), context)
 
-    def _settings_of_run(self, context: Context) -> list[str]:
+    def _settings_of_run(self, context: Context, *, run_key: str) -> list[str]:
         """The run's key, and the version that the asset's event tells where one started the run."""
         params, dag_run = context["params"], context["dag_run"]
-        settings = [] if params.get("run_key") else [f"run_key={dag_run.dag_id}-{dag_run.run_id}"]
+        settings = [] if params.get("run_key") else [f"run_key={run_key}"]
         grouped = context["triggering_asset_events"]
         events = [event for asset, group in grouped.items() if asset.name == DATASET.name for event in group]
         if not events:
@@ -119,13 +122,6 @@ class SparkJobOperator(SparkSubmitOperator):
         context["outlet_events"][self.asset].extra = result
         return result
 
-    def _result(self) -> dict[str, Any]:
-        try:
-            document: dict[str, Any] = json.loads(ObjectStoragePath(self.result_uri).read_text())
-        except FileNotFoundError:
-            return {}
-        return document
-
     def _check_connection(self) -> None:
         # The provider takes an unknown connection for YARN, and that fails far away from the cause.
         try:
@@ -137,9 +133,23 @@ class SparkJobOperator(SparkSubmitOperator):
             ) from None
 
 
+def run_name(dag_id: str, run_id: str) -> str:
+    """A run's name as part of a path: ids hold ':' and '+', which HDFS takes in none. A hash keeps names apart."""
+    given = f"{dag_id}-{run_id}"
+    return f"{re.sub('[^A-Za-z0-9._-]', '-', given)[:MAX_NAME]}-{hashlib.sha256(given.encode()).hexdigest()[:8]}"
+
+
 def results_uri() -> str:
     """Where jobs leave results: SHARDMEAN_RESULTS_URI, which Spark drivers and Airflow's workers must both reach."""
     airflow_home = os.environ.get("AIRFLOW_HOME")
     # A service of Airflow's may have any working directory, where `home` would look.
     folder = Path(airflow_home).absolute() if airflow_home and not os.environ.get("SHARDMEAN_HOME") else home()
     return os.environ.get("SHARDMEAN_RESULTS_URI") or f"file://{folder}/results"
+
+
+def _result(result_uri: str) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(ObjectStoragePath(result_uri).read_text())
+    except FileNotFoundError:
+        return {}
+    return document

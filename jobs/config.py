@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -103,6 +104,13 @@ class SourceConfig(Settings):
         return self
 
 
+def _checked_run_key(run_key: str) -> str:
+    # It names a folder, and HDFS takes neither ':' nor '+' in a name.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", run_key):
+        raise ValueError("use letters, digits, '.', '_' and '-', 200 at most, and begin with a letter or digit")
+    return run_key
+
+
 class VectorizeJob(Settings):
     """Images to a published DataSet."""
 
@@ -162,9 +170,7 @@ class TrainJob(TrainingConfig):
     """Newest checkpoints that are kept, beside that of the best epoch."""
     keep_every_epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Also keep the checkpoint of every n-th epoch; null: of none."""
-    run_key: (
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:+_-]{0,199}$", coerce_numbers_to_str=True)] | None
-    ) = None
+    run_key: Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_checked_run_key)] | None = None
     """Names one run: repeating it resumes or repeats its result. Null: by settings, while unfinished."""
     tracking: TrackingConfig = TrackingConfig()
     spark: SparkSettings = {}

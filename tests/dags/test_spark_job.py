@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .conftest import clean_environment, write_configs
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 OLD, NEW = "0" * 32, "1" * 32
 
@@ -94,3 +93,22 @@ def test_a_model_is_announced_after_each_training(run: Any) -> None:
     result = {"dataset_uri": "/digits", "dataset_digest": NEW, "run_url": None}
     (again,) = run({"dag": "train_cnn", "result": result, "try_number": 2})
     assert (again["error"], again["announced"]) == (None, result)
+
+
+def test_names_hold_only_what_every_store_takes_and_differ_for_each_run(run: Any) -> None:
+    by_hand = "manual__2026-11-26T02:03:04+00:00"
+    run_ids = [by_hand, by_hand.replace("+", "-"), "of J\u00fcrgen / 7", "x" * 250]
+    outcomes = run(*({"dag": "train_cnn", "run_id": run_id, "try_number": 3} for run_id in run_ids))
+    names = [_given(outcome, "run_key") for outcome in outcomes]
+    assert names[0].startswith("train_cnn-manual__2026-11-26T02-03-04-00-00-")
+    assert names[2].startswith("train_cnn-of-J-rgen---7-")
+    assert len(set(names)) == 4
+    for name, outcome in zip(names, outcomes, strict=True):
+        assert re.fullmatch("[A-Za-z0-9._-]{1,200}", name)
+        assert Path(_given(outcome, "--result")).name == f"{name}-3.json"
+        assert "run_key" not in outcome["message"], "the job takes it"
+
+
+def _given(outcome: dict[str, Any], key: str) -> str:
+    (argument,) = (argument for argument in outcome["arguments"] if argument.startswith(f"{key}="))
+    return str(argument.partition("=")[2])

@@ -125,7 +125,10 @@ def test_wrong_frequency_is_one_clear_line(given):
         ("layers=[{layer: convolution}]", ["layers, no. 1: input tag 'convolution'", "'conv', 'linear'"]),
         ("layers=[relu]", ["layers, no. 1: 'relu': input should be a valid dictionary"]),
         ("optimizer.momentum=0.9", ["momentum is 0.9, but adam has none", "set it to 0 or use sgd"]),
-        ("run_key=a/b", ["run_key = 'a/b'", "match"]),
+        ("run_key=a/b", ["run_key = 'a/b': use letters, digits, '.', '_' and '-', 200 at most"]),
+        ("run_key=2026-11-26T02:03:04+00:00", ["run_key = '2026-11-26T02:03:04+00:00': use letters"]),
+        ("run_key=.a", ["run_key = '.a'", "begin with a letter or digit"]),
+        ("run_key=" + "a" * 201, ["200 at most"]),
         ("dataset_digest=abc", ["dataset_digest = 'abc'", "match"]),
         (
             "tracking.uri=postgresql://u:secret@h/db",
