@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import Asset, BaseHook, BaseOperatorLink, ObjectStoragePath
+from airflow.sdk import Asset, BaseHook, BaseOperatorLink
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
@@ -21,6 +21,7 @@ from airflow.sdk.exceptions import (
 import jobs.config
 from dags.events import datasets_told, version_told
 from jobs.home import home
+from model import storage
 from model.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class SparkJobOperator(SparkSubmitOperator):
         self._check_connection()
         assert isinstance(self.application_args, list)
         name = run_name(context["dag_run"].dag_id, context["dag_run"].run_id)
-        result_uri = f"{results_uri()}/{self.command}/{name}-{context['ti'].try_number}.json"
+        result_uri = storage.join(results_uri(), self.command, f"{name}-{context['ti'].try_number}.json")
         self.application_args.append(f"--result={result_uri}")
         if self.command == "train":
             self.application_args += self._settings_of_run(context, run_key=name)
@@ -87,8 +88,14 @@ class SparkJobOperator(SparkSubmitOperator):
             problem = _result(result_uri)
             if problem.get("kind") == "user":
                 raise AirflowFailException(problem["error"]) from error
-            raise RuntimeError(problem.get("error") or f"the job left no result: {error}") from error
-        return self._report(_result(result_uri), context)
+            raise RuntimeError(problem.get("error") or f"the job left no result at {result_uri}: {error}") from error
+        result = _result(result_uri)
+        if not result:
+            raise RuntimeError(
+                f"the job ended well, but there is no result at {result_uri}: set SHARDMEAN_RESULTS_URI to a place "
+                "that Spark's drivers and Airflow's workers both reach"
+            )
+        return self._report(result, context)
 
     def _settings_of_run(self, context: Context, *, run_key: str) -> list[str]:
         """The run's key, and the version that the asset's event tells where one started the run."""
@@ -144,12 +151,18 @@ def results_uri() -> str:
     airflow_home = os.environ.get("AIRFLOW_HOME")
     # A service of Airflow's may have any working directory, where `home` would look.
     folder = Path(airflow_home).absolute() if airflow_home and not os.environ.get("SHARDMEAN_HOME") else home()
-    return os.environ.get("SHARDMEAN_RESULTS_URI") or f"file://{folder}/results"
+    try:
+        return storage.absolute(os.environ.get("SHARDMEAN_RESULTS_URI") or str(folder / "results"))
+    except UserError as error:
+        raise AirflowFailException(f"SHARDMEAN_RESULTS_URI: {error}") from error
 
 
 def _result(result_uri: str) -> dict[str, Any]:
+    """What the job has left, by the code that wrote it: Airflow's own would need a package for each store."""
     try:
-        document: dict[str, Any] = json.loads(ObjectStoragePath(result_uri).read_text())
+        document: dict[str, Any] = json.loads(storage.read_bytes(result_uri))
     except FileNotFoundError:
         return {}
+    except UserError as error:
+        raise AirflowFailException(f"SHARDMEAN_RESULTS_URI: {error}") from error
     return document

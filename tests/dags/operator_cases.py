@@ -1,7 +1,7 @@
 """Runs the DAGs' tasks in a process that has Airflow but no Spark: each line of stdin is a case, of stdout its outcome.
 
 In place of spark-submit, the job's command line runs in this process; or, where a case brings a `result`, that is what
-the job leaves at its --result. Airflow's supervisor is replaced by the events that a case brings.
+the job leaves at its --result (null: nothing). Airflow's supervisor is replaced by the events that a case brings.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     def submit(self: Any, _context: Any) -> None:
         ran.extend(self.application_args)
         ran[ran.index("--params={{ params | tojson }}")] = f"--params={json.dumps(params)}"
-        if "result" in case:
+        if case.get("result"):
             place = next(argument for argument in ran if argument.startswith("--result="))
             storage.write_bytes(place.removeprefix("--result="), json.dumps(case["result"]).encode())
-        elif jobs.cli.main(ran):
+        elif "result" not in case and jobs.cli.main(ran):
             raise AirflowException("spark-submit ended with another code than 0")
 
     SparkSubmitOperator.execute = submit

@@ -109,6 +109,36 @@ def test_names_hold_only_what_every_store_takes_and_differ_for_each_run(run: Any
         assert "run_key" not in outcome["message"], "the job takes it"
 
 
+def test_the_result_may_lie_in_any_store_that_the_job_can_write_to(run: Any, new_bucket: Any) -> None:
+    bucket = new_bucket()
+    folder, _, options = bucket.partition("?")
+    published = {"dataset_uri": "/digits", "digest": NEW, "changed": True}
+    success, mistake = run(
+        {"dag": "vectorize_images", "result": published},
+        {"dag": "train_cnn", "params": {"num_epochs": 0}},
+        SHARDMEAN_RESULTS_URI=f"{folder}/results of jobs?{options}",
+    )
+    assert (success["error"], success["result"], success["announced"]) == (None, published, published)
+    assert _given(success, "--result").startswith(f"{folder}/results of jobs/vectorize/vectorize_images-manual__")
+    assert _given(success, "--result").endswith(f".json?{options}")
+    assert mistake["error"] == "AirflowFailException", "the job's own words came through the store"
+    assert "num_epochs = 0: input should be greater than or equal to 1" in mistake["message"]
+
+
+def test_a_result_that_cannot_be_read_is_told(run: Any, tmp_path: Path) -> None:
+    (nowhere,) = run({"dag": "vectorize_images", "result": None}, SHARDMEAN_RESULTS_URI=str(tmp_path))
+    assert nowhere["error"] == "RuntimeError", "a retry may find the place mounted"
+    assert "the job ended well, but there is no result at" in nowhere["message"]
+    assert "set SHARDMEAN_RESULTS_URI to a place that Spark's drivers and Airflow's workers both" in nowhere["message"]
+    (unknown,) = run({"dag": "vectorize_images"}, SHARDMEAN_RESULTS_URI="ftp://host/results")
+    assert unknown["error"] == "AirflowFailException"
+    assert "SHARDMEAN_RESULTS_URI: ftp://host/results/" in unknown["message"]
+    assert "unknown store 'ftp'" in unknown["message"]
+    (secret,) = run({"dag": "vectorize_images"}, SHARDMEAN_RESULTS_URI="s3://key:secret@bucket/results")
+    assert (secret["error"], secret["arguments"]) == ("AirflowFailException", []), "arguments are logged"
+    assert secret["message"].startswith("SHARDMEAN_RESULTS_URI: a URI must hold no password")
+
+
 def _given(outcome: dict[str, Any], key: str) -> str:
     (argument,) = (argument for argument in outcome["arguments"] if argument.startswith(f"{key}="))
     return str(argument.partition("=")[2])
