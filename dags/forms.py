@@ -60,6 +60,7 @@ def _resolved(field: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
 
 def _param(key: str, field: dict[str, Any], value: Any, *, section: str | None) -> Param:
     options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+    assert len(options) == 1, f"{key}: a form has one type a field; give it a schema of its own by WithJsonSchema"
     described = options[0]
     kind = described.get("type", "string")
     is_optional = len(options) < len(field.get("anyOf", [field]))

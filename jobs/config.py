@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 from yaml import YAMLError
 
 from jobs.complaints import plain_sections, problems
@@ -37,6 +37,11 @@ Column = Annotated[str, Field(min_length=1, max_length=200)]
 EXAMPLE_COLUMNS = ("features", "label", "id", "path")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")]
 DIGEST = "^[0-9a-f]{32}$"
+# A form has one type a field: text, of which the check below makes a number.
+NumPerClass = Annotated[
+    Annotated[int, Field(ge=1, le=10**9)] | Literal["smallest"],
+    WithJsonSchema({"type": "string", "pattern": "^(smallest|[1-9][0-9]{0,8}|10{9})$"}),
+]
 
 
 class SourceConfig(Settings):
@@ -70,7 +75,7 @@ class SourceConfig(Settings):
     """RE2 expression, looked for anywhere in the path; paths of equal (?P<group>...) go to one split."""
     extra_columns: Annotated[list[Column], Field(max_length=100)] = []
     """Columns of the table to keep in the DataSet, as text."""
-    max_per_class: Annotated[int, Field(ge=1, le=10**9)] | Literal["smallest"] | None = None
+    max_per_class: NumPerClass | None = None
     """Keep at most this many images of each class; smallest: as many as the smallest class has; null: all."""
 
     @model_validator(mode="after")

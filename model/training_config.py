@@ -38,13 +38,13 @@ class OuterConfig(Settings):
 
 Frequency = Annotated[
     Annotated[int, Field(ge=1, le=1_000_000)] | Literal["epoch"],
-    WithJsonSchema({"type": "string", "pattern": "^(epoch|[1-9][0-9]{0,5})$"}),
+    WithJsonSchema({"type": "string", "pattern": "^(epoch|[1-9][0-9]{0,5}|10{6})$"}),
 ]
 
 
 SynchronousSteps = Annotated[
     Annotated[int, Field(ge=0, le=10**9)] | Literal["all"],
-    WithJsonSchema({"type": "string", "pattern": "^(all|[0-9]{1,9})$"}),
+    WithJsonSchema({"type": "string", "pattern": "^(all|[0-9]{1,9}|10{9})$"}),
 ]
 
 

@@ -87,3 +87,17 @@ def test_a_config_that_is_absent_is_an_import_error_that_names_the_variable(tmp_
     )
     assert f"config file {tmp_path}/train.yaml: not found" in done.stderr
     assert "let SHARDMEAN_CONFIG_DIR name a folder that holds a readable train.yaml" in done.stderr
+
+
+def test_each_value_of_a_setting_of_several_types_makes_a_valid_form_and_comes_back(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.dags.form_cases"],
+        env=clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path)), capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cases = json.loads(done.stdout.splitlines()[-1])
+    assert {key for key, *_ in cases} == {"source.max_per_class", "averaging.frequency", "averaging.synchronous_steps"}
+    assert [value for key, value, *_ in cases if key == "source.max_per_class"] == [1, 10**9, "smallest", None]
+    for key, value, in_form, taken in cases:
+        assert (in_form, taken) == (None if value is None else str(value), value), key
