@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from jobs.config import Job
 
-HIDDEN = {"schedule", "spark", "run_key"}
+HIDDEN = {"schedule", "spark", "run_key", "airflow"}
 LIMITS = ("minimum", "maximum", "pattern", "minLength", "maxLength", "enum", "examples", "items")
 
 

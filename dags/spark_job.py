@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from airflow.sdk.exceptions import (
 
 import jobs.config
 from dags.events import datasets_told, version_told
+from jobs.airflow_config import MAX_RETRY_DELAY_S
 from jobs.home import home
 from model import storage
 from model.errors import UserError
@@ -27,6 +29,9 @@ from model.errors import UserError
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.types import TaskInstanceKey
+
+    from jobs.airflow_config import AirflowConfig
+    from jobs.config import Job
 
 DATASET = Asset(name="shardmean_dataset", uri="shardmean://dataset")
 MODEL = Asset(name="shardmean_model", uri="shardmean://model")
@@ -54,7 +59,7 @@ class SparkJobOperator(SparkSubmitOperator):
 
     operator_extra_links = (ResultLink(),)
 
-    def __init__(self, *, command: str, config_file: Path, asset: Asset, **options: Any) -> None:
+    def __init__(self, *, command: str, config_file: Path, job: Job, asset: Asset, **options: Any) -> None:
         self.command = command
         self.config_file = config_file
         self.asset = asset
@@ -70,6 +75,8 @@ class SparkJobOperator(SparkSubmitOperator):
             # An inlet too: a task sees earlier events of its inlets alone.
             inlets=[asset] if asset == DATASET else [],
             outlets=[asset],
+            conf=job.spark,
+            **_task_options(job.airflow),
             **options,
         )
 
@@ -155,6 +162,20 @@ def results_uri() -> str:
         return storage.absolute(os.environ.get("SHARDMEAN_RESULTS_URI") or str(folder / "results"))
     except UserError as error:
         raise AirflowFailException(f"SHARDMEAN_RESULTS_URI: {error}") from error
+
+
+def _task_options(config: AirflowConfig) -> dict[str, Any]:
+    given = {"pool": config.pool, "queue": config.queue}
+    return {
+        **{name: value for name, value in given.items() if value is not None},
+        "conn_id": config.connection_id,
+        "retries": config.retries,
+        "retry_delay": timedelta(seconds=config.retry_delay_s),
+        # A factor: True would be 1 and so no backoff.
+        "retry_exponential_backoff": 2.0,
+        "max_retry_delay": timedelta(seconds=MAX_RETRY_DELAY_S),
+        "execution_timeout": None if config.timeout_s is None else timedelta(seconds=config.timeout_s),
+    }
 
 
 def _result(result_uri: str) -> dict[str, Any]:

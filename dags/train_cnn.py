@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pendulum
 from airflow.sdk import dag
 
@@ -41,9 +39,7 @@ def train_cnn() -> None:
         command="train",
         config_file=config_file("train.yaml"),
         asset=MODEL,
-        conf=JOB.spark,
-        retries=3,
-        retry_delay=timedelta(seconds=30),
+        job=JOB,
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pendulum
 from airflow.sdk import dag
 
@@ -33,9 +31,7 @@ def vectorize_images() -> None:
         command="vectorize",
         config_file=config_file("vectorize.yaml"),
         asset=DATASET,
-        conf=JOB.spark,
-        retries=2,
-        retry_delay=timedelta(seconds=30),
+        job=JOB,
     )
 
 

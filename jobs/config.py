@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 from yaml import YAMLError
 
+from jobs.airflow_config import AirflowConfig
 from jobs.complaints import plain_sections, problems
 from jobs.patterns import check_expression, check_glob
 from jobs.shown import holds_password
@@ -138,6 +139,7 @@ class VectorizeJob(Settings):
     """Cron expression by which the DAG vectorize_images runs; null: by hand only."""
     spark: SparkSettings = {}
     """Spark settings of this job, such as spark.cores.max."""
+    airflow: AirflowConfig = AirflowConfig()
 
 
 def _without_password(uri: str) -> str:
@@ -180,6 +182,7 @@ class TrainJob(TrainingConfig):
     tracking: TrackingConfig = TrackingConfig()
     spark: SparkSettings = {}
     """Spark settings of this job, such as spark.executor.resource.gpu.amount."""
+    airflow: AirflowConfig = AirflowConfig()
 
 
 Job = TypeVar("Job", VectorizeJob, TrainJob)

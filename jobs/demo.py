@@ -106,7 +106,7 @@ def _memory() -> Path:
 
 
 def _settings(jobs: _Jobs) -> dict[str, Any]:
-    return jobs.train.model_dump(mode="json")
+    return jobs.train.model_dump(mode="json", exclude={"airflow"})
 
 
 def _finished_training(jobs: _Jobs) -> dict[str, Any] | None:

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 _PLACES = {
     "dataset_uri", "dataset_digest", "checkpoint_uri", "keep_checkpoints", "keep_every_epochs", "run_key", "timeout_s",
     "spark", "max_segment_retries", "min_workers", "wait_for_workers_s", "prefetch_batches", "allow_shared_gpu",
-    "shard_cache_bytes",
+    "shard_cache_bytes", "airflow",
 }  # fmt: skip
 
 

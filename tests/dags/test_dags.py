@@ -68,6 +68,7 @@ def test_fields_carry_the_schemas_limits(parsed: dict[str, dict[str, list]]) -> 
     assert (fields["layers"][0], fields["layers"][1]["items"]) == ([], {"type": "object"})
     assert fields["averaging.frequency"][0] == "5"
     assert fields["tracking.uri"][1]["type"] == ["null", "string"]
+    assert not any(key.startswith(("airflow.", "spark")) for key in fields), "they hold before the form is seen"
     assert fields["dataset_digest"][1]["pattern"] == "^[0-9a-f]{32}$", "an older version can be chosen"
 
 
@@ -101,3 +102,36 @@ def test_each_value_of_a_setting_of_several_types_makes_a_valid_form_and_comes_b
     assert [value for key, value, *_ in cases if key == "source.max_per_class"] == [1, 10**9, "smallest", None]
     for key, value, in_form, taken in cases:
         assert (in_form, taken) == (None if value is None else str(value), value), key
+
+
+TASK = """
+import json
+from dags.vectorize_images import vectorize_images
+(task,) = vectorize_images().tasks
+seconds = {name: getattr(task, name) for name in ("retry_delay", "max_retry_delay", "execution_timeout")}
+print(json.dumps({
+    **{name: value and value.total_seconds() for name, value in seconds.items()},
+    **{name: getattr(task, name) for name in ("pool", "queue", "retries", "retry_exponential_backoff", "_conn_id")},
+}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("", ["spark_default", "default_pool", "default", 3, 30, None]),
+        (
+            "airflow: {connection_id: big, pool: gpus, queue: q, retries: 1, retry_delay_s: 5, timeout_s: 60}\n",
+            ["big", "gpus", "q", 1, 5, 60],
+        ),
+    ],
+)
+def test_the_config_says_how_airflow_runs_the_task(tmp_path: Path, section: str, expected: list[object]) -> None:
+    (tmp_path / "vectorize.yaml").write_text(f"source: {{uri: x}}\ndataset_uri: y\n{section}")
+    environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path), SHARDMEAN_CONFIG_DIR=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", TASK], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    task = json.loads(done.stdout.splitlines()[-1])
+    names = ("_conn_id", "pool", "queue", "retries", "retry_delay", "execution_timeout")
+    assert [task[name] for name in names] == expected
+    assert (task["retry_exponential_backoff"], task["max_retry_delay"]) == (2, 600), "pauses double, up to ten minutes"

@@ -129,6 +129,8 @@ def test_wrong_frequency_is_one_clear_line(given):
         ("run_key=2026-11-26T02:03:04+00:00", ["run_key = '2026-11-26T02:03:04+00:00': use letters"]),
         ("run_key=.a", ["run_key = '.a'", "begin with a letter or digit"]),
         ("run_key=" + "a" * 201, ["200 at most"]),
+        ("airflow.retry_delay_s=601", ["airflow.retry_delay_s = 601", "less than or equal to 600"]),
+        ("airflow.pools=gpus", ["airflow.pools: unknown key", "did you mean airflow.pool?"]),
         ("dataset_digest=abc", ["dataset_digest = 'abc'", "match"]),
         (
             "tracking.uri=postgresql://u:secret@h/db",

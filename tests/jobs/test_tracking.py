@@ -16,6 +16,7 @@ from PIL import Image
 
 import jobs.train
 from jobs import registry
+from jobs.airflow_config import AirflowConfig
 from jobs.report import make_report
 from jobs.tracking import Tracker
 from jobs.train import train
@@ -171,6 +172,8 @@ def test_a_run_key_that_has_finished_gives_its_result_again(job, client, monkeyp
 
     monkeypatch.setattr(jobs.train, "open_session", no_spark)
     assert train(keyed) == first
+    assert train(keyed.model_copy(update={"airflow": AirflowConfig(pool="gpus")})) == first, "who runs it is no setting"
+    assert not any(key.startswith("airflow") for key in client.get_run(first.run_id).data.params)
     assert len(client.search_runs(["1"])) == 1
 
 

@@ -1,0 +1,29 @@
+"""Settings of the task that runs a job in Airflow. Imports no Airflow: jobs read them with their config."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from model.config import Settings
+
+MAX_RETRY_DELAY_S = 600
+Name = Annotated[str, Field(min_length=1, max_length=250)]
+
+
+class AirflowConfig(Settings):
+    """How Airflow runs the DAG's task; of no account to the job itself."""
+
+    connection_id: Name = "spark_default"
+    """Airflow's connection to Spark."""
+    pool: Name | None = None
+    """Airflow pool in whose slots the task runs; null: Airflow's default."""
+    queue: Name | None = None
+    """Queue of the Airflow workers that the task goes to; null: Airflow's default."""
+    retries: Annotated[int, Field(ge=0, le=100)] = 3
+    """How often a task that failed is tried again; one that failed by the user's mistake never is."""
+    retry_delay_s: Annotated[float, Field(ge=0, le=MAX_RETRY_DELAY_S)] = 30
+    """Pause before the first retry, in seconds, at least; it doubles with each further one, up to ten minutes."""
+    timeout_s: Annotated[float, Field(gt=0, le=10**8)] | None = None
+    """A try that takes longer, in seconds, is stopped and counts as failed; null: none is."""
