@@ -17,6 +17,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 
+from jobs.shown import without_secrets
 from model import packaging
 from model.errors import UserError, WorldError
 from model.replica import normalisation
@@ -94,7 +95,7 @@ def set_aliases(
     elif champion.version == version:
         return [CHALLENGER, CHAMPION]
     else:
-        theirs = _accuracy_of(champion, rows, rival_accuracy)
+        theirs = _accuracy_of(client, champion, rows, rival_accuracy)
         if theirs is None or accuracy <= theirs:
             log.info("champion stays version %s: %s", champion.version, _why_it_stays(theirs, accuracy))
             return [CHALLENGER]
@@ -116,16 +117,19 @@ def download(uri: str, folder: str) -> tuple[str, Path]:
         else:
             version = client.get_model_version(*place.split("/"))
         found = f"models:/{version.name}/{version.version}"
-        path = Path(mlflow.artifacts.download_artifacts(found, dst_path=folder)) / "data" / "classifier"
+        path = _fetch(found, folder)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise UserError(f"{uri}: MLflow has no such model ({error.message}); correct the name or alias") from error
         raise WorldError(f"{uri}: MLflow cannot give it: {error}; repeat the command") from error
     except OSError as error:
         raise WorldError(f"{uri}: its files cannot be read: {error}; repeat the command") from error
-    if not (path / "classifier.json").exists():
-        raise UserError(f"{found} is no model of Shardmean: it has no data/classifier; start from another")
     return found, path
+
+
+def cause_of(error: Exception) -> str:
+    """The kind and the words of an error, in one line: torch and MLflow raise many kinds for one unreadable model."""
+    return f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))[:200]}"
 
 
 def _champion(client: mlflow.MlflowClient, name: str) -> ModelVersion | None:
@@ -134,15 +138,30 @@ def _champion(client: mlflow.MlflowClient, name: str) -> ModelVersion | None:
     return client.get_model_version_by_alias(name, CHAMPION)
 
 
-def _accuracy_of(version: ModelVersion, rows: str, rival_accuracy: RivalAccuracy) -> float | None:
+def _accuracy_of(
+    client: mlflow.MlflowClient, version: ModelVersion, rows: str, rival_accuracy: RivalAccuracy
+) -> float | None:
     if version.tags.get("evaluated_on") == rows:
         return float(version.tags["accuracy"])
-    folder = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}")
     try:
-        return rival_accuracy(packaging.load_model(Path(folder) / "data" / "classifier"))
-    except (OSError, ValueError, KeyError) as error:
-        log.warning("version %s of %s is no model of Shardmean: %s", version.version, version.name, error)
+        with tempfile.TemporaryDirectory() as folder:
+            rival = packaging.load_model(_fetch(f"models:/{version.name}/{version.version}", folder))
+        return rival_accuracy(rival)
+    except WorldError:
+        raise
+    except Exception as error:
+        # Raised, it would stop every later training at its end. Whether the server is away, a question to it tells.
+        client.get_model_version(version.name, str(version.version))
+        log.warning("version %s of %s cannot be used: %s", version.version, version.name, cause_of(error))
         return None
+
+
+def _fetch(uri: str, folder: str) -> Path:
+    path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)) / "data" / "classifier"
+    if not (path / "classifier.json").exists():
+        # For files that are gone MLflow gives an empty folder.
+        raise UserError(f"{uri} is no model of Shardmean: it has no data/classifier, or no more; use another")
+    return path
 
 
 def _requirements() -> list[str]:
@@ -165,7 +184,10 @@ def _requirements() -> list[str]:
 
 def _why_it_stays(theirs: float | None, ours: float) -> str:
     if theirs is None:
-        return "it takes other images or classes and can't be compared; move the alias by hand if you want to"
+        return (
+            "it can't be used, or takes other images or classes, so the two can't be compared; "
+            "move the alias by hand if you want to"
+        )
     return f"its {theirs:.2%} on the same split is not beaten by {ours:.2%}"
 
 

@@ -30,8 +30,7 @@ def find(uri: str) -> Origin:
                 about, state = packaging.read_parts(path)
                 return Origin(found, {key: about[key] for key in _ABOUT}, state)
             except Exception as error:  # torch raises many kinds for what is no state dict
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                raise UserError(f"{found} cannot be read ({reason}); start from another") from error
+                raise UserError(f"{found} cannot be read ({registry.cause_of(error)}); start from another") from error
     found, state_there = _checkpoint(uri)
     return Origin.of(found, state_there)
 

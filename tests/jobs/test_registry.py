@@ -1,0 +1,152 @@
+"""Which version is champion, when the present one is damaged, gone, or can't be asked for."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+
+from jobs import registry
+from model import packaging
+from model.errors import WorldError
+from model.networks import build_classifier
+
+from .indexed import Made, publish_indexed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from model.manifest import Manifest
+
+NAME = "digits"
+
+
+def publish(folder: Path, seed: int) -> Manifest:
+    """A DataSet of two classes, whose test split is another one for each seed."""
+    generator = np.random.default_rng(seed)
+    items = [
+        Made(f"{name}/{split}.png", name, generator.integers(0, 256, (1, 8, 8), dtype=np.uint8), split)
+        for name in ("cat", "dog")
+        for split in ("train", "test")
+    ]
+    return publish_indexed(folder, items)[0].manifest
+
+
+@dataclass
+class Shelf:
+    """A store with a champion, version 1, that was measured on another test split than `manifest` has."""
+
+    client: mlflow.MlflowClient
+    manifest: Manifest
+    champion: Path
+
+    def add(self, manifest: Manifest, folder: Path) -> str:
+        m, classifier = manifest, folder / "data" / "classifier"
+        net = build_classifier("small_cnn", shape=m.image.shape, num_classes=2, mean=m.mean, std=m.std)
+        packaging.save_model(classifier, m, "small_cnn", dict(net.state_dict()))
+        return str(self.client.create_model_version(NAME, source=str(folder)).version)
+
+    def set_aliases(self, version: str, rival_accuracy=lambda _rival: 0.6) -> list[str]:
+        return registry.set_aliases(self.client, NAME, version, self.manifest, "test", 0.7, rival_accuracy)
+
+    def champion_now(self) -> str:
+        return str(self.client.get_model_version_by_alias(NAME, "champion").version)
+
+
+@pytest.fixture
+def shelf(tmp_path, new_store):
+    before, tracking = mlflow.get_tracking_uri(), new_store(tmp_path / "mlflow")
+    mlflow.set_tracking_uri(tracking.uri)
+    client = mlflow.MlflowClient()
+    client.create_registered_model(NAME)
+    earlier, manifest = (publish(tmp_path / f"set-{seed}", seed) for seed in (0, 1))
+    shelf = Shelf(client, manifest, tmp_path / "champion")
+    first = shelf.add(earlier, shelf.champion)
+    assert registry.set_aliases(client, NAME, first, earlier, "test", 0.9, lambda _: None) == ["challenger", "champion"]
+    yield shelf
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def second(shelf, tmp_path) -> str:
+    return shelf.add(shelf.manifest, tmp_path / "second")
+
+
+def test_a_champion_of_other_rows_is_measured_and_leaves_no_files(shelf, second, monkeypatch, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    measured = []
+    assert shelf.set_aliases(second, lambda rival: measured.append(rival) or 0.6) == ["challenger", "champion"]
+    assert [type(rival) for rival in measured] == [packaging.ImageModel]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def gone(champion: Path) -> None:
+    shutil.rmtree(champion)
+
+
+def of_another_tool(champion: Path) -> None:
+    shutil.rmtree(champion / "data")
+
+
+def cut(champion: Path) -> None:
+    weights = champion / "data" / "classifier" / "weights.pt"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def of_another_network(champion: Path) -> None:
+    torch.save({"body.0.weight": torch.zeros(3)}, champion / "data" / "classifier" / "weights.pt")
+
+
+def no_state_dict(champion: Path) -> None:
+    torch.save([torch.zeros(3)], champion / "data" / "classifier" / "weights.pt")
+
+
+@pytest.mark.parametrize(("damage", "cause"), [
+    (gone, "UserError: models:/digits/1 is no model of Shardmean: it has no data/classifier, or no more"),
+    (of_another_tool, "UserError: models:/digits/1 is no model of Shardmean"), (cut, ""),
+    (of_another_network, "RuntimeError: Error(s) in loading state_dict"), (no_state_dict, "TypeError: "),
+])  # fmt: skip
+def test_a_champion_that_cannot_be_read_stays_and_stops_nobody(shelf, second, damage, cause, caplog):
+    caplog.set_level("INFO")
+    damage(shelf.champion)
+    for _ in range(2):
+        assert shelf.set_aliases(second) == ["challenger"]
+    assert shelf.champion_now() == "1"
+    assert f"version 1 of {NAME} cannot be used: {cause}" in caplog.text
+    assert "champion stays version 1: it can't be used, or takes other images or classes" in caplog.text
+
+
+def test_a_champion_that_fails_on_the_images_stays_too(shelf, second, caplog):
+    def fails(_rival: packaging.ImageModel) -> float:
+        raise IndexError("index 3 of https://ann:secret@host/a is out of bounds")
+
+    assert shelf.set_aliases(second, fails) == ["challenger"]
+    assert f"version 1 of {NAME} cannot be used: IndexError: index 3 of https://host/a is out of bounds" in caplog.text
+
+
+def test_a_server_that_goes_away_is_no_fault_of_the_champion(shelf, second, monkeypatch):
+    def away(*_arguments, **_settings):
+        raise MlflowException("the line is dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.artifacts, "download_artifacts", away)
+        patch.setattr(mlflow.MlflowClient, "get_model_version", away)
+        with pytest.raises(MlflowException, match="the line is dead"):
+            shelf.set_aliases(second)
+    assert shelf.set_aliases(second) == ["challenger", "champion"]
+
+
+def test_a_dataset_that_goes_away_is_no_fault_of_the_champion(shelf, second):
+    def away(_rival: packaging.ImageModel) -> float:
+        raise WorldError("cannot read the shard")
+
+    with pytest.raises(WorldError, match="cannot read the shard"):
+        shelf.set_aliases(second, away)
