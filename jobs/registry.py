@@ -92,7 +92,7 @@ def set_aliases(
     champion = _champion(client, name)
     if champion is None:
         log.info("%s has no champion yet: version %s becomes it", name, version)
-    elif champion.version == version:
+    elif str(champion.version) == version:  # an int, as SQLite's store gives it
         return [CHALLENGER, CHAMPION]
     else:
         theirs = _accuracy_of(client, champion, rows, rival_accuracy)

@@ -1,4 +1,4 @@
-"""Which version is champion, when the present one is damaged, gone, or can't be asked for."""
+"""Which version is champion, when the present one is damaged, gone, or can't be asked for; and what a repeat says."""
 
 from __future__ import annotations
 
@@ -150,3 +150,9 @@ def test_a_dataset_that_goes_away_is_no_fault_of_the_champion(shelf, second):
 
     with pytest.raises(WorldError, match="cannot read the shard"):
         shelf.set_aliases(second, away)
+
+
+def test_a_repeat_gives_the_same_aliases(shelf, second):
+    """SQLite's store gives versions as numbers, a server as text."""
+    assert shelf.set_aliases(second) == ["challenger", "champion"]
+    assert shelf.set_aliases(second) == ["challenger", "champion"]
