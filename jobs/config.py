@@ -170,7 +170,7 @@ class TrainJob(TrainingConfig):
     dataset_uri: Uri
     """The DataSet to train on."""
     dataset_digest: Annotated[str, Field(pattern=DIGEST)] | None = None
-    """Version of the DataSet; null: the current one."""
+    """Version of the DataSet; null: the current one when the run begins."""
     checkpoint_uri: Uri
     """Folder for checkpoints, one folder per run; a run that was cut off goes on from there."""
     keep_checkpoints: Annotated[int, Field(ge=1, le=10_000)] = 2

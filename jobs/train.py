@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import time
-from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.cluster import BarrierTransport, driver_host, open_session
 from jobs.mlflow_store import connect
+from jobs.run_folder import RunFolder, folder_of, version_of
 from jobs.starting import find
-from jobs.tracking import Tracker, TrainResult
+from jobs.tracking import Tracker
 from model import checkpoint, storage
 from model.accounting import PHASES
 from model.errors import UserError, WorldError
@@ -33,6 +31,7 @@ from model.training import Training
 
 if TYPE_CHECKING:
     from jobs.config import TrainJob
+    from jobs.tracking import TrainResult
     from model.checkpoint import Checkpoint
     from model.evaluation import Evaluation
     from model.manifest import Split
@@ -42,12 +41,6 @@ if TYPE_CHECKING:
     from model.training_config import TrainingConfig
 
 log = logging.getLogger(__name__)
-# What may differ between two tries of one run: where things lie and how long to wait, not what comes out.
-_PLACES = {
-    "dataset_uri", "dataset_digest", "checkpoint_uri", "keep_checkpoints", "keep_every_epochs", "run_key", "timeout_s",
-    "spark", "max_segment_retries", "min_workers", "wait_for_workers_s", "prefetch_batches", "allow_shared_gpu",
-    "shard_cache_bytes", "airflow",
-}  # fmt: skip
 
 
 def train(job: TrainJob) -> TrainResult:
@@ -55,18 +48,17 @@ def train(job: TrainJob) -> TrainResult:
 
     Raises UserError and WorldError; after a WorldError the same command goes on from the last checkpoint.
     """
-    manifest = load_manifest(job.dataset_uri, job.dataset_digest)
+    manifest = load_manifest(job.dataset_uri, version_of(job))
     _check(job, manifest)
     storage.check_writable(job.checkpoint_uri)
     dataset = Dataset(job.dataset_uri, manifest)
-    folder = _Run.folder_of(job, manifest)
-    with Lease(folder, what="this training") as lease:
-        run = _Run(job, folder, lease)
+    with Lease(folder_of(job, manifest.digest), what="this training") as lease:
+        run = RunFolder(job, manifest.digest, lease)
         if run.result is not None:
-            log.info("run %s has finished already: its result follows", folder)
+            log.info("run %s has finished already: its result follows", run.uri)
             return run.result
         connect(job.tracking)
-        start = checkpoint.load_latest(folder)
+        start = checkpoint.load_latest(run.uri)
         job, origin = _started(job, manifest, start, run.started_from)
         with open_session("shardmean train", job.spark) as session:
             transport = BarrierTransport(
@@ -79,9 +71,10 @@ def train(job: TrainJob) -> TrainResult:
             )
             tracker = Tracker(job, manifest, run.run_id)
             try:
-                run.begin(tracker.run_id, origin.uri if origin else run.started_from)
-                if origin is not None:
-                    tracker.log_origin(origin.uri)
+                started_from = origin.uri if origin else run.started_from
+                run.begin(tracker.run_id, started_from)
+                if started_from is not None:
+                    tracker.log_origin(started_from)
                 _announce(job, manifest, tracker, start)
                 tracker.log_dataset_report()
                 if job.augmentation.is_on:
@@ -138,7 +131,7 @@ def _log_progress(tracker: Tracker, lease: Lease, moment: Moment) -> None:
         tracker.log_progress(moment)
 
 
-def _to_the_end(training: Training, tracker: Tracker, run: _Run, start: Checkpoint | None) -> TrainResult:
+def _to_the_end(training: Training, tracker: Tracker, run: RunFolder, start: Checkpoint | None) -> TrainResult:
     def on_state(state: Checkpoint) -> None:
         saving = time.monotonic()
         run.save(state)
@@ -221,68 +214,3 @@ def _summarise(result: TrainResult, evaluation: Evaluation) -> None:
     log.info("pictures: %s", result.pictures_uri)
     if result.run_url:
         log.info("MLflow run: %s", result.run_url)
-
-
-class _Run:
-    """The folder of one run: its checkpoints and `run.json` with the MLflow run's id and, at the end, the result."""
-
-    def __init__(self, job: TrainJob, folder: str, lease: Lease) -> None:
-        self.folder = folder
-        self.lease = lease
-        self._job = job
-        self._record = self._read()
-        self.result = TrainResult(**self._record["result"]) if self._record.get("result") else None
-        if self.result is not None and job.run_key is None:
-            # Without a key a finished run is history, and the command means a new one.
-            checkpoint.delete_all(self.folder)
-            self._record, self.result = {}, None
-
-    @staticmethod
-    def folder_of(job: TrainJob, manifest: Manifest) -> str:
-        """Where a job's run lies: by its key, or by all that decides the outcome."""
-        return storage.join(job.checkpoint_uri, f"{job.run_key or 'auto'}-{_fingerprint(job, manifest)}")
-
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow run that an earlier try began."""
-        return self._record.get("run_id")
-
-    @property
-    def started_from(self) -> str | None:
-        """The version or file that an earlier try found where the job starts from."""
-        return self._record.get("started_from")
-
-    def begin(self, run_id: str, started_from: str | None) -> None:
-        """Note the MLflow run and what the training starts from, before the first checkpoint."""
-        self._write({"run_id": run_id, "started_from": started_from})
-
-    def save(self, state: Checkpoint) -> None:
-        """Write a checkpoint, unless another driver has taken the run over."""
-        self.lease.check()
-        checkpoint.save(
-            self.folder, state, keep_last=self._job.keep_checkpoints, keep_every_epochs=self._job.keep_every_epochs
-        )
-
-    def finish(self, result: TrainResult) -> None:
-        """Note the result."""
-        self._write({"run_id": result.run_id, "result": asdict(result)})
-
-    def _read(self) -> dict[str, Any]:
-        uri = storage.join(self.folder, "run.json")
-        try:
-            record = json.loads(storage.read_bytes(uri))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise WorldError(f"{uri}: damaged ({error}); delete the folder to train anew") from error
-        assert isinstance(record, dict)
-        return record
-
-    def _write(self, record: dict[str, Any]) -> None:
-        self.lease.check()
-        storage.write_bytes(storage.join(self.folder, "run.json"), json.dumps(record, indent=1).encode())
-
-
-def _fingerprint(job: TrainJob, manifest: Manifest) -> str:
-    settings = job.model_dump(mode="json", exclude=_PLACES) | {"digest": manifest.digest}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -178,6 +178,11 @@ def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
     try:
         text = storage.read_bytes(uri)
     except FileNotFoundError:
+        if digest is not None:
+            raise UserError(
+                f"{uri}: not found, so {dataset_uri} has no version {digest}, or has it no more (keep_versions); "
+                "give another version, or for a training with a run_key another key"
+            ) from None
         raise UserError(
             f"{uri}: not found, so {dataset_uri} is no published DataSet (a run that was cut off publishes nothing); "
             "run `shardmean vectorize` with this dataset_uri, or correct it"

@@ -17,7 +17,8 @@ import psutil
 import pytest
 import torch
 
-from jobs.train import _Run, train
+from jobs.run_folder import folder_of
+from jobs.train import train
 from model import checkpoint
 from model.lease import Lease
 from model.manifest import load_manifest
@@ -191,7 +192,7 @@ def test_the_training_alone_asks_for_gpus_and_each_task_gets_its_own(tmp_path):
 
 def test_a_second_driver_is_refused_and_changes_nothing(cluster_job, run_cli):
     file, job = cluster_job(spark={"spark.master": "local[2]"})
-    folder = Path(_Run.folder_of(job, load_manifest(job.dataset_uri)))
+    folder = Path(folder_of(job, load_manifest(job.dataset_uri).digest))
     with Lease(str(folder), what="this training"):
         second = run_cli("train", "--config", str(file))
     assert second.code == 1, second.text

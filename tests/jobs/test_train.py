@@ -13,8 +13,9 @@ from mlflow.exceptions import MlflowException
 
 from jobs.cluster import BarrierTransport
 from jobs.config import TrackingConfig
+from jobs.run_folder import RunFolder
 from jobs.tracking import Tracker
-from jobs.train import _log_progress, _Run, train
+from jobs.train import _log_progress, train
 from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.lease import LeaseLostError
@@ -114,7 +115,7 @@ def test_a_driver_that_lost_its_lease_neither_ends_the_winners_run_nor_sends_to_
     train_job, tmp_path, new_store, monkeypatch
 ):
     """The second epoch finds a greater number in the lease, as where another driver took over."""
-    tracking, save, seen = new_store(tmp_path), _Run.save, []
+    tracking, save, seen = new_store(tmp_path), RunFolder.save, []
 
     def log_progress(_tracker, moment):
         seen.append(moment)
@@ -124,7 +125,7 @@ def test_a_driver_that_lost_its_lease_neither_ends_the_winners_run_nor_sends_to_
         run.lease._create(run.lease._number + 1)
         _log_progress(Tracker, run.lease, None)
 
-    monkeypatch.setattr(_Run, "save", save_then_lose)
+    monkeypatch.setattr(RunFolder, "save", save_then_lose)
     monkeypatch.setattr(Tracker, "log_progress", log_progress)
     with pytest.raises(LeaseLostError, match="this training was taken over by process"):
         train(train_job(tracking=tracking))

@@ -96,6 +96,10 @@ def test_a_missing_manifest_is_the_users_mistake(tmp_path):
         UserError, match=r"not found, so .*/nothing is no published DataSet .* run `shardmean vectorize`"
     ):
         load_manifest(uri)
+    with pytest.raises(
+        UserError, match=rf"nothing has no version {'a' * 32}, or has it no more .* give another version"
+    ):
+        load_manifest(uri, "a" * 32)
 
 
 def test_a_manifest_edited_by_hand_is_told(make_dataset, tmp_path):

@@ -1,0 +1,110 @@
+"""The folder of one training run: its checkpoints and `run.json`, by which a later try goes on with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from jobs.tracking import TrainResult
+from model import checkpoint, storage
+from model.errors import WorldError
+
+if TYPE_CHECKING:
+    from jobs.config import TrainJob
+    from model.checkpoint import Checkpoint
+    from model.lease import Lease
+
+# What may differ between two tries of one run: where things lie and how long to wait, not what comes out.
+_PLACES = {
+    "dataset_uri", "dataset_digest", "checkpoint_uri", "keep_checkpoints", "keep_every_epochs", "run_key", "timeout_s",
+    "spark", "max_segment_retries", "min_workers", "wait_for_workers_s", "prefetch_batches", "allow_shared_gpu",
+    "shard_cache_bytes", "airflow",
+}  # fmt: skip
+_EXCLUDED: dict[str, Any] = {**dict.fromkeys(_PLACES, True), "tracking": {"uri", "artifact_uri"}}
+
+
+class RunFolder:
+    """What `run.json` says: the MLflow run, the DataSet's version, and at the end the result. Written under a lease."""
+
+    def __init__(self, job: TrainJob, digest: str, lease: Lease) -> None:
+        """`digest` is the version of the DataSet that this try has read. Raises WorldError."""
+        self.uri = folder_of(job, digest)
+        self.lease = lease
+        self._job = job
+        self._digest = digest
+        self._record = _read(self.uri)
+        if self._record.get("dataset_digest", digest) != digest:
+            # It began while this try waited for the lease, and a newer version had come between the two.
+            raise WorldError(f"{self.uri}: begun on version {self._record['dataset_digest']}; repeat the command")
+        self.result = TrainResult(**self._record["result"]) if self._record.get("result") else None
+        if self.result is not None and job.run_key is None:
+            # Without a key a finished run is history, and the command means a new one.
+            checkpoint.delete_all(self.uri)
+            self._record, self.result = {}, None
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run that an earlier try began."""
+        return self._record.get("run_id")
+
+    @property
+    def started_from(self) -> str | None:
+        """The version or file that an earlier try found where the job starts from."""
+        return self._record.get("started_from")
+
+    def begin(self, run_id: str, started_from: str | None) -> None:
+        """Note the MLflow run and what the training starts from, before the first checkpoint."""
+        self._write({"run_id": run_id, "started_from": started_from})
+
+    def save(self, state: Checkpoint) -> None:
+        """Write a checkpoint, unless another driver has taken the run over."""
+        self.lease.check()
+        checkpoint.save(
+            self.uri, state, keep_last=self._job.keep_checkpoints, keep_every_epochs=self._job.keep_every_epochs
+        )
+
+    def finish(self, result: TrainResult) -> None:
+        """Note the result."""
+        self._write({"run_id": result.run_id, "result": asdict(result)})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.lease.check()
+        record |= {"dataset_digest": self._digest}
+        storage.write_bytes(storage.join(self.uri, "run.json"), json.dumps(record, indent=1).encode())
+
+
+def folder_of(job: TrainJob, digest: str) -> str:
+    """Where a job's run lies: by its key, and by all that decides the outcome on the DataSet's version `digest`.
+
+    With a key and no version in the job it is one folder for all versions: the run keeps to that on which it began.
+    """
+    settings = job.model_dump(mode="json", exclude=_EXCLUDED)
+    if not _keeps_its_version(job):
+        settings |= {"digest": digest}
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return storage.join(job.checkpoint_uri, f"{job.run_key or 'auto'}-{fingerprint}")
+
+
+def version_of(job: TrainJob) -> str | None:
+    """The version of the DataSet that a job means: its own, or that on which its run began; None: the current one."""
+    if not _keeps_its_version(job):
+        return job.dataset_digest
+    return _read(folder_of(job, "")).get("dataset_digest")
+
+
+def _keeps_its_version(job: TrainJob) -> bool:
+    return job.run_key is not None and job.dataset_digest is None
+
+
+def _read(folder: str) -> dict[str, Any]:
+    uri = storage.join(folder, "run.json")
+    try:
+        record = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise WorldError(f"{uri}: damaged ({error}); delete the folder to train anew") from error
+    assert isinstance(record, dict)
+    return record
