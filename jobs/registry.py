@@ -56,10 +56,10 @@ def register(run_id: str, job: TrainJob, manifest: Manifest, state: dict[str, An
         data = Path(folder) / "classifier"
         mean, std = normalisation(job, manifest)
         packaging.save_model(data, manifest, job.network, state, layers=job.layers, mean=mean, std=std)
-        code = packaging.copy_code(Path(folder) / "code")
+        code, search_path = packaging.copy_code(Path(folder) / "code"), list(sys.path)
         logged = mlflow.pyfunc.log_model(
             name="model",
-            loader_module=f"{packaging.SHIPPED_PACKAGE}.packaging",
+            loader_module=packaging.loader_module(code),
             data_path=str(data),
             code_paths=[str(code)],
             signature=SIGNATURE,
@@ -67,7 +67,7 @@ def register(run_id: str, job: TrainJob, manifest: Manifest, state: dict[str, An
             registered_model_name=job.tracking.registered_model,
             pip_requirements=_requirements(),
         )
-        _forget_shipped_code(folder)
+        _forget(code.name, search_path)
     return str(logged.registered_model_version)
 
 
@@ -191,8 +191,8 @@ def _why_it_stays(theirs: float | None, ours: float) -> str:
     return f"its {theirs:.2%} on the same split is not beaten by {ours:.2%}"
 
 
-def _forget_shipped_code(folder: str) -> None:
-    # MLflow imported the copy to check the example; the folder it came from is about to vanish.
-    for name in [name for name in sys.modules if name.split(".")[0] == packaging.SHIPPED_PACKAGE]:
+def _forget(package: str, search_path: list[str]) -> None:
+    # MLflow imported the code to check the example, from a folder of its own that is gone now.
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
         del sys.modules[name]
-    sys.path[:] = [entry for entry in sys.path if not entry.startswith(folder)]
+    sys.path[:] = search_path

@@ -1,15 +1,16 @@
 """The model that MLflow stores: image bytes in, label and probabilities out. Nothing in it is a pickle.
 
 A stored model is a folder of `classifier.json` (image settings, class names, network) and `weights.pt` (a state dict
-read with `weights_only=True`). The few modules that loading needs travel with it as the package `shardmean_model`,
-so a program needs neither Shardmean nor Spark to use it, and its own `model.py` is in nobody's way.
+read with `weights_only=True`). The few modules that loading needs travel with it as a package `shardmean_model_HASH`,
+so a program needs neither Shardmean nor Spark to use it, and its own `model.py` is in nobody's way. The hash is of the
+modules' code: Python keeps the first package of a name, and a program may load models of several versions of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from .config import Settings
     from .manifest import Manifest
 
-SHIPPED_PACKAGE = "shardmean_model"
 SHIPPED_MODULES = (
     "errors", "config", "time_limit", "quiet", "colours", "jpeg", "resizing", "images",
     "network_config", "layers", "resnet", "factory", "networks", "packaging",
@@ -139,13 +139,21 @@ def load_model(folder: Path) -> ImageModel:
 
 
 def copy_code(folder: Path) -> Path:
-    """Copy the modules that loading needs into `folder` as one package, and return its path."""
-    package = folder / SHIPPED_PACKAGE
+    """Copy the modules that loading needs into `folder`, as one package named by their hash, and return its path."""
+    here, digest = Path(__file__).parent, hashlib.sha256()
+    modules = {name: (here / f"{name}.py").read_bytes() for name in ("__init__", *SHIPPED_MODULES)}
+    for name, code in modules.items():
+        digest.update(f"{name} {len(code)}\n".encode() + code)
+    package = folder / f"shardmean_model_{digest.hexdigest()[:12]}"
     package.mkdir(parents=True)
-    here = Path(__file__).parent
-    for name in ("__init__", *SHIPPED_MODULES):
-        shutil.copy(here / f"{name}.py", package / f"{name}.py")
+    for name, code in modules.items():
+        (package / f"{name}.py").write_bytes(code)
     return package
+
+
+def loader_module(package: Path) -> str:
+    """The module in a package that `copy_code` made by which MLflow loads a model."""
+    return f"{package.name}.packaging"
 
 
 def _load_pyfunc(path: str) -> ImageModel:

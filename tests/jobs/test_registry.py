@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,8 +15,10 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from jobs import registry
+from jobs.config import TrainJob
 from model import packaging
 from model.errors import WorldError
+from model.images import encode_png
 from model.networks import build_classifier
 
 from .indexed import Made, publish_indexed
@@ -156,3 +159,18 @@ def test_a_repeat_gives_the_same_aliases(shelf, second):
     """SQLite's store gives versions as numbers, a server as text."""
     assert shelf.set_aliases(second) == ["challenger", "champion"]
     assert shelf.set_aliases(second) == ["challenger", "champion"]
+
+
+def test_registering_leaves_nothing_of_the_shipped_code_in_this_process(shelf, tmp_path):
+    m = shelf.manifest
+    net = build_classifier("small_cnn", shape=m.image.shape, num_classes=2, mean=m.mean, std=m.std)
+    job = TrainJob(
+        dataset_uri=str(tmp_path / "set"), checkpoint_uri=str(tmp_path), network="small_cnn",
+        tracking={"registered_model": NAME},
+    )  # fmt: skip
+    run = shelf.client.create_run(shelf.client.create_experiment("one", artifact_location=str(tmp_path / "artifacts")))
+    before = list(sys.path)
+    example = encode_png(np.zeros((1, 8, 8), dtype=np.uint8))
+    assert registry.register(run.info.run_id, job, m, dict(net.state_dict()), example) == "2"
+    assert sys.path == before
+    assert not [name for name in sys.modules if name.startswith("shardmean_model")]

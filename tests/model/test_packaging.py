@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -125,7 +127,7 @@ def test_what_is_stored_is_json_and_a_state_dict(folder):
     assert "body.0.weight" in torch.load(folder / "weights.pt", weights_only=True)
 
 
-def run_elsewhere(script: str, where: Path, path: list[Path], *arguments: object) -> dict[str, Any]:
+def run_elsewhere(script: str, where: Path, path: list[Path], *arguments: object) -> Any:
     """Run a program in another folder, with `path` alone before the installed packages."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(where), "PYTHONPATH": os.pathsep.join(map(str, path))}
     command = [sys.executable, "-c", script, *map(str, arguments)]
@@ -153,11 +155,11 @@ def check_answer(answer: dict[str, Any], expected: np.ndarray) -> None:
 def test_the_copied_package_loads_without_shardmean(folder, expected, elsewhere, tmp_path):
     code = tmp_path / "code"
     package = packaging.copy_code(code)
-    assert package == code / "shardmean_model"
+    assert re.fullmatch(r"shardmean_model_[0-9a-f]{12}", package.name)
     # An installed Shardmean must not help: importing it is made to fail.
     script = LOAD.format(
         before="sys.modules |= dict.fromkeys(['model', 'jobs', 'pyspark', 'mlflow', 'pyarrow'])\n"
-        "from shardmean_model.packaging import load_model",
+        f"from {packaging.loader_module(package)} import load_model",
         load="load_model(Path(sys.argv[1]))",
     )
     answer = run_elsewhere(script, elsewhere[0], [code], folder, *elsewhere[1])
@@ -165,24 +167,59 @@ def test_the_copied_package_loads_without_shardmean(folder, expected, elsewhere,
     assert not [name for name in answer["modules"] if "." in name]
 
 
-def test_mlflow_loads_it_beside_a_module_named_model(folder, expected, elsewhere, tmp_path):
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        experiment = mlflow.create_experiment("packaging", artifact_location=str(tmp_path / "artifacts"))
+@pytest.fixture
+def log_model(tmp_path):
+    """A function that logs a model's folder to MLflow with a package of code, and gives its URI; and the store's."""
+    store, before = f"sqlite:///{tmp_path}/mlflow.db", mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store)
+    experiment = mlflow.create_experiment("packaging", artifact_location=str(tmp_path / "artifacts"))
+
+    def log(folder: Path, package: Path) -> str:
         with mlflow.start_run(experiment_id=experiment):
-            code = [str(packaging.copy_code(tmp_path / "code"))]
             logged = mlflow.pyfunc.log_model(
-                name="model", loader_module="shardmean_model.packaging", data_path=str(folder), code_paths=code,
-                pip_requirements=[],
+                name="model", loader_module=packaging.loader_module(package), data_path=str(folder),
+                code_paths=[str(package)], pip_requirements=[],
             )  # fmt: skip
-    finally:
-        mlflow.set_tracking_uri(before)
+        return logged.model_uri
+
+    yield log, store
+    mlflow.set_tracking_uri(before)
+
+
+def test_mlflow_loads_it_beside_a_module_named_model(folder, expected, elsewhere, tmp_path, log_model):
+    log, store = log_model
+    uri = log(folder, packaging.copy_code(tmp_path / "code"))
     script = LOAD.format(
-        before=f"import model, mlflow\nassert model.MINE\nmlflow.set_tracking_uri({uri!r})",
+        before=f"import model, mlflow\nassert model.MINE\nmlflow.set_tracking_uri({store!r})",
         load="mlflow.pyfunc.load_model(sys.argv[1]); import model as own; assert own.MINE",
     )
-    answer = run_elsewhere(script, elsewhere[0], [elsewhere[0]], logged.model_uri, *elsewhere[1])
+    answer = run_elsewhere(script, elsewhere[0], [elsewhere[0]], uri, *elsewhere[1])
     check_answer(answer, expected)
     assert answer["modules"] == ["model"]
+
+
+def test_models_of_two_versions_in_one_program_run_their_own_code(folder, elsewhere, tmp_path, log_model, monkeypatch):
+    """The older one's code, made up here, names the least probable class."""
+    log, store = log_model
+    packages = [packaging.copy_code(tmp_path / "code")]
+    source = shutil.copytree(packages[0], tmp_path / "older") / "packaging.py"
+    assert "row.argmax()" in source.read_text()
+    source.write_text(source.read_text().replace("row.argmax()", "row.argmin()"))
+    monkeypatch.setattr(packaging, "__file__", str(source))
+    packages.append(packaging.copy_code(tmp_path / "code"))
+    assert packages[0].name != packages[1].name
+    uris = [log(folder, package) for package in packages]
+    script = (
+        "import json, mlflow, sys; from pathlib import Path\n"
+        f"mlflow.set_tracking_uri({store!r})\n"
+        "models = [mlflow.pyfunc.load_model(uri) for uri in sys.argv[1:3]]\n"
+        "files = [Path(name).read_bytes() for name in sys.argv[3:]]\n"
+        "print(json.dumps([[[r.label, r.probabilities] for r in m.predict(files).itertuples()] for m in models]))"
+    )
+    newer, older = run_elsewhere(script, elsewhere[0], [elsewhere[0]], *uris, *elsewhere[1])
+    assert [label for label, _ in newer] == [max(row, key=row.get) for _, row in newer]
+    assert [label for label, _ in older] == [min(row, key=row.get) for _, row in older]
+
+
+def test_the_same_code_has_the_same_name_each_time(tmp_path):
+    assert packaging.copy_code(tmp_path / "one").name == packaging.copy_code(tmp_path / "two").name
