@@ -1,9 +1,10 @@
 """A lease: at most one process at a time writes to a folder, on any store, and one that lost it writes nothing more.
 
 Each holder has a number, greater than any before it (a fencing token). It takes the number by creating a file that
-must not exist yet, and shows life by writing that file anew. A holder that is silent for `silent_after_s`, or that was
-one of this machine's processes and is dead, is passed over. Whoever holds the greatest number holds the lease: `check`
-asks before each write.
+must not exist yet, and shows life in a file beside it. A holder that is silent for `silent_after_s`, or that was one of
+this machine's processes and is dead, is passed over. Whoever holds the greatest number holds the lease: `check` asks
+before each write. A number's own file is never written again: on some stores a file that is written anew is absent for
+a moment (see `storage.write_bytes`), and where the greatest number is not seen, two may write.
 
 Source: M. Kleppmann, "How to do distributed locking" (2016), for the fencing tokens.
 """
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SILENT_AFTER_S = 30.0
-_NAME = re.compile(r"^(\d{8})\.json$")
+_NAME = re.compile(r"^(\d{8})\.(json|life)$")
 
 
 class LeaseLostError(WorldError):
@@ -60,9 +61,9 @@ class Lease:
             self._wait_until_passed(newest)
         self._number = newest + 1
         self._take()
-        for number in self._numbers():
-            if number < self._number:
-                storage.delete(self._file(number))
+        for name in storage.list_names(self._uri):
+            if (match := _NAME.match(name)) and int(match[1]) < self._number:
+                storage.delete(storage.join(self._uri, name))
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
         return self
@@ -75,23 +76,32 @@ class Lease:
         try:
             if self._newest() == self._number:
                 # The number stays taken, so that the next holder's is greater.
-                self._write(self._number, {**self._holder, "released": True})
+                self._show_life(released=True)
         except WorldError as problem:
             log.warning("the lease of %s could not be given back: %s", self._what, problem)
 
     def check(self) -> None:
-        """Raise LeaseLostError when another process took the folder over; call it before each write."""
+        """Raise LeaseLostError when another process took the folder over; call it before each write.
+
+        Raises WorldError when the lease is gone or the store cannot be asked.
+        """
         newest = self._newest()
-        if newest != self._number:
+        if newest > self._number:
             other = self._read(newest)
             raise LeaseLostError(
                 f"{self._what} was taken over by process {other.get('pid')} on {other.get('host')} while this one was "
                 "silent: this one stops and writes nothing more"
             )
+        if newest < self._number:
+            # Whoever comes now takes the first number again, and neither would stop for the other.
+            raise WorldError(
+                f"{self._file(self._number)} is gone, which kept others away while {self._what} is at work: "
+                "delete nothing in that folder; repeat the command"
+            )
 
     def is_lost(self) -> bool:
-        """Whether another process took the folder over."""
-        return self._newest() != self._number
+        """Whether another process took the folder over. Raises WorldError when the store cannot be asked."""
+        return self._newest() > self._number
 
     def _wait_until_passed(self, number: int) -> None:
         # Another machine's clock is not ours: a holder is silent when its file stays the same while we look.
@@ -117,28 +127,28 @@ class Lease:
                 if self._newest() != self._number:
                     return
                 self._beats += 1
-                self._write(self._number, {**self._holder, "beats": self._beats})
+                self._show_life(beats=self._beats)
             except WorldError as problem:
                 log.warning("%s", problem)
 
     def _numbers(self) -> list[int]:
-        return sorted(int(match[1]) for name in storage.list_names(self._uri) if (match := _NAME.match(name)))
+        matches = [_NAME.match(name) for name in storage.list_names(self._uri)]
+        return sorted(int(match[1]) for match in matches if match and match[2] == "json")
 
     def _newest(self) -> int:
         return max(self._numbers(), default=0)
 
-    def _file(self, number: int) -> str:
-        return storage.join(self._uri, f"{number:08d}.json")
+    def _file(self, number: int, suffix: str = "json") -> str:
+        return storage.join(self._uri, f"{number:08d}.{suffix}")
 
     def _read(self, number: int) -> dict[str, Any]:
-        try:
-            content = json.loads(storage.read_bytes(self._file(number)))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        """Who holds a number, with the signs of life; nothing where there is none."""
+        holder, life = _content(self._file(number)), _content(self._file(number, "life"))
+        return holder | life if life.get("nonce") == holder.get("nonce") else holder
 
-    def _write(self, number: int, content: dict[str, Any]) -> None:
-        storage.write_bytes(self._file(number), json.dumps(content).encode())
+    def _show_life(self, **signs: Any) -> None:
+        content = {"nonce": self._holder["nonce"], **signs}
+        storage.write_bytes(self._file(self._number, "life"), json.dumps(content).encode())
 
     def _take(self) -> None:
         """Create the number's file. Raises WorldError that names whoever was first."""
@@ -172,10 +182,18 @@ class Lease:
             rivals = [n for n in storage.list_names(self._uri) if n.startswith(f"claim-{number:08d}-") and n != claim]
             if rivals or number in self._numbers():
                 return False
-            self._write(number, self._holder)
+            storage.write_bytes(self._file(number), content)
             return True
         finally:
             storage.delete(storage.join(self._uri, claim))
+
+
+def _content(uri: str) -> dict[str, Any]:
+    try:
+        content = json.loads(storage.read_bytes(uri))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _create_local(path: Path, content: bytes) -> bool:

@@ -194,7 +194,8 @@ def _refused(verb: str, uri: str, error: OSError) -> WorldError:
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     """Write a file so that a reader sees all of it or nothing, also after a crash.
 
-    Local and hdfs: a temporary file beside it, then a rename; object stores publish a put as a whole.
+    Local and hdfs: a temporary file beside it, then a rename; object stores publish a put as a whole. A file that stood
+    there is replaced at once, but on hdfs Arrow deletes it first: for a moment, or after a crash, there is none.
     Raises WorldError with the remedy when the store refuses.
     """
     system, path = locate(uri)

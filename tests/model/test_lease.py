@@ -31,7 +31,8 @@ def lease(folder, silent_after_s=QUICK_S) -> Lease:
 
 
 def files(folder) -> list[str]:
-    return sorted(file.name for file in (folder / "lease").iterdir())
+    """The numbers' files; signs of life come beside them at any time."""
+    return sorted(file.name for file in (folder / "lease").iterdir() if file.suffix != ".life")
 
 
 def holder_in_another_process(folder, silent_after_s=QUICK_S) -> subprocess.Popen:
@@ -126,7 +127,52 @@ def test_one_that_was_passed_over_stops_and_leaves_the_other_alone(tmp_path):
             second.check()
             first.__exit__(None, None, None)
             second.check()
-            assert "released" not in json.loads((tmp_path / "lease" / "00000002.json").read_text())
+            assert "released" not in second._read(2)
+
+
+def test_signs_of_life_never_make_a_holder_take_its_lease_for_lost(tmp_path, monkeypatch):
+    """On hdfs a file that is written anew is absent for a moment: Arrow deletes it before it renames the new one."""
+    write, seen, enough = storage.write_bytes, [], threading.Event()
+
+    def write_as_on_hdfs(uri, data):
+        storage.delete(uri)
+        try:
+            held.check()
+            seen.append((held.is_lost(), lease(tmp_path)._read(1).get("pid")))
+        except WorldError as error:
+            seen.append(error)
+        write(uri, data)
+        if len(seen) == 3:
+            enough.set()
+
+    with lease(tmp_path, silent_after_s=0.1) as held:
+        monkeypatch.setattr(storage, "write_bytes", write_as_on_hdfs)
+        assert enough.wait(20)
+    assert seen == [(False, os.getpid())] * len(seen)
+
+
+def test_a_lease_that_was_deleted_stops_its_holder(tmp_path):
+    with lease(tmp_path) as held:
+        (tmp_path / "lease" / "00000001.json").unlink()
+        with pytest.raises(WorldError, match=r"00000001.json is gone, .* delete nothing in that folder") as caught:
+            held.check()
+        assert not isinstance(caught.value, LeaseLostError)
+        assert not held.is_lost(), "nobody took it"
+
+
+def test_signs_of_life_of_an_earlier_holder_of_the_number_count_for_nothing(tmp_path):
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / "00000001.life").write_text(json.dumps({"nonce": "other", "released": True}))
+    with lease(tmp_path, silent_after_s=1000) as held:
+        assert "released" not in held._read(1)
+
+
+def test_one_that_ended_is_followed_at_once_and_its_files_are_deleted(tmp_path):
+    with lease(tmp_path):
+        as_if_elsewhere(tmp_path)
+    assert (tmp_path / "lease" / "00000001.life").exists()
+    with lease(tmp_path, silent_after_s=1000):
+        assert [file.name for file in (tmp_path / "lease").iterdir()] == ["00000002.json"]
 
 
 def test_of_many_that_try_at_once_one_wins(tmp_path):
@@ -159,7 +205,7 @@ def test_a_claim_of_a_killed_process_does_not_lock_a_store_for_ever(new_bucket):
     storage.write_bytes(storage.join(folder, "lease", "claim-00000001-dead"), b"{}")
     with Lease(folder, what="this training", silent_after_s=0.5) as held:
         held.check()
-    assert storage.list_names(storage.join(folder, "lease")) == ["00000001.json"]
+    assert storage.list_names(storage.join(folder, "lease")) == ["00000001.json", "00000001.life"]
 
 
 def test_of_two_that_try_at_once_on_a_store_one_wins_and_is_named(new_bucket):
