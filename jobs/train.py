@@ -83,7 +83,7 @@ def train(job: TrainJob) -> TrainResult:
                 return _to_the_end(training, tracker, run, start)
             except BaseException as error:
                 # Whoever took the run over goes on with the same run in MLflow, which is not ours to end.
-                if not (isinstance(error, LeaseLostError) or lease.is_lost()):
+                if not (isinstance(error, LeaseLostError) or _is_lost(lease)):
                     tracker.fail()
                 raise
 
@@ -122,6 +122,15 @@ def _announce(job: TrainJob, manifest: Manifest, tracker: Tracker, start: Checkp
     if start is not None:
         within = "" if start.ends_epoch else f" and {start.running['rounds']:.0f} rounds"
         log.info("going on after epoch %d%s of %d from the last checkpoint", start.epoch, within, job.num_epochs)
+
+
+def _is_lost(lease: Lease) -> bool:
+    try:
+        return lease.is_lost()
+    except WorldError as problem:
+        # The first error is the one to tell; and the winner, if there is one, says at its end how its run went.
+        log.warning("whether another took the run over could not be seen: %s", problem)
+        return False
 
 
 def _log_progress(tracker: Tracker, lease: Lease, moment: Moment) -> None:

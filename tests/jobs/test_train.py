@@ -16,6 +16,7 @@ from jobs.config import TrackingConfig
 from jobs.run_folder import RunFolder
 from jobs.tracking import Tracker
 from jobs.train import _log_progress, train
+from model import storage
 from model.environment import this_environment
 from model.errors import UserError, WorldError
 from model.lease import LeaseLostError
@@ -132,6 +133,27 @@ def test_a_driver_that_lost_its_lease_neither_ends_the_winners_run_nor_sends_to_
     (run,) = mlflow.MlflowClient(tracking.uri).search_runs(["1"])
     assert run.info.status == "RUNNING"
     assert not seen
+
+
+def test_a_store_that_is_away_at_a_failure_does_not_hide_what_failed(
+    train_job, tmp_path, new_store, monkeypatch, caplog
+):
+    tracking, listing = new_store(tmp_path), storage.list_names
+
+    def save(_run, _state):
+        def away(uri):
+            raise WorldError(f"cannot list {uri}: the store is away")
+
+        monkeypatch.setattr(storage, "list_names", away)
+        raise WorldError("the disk is full")
+
+    monkeypatch.setattr(RunFolder, "save", save)
+    with pytest.raises(WorldError, match="the disk is full"):
+        train(train_job(tracking=tracking))
+    monkeypatch.setattr(storage, "list_names", listing)
+    assert "whether another took the run over could not be seen: cannot list" in caplog.text
+    (run,) = mlflow.MlflowClient(tracking.uri).search_runs(["1"])
+    assert run.info.status == "FAILED"
 
 
 def test_a_dataset_that_is_none(train_job, tmp_path):
