@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from jobs.index import bytes_of
 from jobs.report_histogram import Histogram, aspect_histogram, histogram, say_bytes, say_number
-from jobs.splits import copies
+from jobs.splits import CONFLICT, copies
 from model.manifest import SPLITS
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ NUM_GROUPS = 20
 NUM_PATHS_A_GROUP = 6
 NUM_SIZES = 8
 MANY_CLASSES = 30
-CONFLICT = "conflicting_labels"
 
 
 @dataclass(frozen=True)

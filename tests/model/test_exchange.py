@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.board import AbortedError, Board
+from model.board import AbortedError, Board, Progress
 from model.exchange import Exchange, UnmetPeersError
 from model.meeting import Meeting
 
@@ -207,5 +207,7 @@ def test_progress_reaches_the_driver_by_rank():
     meeting = Meeting()
     address = meeting.new_address()
     assert meeting.progress(address, 2) == {}
-    assert address.prefix != meeting.new_address().prefix
-    assert len(address.prefix.split("/")[0]) == 32, "the secret: 16 random bytes"
+    told = Progress("host", round_index=3)
+    Board(address, rank=1, timeout_s=5).tell(told)
+    assert meeting.progress(address, 2) == {1: told}
+    assert meeting.progress(meeting.new_address(), 2) == {}, "each segment has words of its own"
