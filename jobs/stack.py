@@ -173,10 +173,11 @@ def components(host: str, airflow_port: int, mlflow_port: int) -> list[Component
     scripts = scripts_folder()
     airflow_health = f"http://{HOST}:{airflow_port}/api/v2/monitor/health"
     mlflow = [f"{scripts}/mlflow", "server", "--workers", "1", "--host", host, "--port", str(mlflow_port)]
-    # The root is the folder itself, not the server's proxy for it: a training without the server writes there too.
-    mlflow += ["--backend-store-uri", store_uri(), "--default-artifact-root", str(artifacts())]
-    # Where the proxy looks for experiments that were made with it.
-    mlflow += ["--artifacts-destination", str(artifacts())]
+    mlflow += ["--backend-store-uri", store_uri(), "--artifacts-destination", str(artifacts())]
+    if host == HOST:
+        # The root is the folder itself, not the server's proxy for it: a training without the server writes there too.
+        # Who reaches the server from another machine, or from outside a container, has no such folder.
+        mlflow += ["--default-artifact-root", str(artifacts())]
     logs = home() / "logs"
 
     def airflow(name: str, health_key: str, *options: str) -> Component:

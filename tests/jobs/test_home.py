@@ -109,6 +109,13 @@ def server(here) -> str:
     served.stop(time.monotonic() + 20)
 
 
+def test_a_server_that_others_reach_hands_out_artifacts_itself(here):
+    """Without a root of its own MLflow's server stands between its clients and the folder, which they may not have."""
+    (inside, *_), (outside, *_) = components("127.0.0.1", 1, 2), components("0.0.0.0", 1, 2)
+    assert set(inside.command) - set(outside.command) == {"--default-artifact-root", "127.0.0.1"}
+    assert "--artifacts-destination" in outside.command
+
+
 @pytest.mark.usefixtures("spark")
 def test_a_password_in_the_environment_is_used_and_never_shown(here, train_job, server, caplog, monkeypatch):
     caplog.set_level("INFO")
