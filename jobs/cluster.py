@@ -223,13 +223,11 @@ def is_local_mode(context: SparkContext) -> bool:
 
 
 def _training_profile(context: SparkContext, device: str) -> ResourceProfile | None:
-    """A GPU for each task of the training alone, where executors have GPUs and tasks do not have one by default."""
+    """A GPU for each task of the training alone, where executors have GPUs (local mode's have none) but tasks none."""
     conf = context.getConf()
-    has_gpus = conf.contains("spark.executor.resource.gpu.amount")
+    has_gpus = conf.contains("spark.executor.resource.gpu.amount") and not is_local_mode(context)
     if device == "cpu" or not has_gpus or conf.contains("spark.task.resource.gpu.amount"):
         return None
-    if is_local_mode(context):
-        return None  # local mode hands out no resources
     requests = TaskResourceRequests().cpus(int(conf.get("spark.task.cpus", "1") or 1)).resource("gpu", 1)
     return ResourceProfileBuilder().require(requests).build
 

@@ -39,9 +39,9 @@ class RunFolder:
             # It began while this try waited for the lease, and a newer version had come between the two.
             raise WorldError(f"{self.uri}: begun on version {self._record['dataset_digest']}; repeat the command")
         self.result = TrainResult(**self._record["result"]) if self._record.get("result") else None
-        if self.result is not None and job.run_key is None:
-            # Without a key a finished run is history, and the command means a new one.
-            checkpoint.delete_all(self.uri)
+        # Without a key a finished run is history, and the command means a new one.
+        self._is_history = self.result is not None and job.run_key is None
+        if self._is_history:
             self._record, self.result = {}, None
 
     @property
@@ -55,8 +55,16 @@ class RunFolder:
         return self._record.get("started_from")
 
     def begin(self, run_id: str, started_from: str | None) -> None:
-        """Note the MLflow run and what the training starts from, before the first checkpoint."""
+        """Note the MLflow run and what the training starts from, before the first checkpoint; a finished run's go."""
+        if self._is_history:
+            self.lease.check()
+            checkpoint.delete_all(self.uri)
+            self._is_history = False
         self._write({"run_id": run_id, "started_from": started_from})
+
+    def latest(self) -> Checkpoint | None:
+        """The checkpoint to go on from; None where there is none. Raises WorldError."""
+        return None if self._is_history else checkpoint.load_latest(self.uri)
 
     def save(self, state: Checkpoint) -> None:
         """Write a checkpoint, unless another driver has taken the run over."""

@@ -13,7 +13,7 @@ from jobs.mlflow_store import connect
 from jobs.run_folder import RunFolder, folder_of, version_of
 from jobs.starting import find
 from jobs.tracking import Tracker
-from model import checkpoint, storage
+from model import storage
 from model.accounting import PHASES
 from model.errors import UserError, WorldError
 from model.evaluation import evaluate
@@ -58,7 +58,7 @@ def train(job: TrainJob) -> TrainResult:
             log.info("run %s has finished already: its result follows", run.uri)
             return run.result
         connect(job.tracking)
-        start = checkpoint.load_latest(run.uri)
+        start = run.latest()
         job, origin = _started(job, manifest, start, run.started_from)
         with open_session("shardmean train", job.spark) as session:
             transport = BarrierTransport(

@@ -110,3 +110,18 @@ def test_what_makes_a_run_another_one(job):
     assert folder_of(job(run_key="k"), one) == folder_of(job(run_key="k"), two)
     named = [job(run_key="k", dataset_digest=digest) for digest in (one, two)]
     assert folder_of(named[0], one) != folder_of(named[1], two)
+
+
+def test_a_finished_run_keeps_its_checkpoints_until_the_next_one_begins(job, tmp_path, monkeypatch):
+    publish(tmp_path / "set", num_images=40)
+    train(job())
+    (folder,) = (folder for folder in (tmp_path / "checkpoints").iterdir() if folder.is_dir())
+    kept = sorted(file.name for file in folder.glob("epoch-*.pt"))
+    assert kept
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "search_experiments", away)
+        with pytest.raises(WorldError, match="the line is dead"):
+            train(job())
+    assert sorted(file.name for file in folder.glob("epoch-*.pt")) == kept
+    first = {run.info.run_id for run in mlflow.search_runs(search_all_experiments=True, output_format="list")}
+    assert train(job()).run_id not in first, "without a key the command means a new training"
