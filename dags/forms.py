@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from jobs.config import Job
 
 HIDDEN = {"schedule", "spark", "run_key", "airflow"}
-LIMITS = ("minimum", "maximum", "pattern", "minLength", "maxLength", "enum", "examples", "items")
+LIMITS = (
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "pattern", "minLength", "maxLength", "minItems",
+    "maxItems", "enum", "examples", "items",
+)  # fmt: skip
 
 
 def config_file(name: str) -> Path:
@@ -52,10 +55,8 @@ def _leaves(
 
 
 def _resolved(field: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    for reference in [field.get("$ref"), *(part.get("$ref") for part in field.get("allOf", []))]:
-        if reference:
-            return {**root["$defs"][reference.rsplit("/", 1)[-1]], **field}
-    return field
+    reference = field.get("$ref")
+    return {**root["$defs"][reference.rsplit("/", 1)[-1]], **field} if reference else field
 
 
 def _param(key: str, field: dict[str, Any], value: Any, *, section: str | None) -> Param:
@@ -65,8 +66,6 @@ def _param(key: str, field: dict[str, Any], value: Any, *, section: str | None) 
     kind = described.get("type", "string")
     is_optional = len(options) < len(field.get("anyOf", [field]))
     limits = {name: described[name] for name in LIMITS if name in described}
-    if "exclusiveMinimum" in described:
-        limits["exclusiveMinimum"] = described["exclusiveMinimum"]
     return Param(
         str(value) if kind == "string" and value is not None else value,
         type=["null", kind] if is_optional else kind,
