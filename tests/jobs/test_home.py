@@ -42,11 +42,11 @@ def test_the_folder(here, monkeypatch):
 
 
 def test_results_lie_there_or_where_airflow_is(here, monkeypatch):
-    assert results_uri() == f"file://{here}/.shardmean/results"
+    assert results_uri() == f"{here}/.shardmean/results"
     monkeypatch.setenv("AIRFLOW_HOME", "/airflow")
-    assert results_uri() == "file:///airflow/results"
+    assert results_uri() == "/airflow/results"
     monkeypatch.setenv("SHARDMEAN_HOME", "x")
-    assert results_uri() == f"file://{here}/x/results"
+    assert results_uri() == f"{here}/x/results"
 
 
 def test_the_stack_ties_its_parts_together_and_leaves_all_else(here, monkeypatch):

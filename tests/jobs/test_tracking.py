@@ -14,14 +14,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import jobs.train
 from jobs import registry
 from jobs.airflow_config import AirflowConfig
 from jobs.report import make_report
 from jobs.tracking import Tracker
 from jobs.train import train
 from jobs.vectorize import vectorize
-from model import packaging, storage
+from model import checkpoint, packaging, storage
 from model.errors import WorldError
 from model.manifest import load_manifest, report_uri
 from model.optimizer_config import OptimizerConfig
@@ -170,7 +169,7 @@ def test_a_run_key_that_has_finished_gives_its_result_again(job, client, monkeyp
     def no_spark(*_arguments):
         raise AssertionError("nothing is trained")
 
-    monkeypatch.setattr(jobs.train, "open_session", no_spark)
+    monkeypatch.setattr("jobs.train.open_session", no_spark)
     assert train(keyed) == first
     assert train(keyed.model_copy(update={"airflow": AirflowConfig(pool="gpus")})) == first, "who runs it is no setting"
     assert not any(key.startswith("airflow") for key in client.get_run(first.run_id).data.params)
@@ -206,7 +205,7 @@ def test_a_dataset_of_training_images_alone(job, client, tmp_path, make_images, 
 
 def interrupted(job, monkeypatch, *, after_epoch: int) -> None:
     """Train until the world fails after an epoch."""
-    save = jobs.train.checkpoint.save
+    save = checkpoint.save
 
     def save_and_fail(folder, state, **policy):
         save(folder, state, **policy)
@@ -214,7 +213,7 @@ def interrupted(job, monkeypatch, *, after_epoch: int) -> None:
             raise WorldError("the world failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.train.checkpoint, "save", save_and_fail)
+        patch.setattr(checkpoint, "save", save_and_fail)
         with pytest.raises(WorldError, match="the world failed"):
             train(job)
 
