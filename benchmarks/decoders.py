@@ -26,9 +26,9 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.measure import in_turn, parsed, parser, print_table
 from benchmarks.pictures import PHOTOGRAPH, photographs, saved
-from model.config import ImageConfig
-from model.images import decode
-from model.resizing import Placement, place
+from shardmean.model.config import ImageConfig
+from shardmean.model.images import decode
+from shardmean.model.resizing import Placement, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable

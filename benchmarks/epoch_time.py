@@ -16,9 +16,9 @@ from benchmarks.fashion import fashion_dataset
 from benchmarks.measure import in_turn, parsed, parser, print_compared, print_table, seconds
 from benchmarks.ours import ACCOUNT, BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
-from jobs.cluster import BarrierTransport, driver_host, open_session
-from model.meeting import Meeting
-from model.training import Training
+from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
+from shardmean.model.meeting import Meeting
+from shardmean.model.training import Training
 
 WORKERS = 2
 

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.images import decode_image
+from shardmean.model.images import decode_image
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.processes import Answer
-    from model.config import ImageConfig
+    from shardmean.model.config import ImageConfig
 
 FILE_BYTES = 64 * 2**20
 ROW_GROUP_BYTES = 4 * 2**20

@@ -9,15 +9,15 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from jobs.config import VectorizeJob
-from jobs.runner import Failed, SparkRunner, Work
-from jobs.vectorize import vectorize
+from shardmean.jobs.config import VectorizeJob
+from shardmean.jobs.runner import Failed, SparkRunner, Work
+from shardmean.jobs.vectorize import vectorize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from model.config import ImageConfig
+    from shardmean.model.config import ImageConfig
 
 T = TypeVar("T")
 R = TypeVar("R")

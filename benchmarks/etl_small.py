@@ -19,9 +19,9 @@ from benchmarks.fashion import fashion_pngs
 from benchmarks.measure import in_turn, parsed, parser, print_compared, print_table, seconds
 from benchmarks.pictures import link_all, listing_folder
 from benchmarks.processes import Processes
-from jobs.config import SourceConfig
-from jobs.sources import scan
-from model.config import ImageConfig
+from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.sources import scan
+from shardmean.model.config import ImageConfig
 
 if TYPE_CHECKING:
     import argparse

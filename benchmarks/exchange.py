@@ -22,14 +22,14 @@ from torch import distributed, nn
 
 from benchmarks.measure import in_turn, parsed, parser, print_compared
 from benchmarks.processes import Processes
-from model.averaging import Averager
-from model.meeting import Meeting, Member
-from model.networks import lenet
-from model.training_config import AveragingConfig
+from shardmean.model.averaging import Averager
+from shardmean.model.meeting import Meeting, Member
+from shardmean.model.networks import lenet
+from shardmean.model.training_config import AveragingConfig
 
 if TYPE_CHECKING:
     from benchmarks.processes import Answer
-    from model.board import Address
+    from shardmean.model.board import Address
 
 WORKERS = 2
 NUM_LENET, NUM_LARGE = 135_560, 25_000_000

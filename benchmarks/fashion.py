@@ -10,20 +10,20 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.pictures import made_once
-from jobs.config import VectorizeJob
-from jobs.vectorize import vectorize
-from model.config import ImageConfig, SplitConfig
-from model.errors import UserError
-from model.manifest import Manifest, Source, load_manifest, publish
-from model.shard_writer import ShardWriter
-from model.shards import Dataset
+from shardmean.jobs.config import VectorizeJob
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.errors import UserError
+from shardmean.model.manifest import Manifest, Source, load_manifest, publish
+from shardmean.model.shard_writer import ShardWriter
+from shardmean.model.shards import Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from model.manifest import Split
+    from shardmean.model.manifest import Split
 
     Rows = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 

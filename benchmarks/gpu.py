@@ -24,13 +24,13 @@ from torch import nn
 
 from benchmarks.measure import in_turn, parsed, parser, print_compared, seconds
 from benchmarks.ours import Epochs, recipe
-from model.config import ImageConfig, SplitConfig
-from model.manifest import Manifest, Source, publish
-from model.networks import build_classifier
-from model.shard_writer import ShardWriter
-from model.shards import Dataset
-from model.training import Training
-from model.transport import LocalTransport
+from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.manifest import Manifest, Source, publish
+from shardmean.model.networks import build_classifier
+from shardmean.model.shard_writer import ShardWriter
+from shardmean.model.shards import Dataset
+from shardmean.model.training import Training
+from shardmean.model.transport import LocalTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

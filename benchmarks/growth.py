@@ -25,18 +25,18 @@ from benchmarks.fashion import DEFAULT_SOURCE, fashion_dataset, read_idx, write_
 from benchmarks.measure import in_turn, parsed, parser, peak_mib, print_compared, print_table, seconds
 from benchmarks.ours import BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
-from jobs.cluster import BarrierTransport, driver_host, open_session
-from model.averaging import Averager
-from model.meeting import Meeting, Member
-from model.training import Training
-from model.training_config import AveragingConfig
-from model.transport import LocalTransport
+from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
+from shardmean.model.averaging import Averager
+from shardmean.model.meeting import Meeting, Member
+from shardmean.model.training import Training
+from shardmean.model.training_config import AveragingConfig
+from shardmean.model.transport import LocalTransport
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.processes import Answer
-    from model.board import Address
+    from shardmean.model.board import Address
 
 NUM_WORKERS = (1, 2, 4)
 MILLIONS_OF_PARAMETERS = (0.07, 1, 10, 25)

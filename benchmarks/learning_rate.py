@@ -11,12 +11,12 @@ from pathlib import Path
 
 from benchmarks.fashion import DEFAULT_SOURCE
 from benchmarks.measure import parsed, parser
-from jobs.config import TrainJob, VectorizeJob, load_job
-from jobs.vectorize import vectorize
-from model.manifest import load_manifest
-from model.shards import Dataset
-from model.training import Training
-from model.transport import LocalTransport
+from shardmean.jobs.config import TrainJob, VectorizeJob, load_job
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model.manifest import load_manifest
+from shardmean.model.shards import Dataset
+from shardmean.model.training import Training
+from shardmean.model.transport import LocalTransport
 
 CONFIG = Path(__file__).parent.parent / "configs" / "lenet_mnist.yaml"
 

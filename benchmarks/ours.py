@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import RATE, WEIGHT_DECAY
-from model.accounting import PHASES
-from model.training_config import TrainingConfig
+from shardmean.model.accounting import PHASES
+from shardmean.model.training_config import TrainingConfig
 
 if TYPE_CHECKING:
-    from model.training import Training
+    from shardmean.model.training import Training
 
 BATCH = 32
 MANY_EPOCHS = 100_000

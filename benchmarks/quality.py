@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.fashion import official_dataset
 from benchmarks.measure import commit, parsed, parser, print_table
-from model.training import Training
-from model.training_config import TrainingConfig
-from model.transport import LocalTransport
+from shardmean.model.training import Training
+from shardmean.model.training_config import TrainingConfig
+from shardmean.model.transport import LocalTransport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model.shards import Dataset
+    from shardmean.model.shards import Dataset
 
 OUTER = {"learning_rate": 1.0, "momentum": 0.5, "nesterov": True}
 FIRST_RATE = 0.02

@@ -22,10 +22,10 @@ from benchmarks.fashion import DEFAULT_SOURCE, MEAN, STD, fashion_dataset, read_
 from benchmarks.measure import in_turn, parsed, parser, print_compared, seconds
 from benchmarks.ours import BATCH, Epochs, recipe
 from benchmarks.processes import RATE, WEIGHT_DECAY
-from jobs.cluster import BarrierTransport, driver_host, open_session
-from model.meeting import Meeting
-from model.networks import lenet
-from model.training import Training
+from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
+from shardmean.model.meeting import Meeting
+from shardmean.model.networks import lenet
+from shardmean.model.training import Training
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -27,13 +27,13 @@ from torch import distributed, nn
 from benchmarks.fashion import DEFAULT_SOURCE, MEAN, STD, read_idx, write_dataset
 from benchmarks.measure import parsed, parser, print_compared, print_table
 from benchmarks.ours import recipe
-from jobs.cluster import BarrierTransport, driver_host, open_session
-from model.errors import UserError
-from model.manifest import load_manifest
-from model.meeting import Meeting
-from model.networks import lenet
-from model.shards import Dataset
-from model.training import Training
+from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
+from shardmean.model.errors import UserError
+from shardmean.model.manifest import load_manifest
+from shardmean.model.meeting import Meeting
+from shardmean.model.networks import lenet
+from shardmean.model.shards import Dataset
+from shardmean.model.training import Training
 
 if TYPE_CHECKING:
     import argparse

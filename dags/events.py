@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from jobs.config import DIGEST
-from model.errors import UserError
-from model.storage import absolute
+from shardmean.jobs.config import DIGEST
+from shardmean.model.errors import UserError
+from shardmean.model.storage import absolute
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -19,19 +19,19 @@ from airflow.sdk.exceptions import (
     AirflowSkipException,
 )
 
-import jobs.config
-from dags.events import datasets_told, version_told
-from jobs.airflow_config import MAX_RETRY_DELAY_S
-from jobs.home import home
-from model import storage
-from model.errors import UserError
+import shardmean.jobs.config
+from shardmean.dags.events import datasets_told, version_told
+from shardmean.jobs.airflow_config import MAX_RETRY_DELAY_S
+from shardmean.jobs.home import home
+from shardmean.model import storage
+from shardmean.model.errors import UserError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.types import TaskInstanceKey
 
-    from jobs.airflow_config import AirflowConfig
-    from jobs.config import Job
+    from shardmean.jobs.airflow_config import AirflowConfig
+    from shardmean.jobs.config import Job
 
 DATASET = Asset(name="shardmean_dataset", uri="shardmean://dataset")
 MODEL = Asset(name="shardmean_model", uri="shardmean://model")
@@ -65,7 +65,7 @@ class SparkJobOperator(SparkSubmitOperator):
         self.asset = asset
         self.link_url = ""
         super().__init__(
-            application=str(Path(jobs.config.__file__).with_name("cli.py")),
+            application=str(Path(shardmean.jobs.config.__file__).with_name("cli.py")),
             application_args=[
                 command,
                 f"--config={config_file}",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pendulum
 from airflow.sdk import dag
 
-from dags.forms import config_file, form, load_defaults
-from dags.spark_job import DATASET, MODEL, SparkJobOperator
-from jobs.config import TrainJob
+from shardmean.dags.forms import config_file, form, load_defaults
+from shardmean.dags.spark_job import DATASET, MODEL, SparkJobOperator
+from shardmean.jobs.config import TrainJob
 
 JOB = load_defaults(TrainJob, "train.yaml")
 MAIN = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pendulum
 from airflow.sdk import dag
 
-from dags.forms import config_file, form, load_defaults
-from dags.spark_job import DATASET, SparkJobOperator
-from jobs.config import VectorizeJob
+from shardmean.dags.forms import config_file, form, load_defaults
+from shardmean.dags.spark_job import DATASET, SparkJobOperator
+from shardmean.jobs.config import VectorizeJob
 
 JOB = load_defaults(VectorizeJob, "vectorize.yaml")
 MAIN = ["source.uri", "dataset_uri", "image.height_px", "image.width_px", "image.channels", "max_rejected_fraction"]

@@ -1,6 +1,6 @@
 """Makes the environment of this clone: a virtual environment with the pinned packages. Standard library only.
 
-Run by make as `python3 -m jobs.bootstrap`, before anything is installed. With nothing to do it takes a moment.
+Run by make as `python3 -m shardmean.jobs.bootstrap`, before anything is installed; it takes a moment where all is.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import threading
 import time
 from pathlib import Path
 
-from jobs.java import system_java
+from shardmean.jobs.java import system_java
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 VENV = REPOSITORY / ".venv"
 HEARTBEAT_S = 3.0
 # Its 2.13.0+cpu, say, satisfies the pin ==2.13.0 and is a later version than 2.13.0 (PEP 440), so pip prefers it.

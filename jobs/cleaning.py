@@ -7,8 +7,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from model import storage
-from model.errors import WorldError
+from shardmean.model import storage
+from shardmean.model.errors import WorldError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

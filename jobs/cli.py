@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.config import TrainJob, VectorizeJob, load_job
-from jobs.log import set_up_logging
-from model import storage
-from model.errors import UserError, WorldError
+from shardmean.jobs.config import TrainJob, VectorizeJob, load_job
+from shardmean.jobs.log import set_up_logging
+from shardmean.model import storage
+from shardmean.model.errors import UserError, WorldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -128,7 +128,7 @@ def _add_job(commands: Any, name: str, run: Any, text: str) -> None:
 
 
 def _vectorize(options: argparse.Namespace) -> int:
-    from jobs.vectorize import vectorize
+    from shardmean.jobs.vectorize import vectorize
 
     job = load_job(VectorizeJob, options.config, options.overrides, options.params)
     _check_result(options)
@@ -137,7 +137,7 @@ def _vectorize(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from jobs.train import train
+    from shardmean.jobs.train import train
 
     job = load_job(TrainJob, options.config, options.overrides, options.params)
     _check_result(options)
@@ -146,26 +146,26 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from jobs.show import show_dataset
+    from shardmean.jobs.show import show_dataset
 
     return show_dataset(storage.absolute(options.dataset), verify=options.verify, digest=options.digest)
 
 
 def _doctor(_options: argparse.Namespace) -> int:
-    from jobs.doctor import examine
+    from shardmean.jobs.doctor import examine
 
     return examine()
 
 
 def _demo(_options: argparse.Namespace) -> int:
-    from jobs.demo import demo
+    from shardmean.jobs.demo import demo
 
     return demo()
 
 
 def _up(options: argparse.Namespace) -> int:
-    from jobs.demo import write_first_images
-    from jobs.stack import up
+    from shardmean.jobs.demo import write_first_images
+    from shardmean.jobs.stack import up
 
     ports = {"airflow_port": options.airflow_port, "mlflow_port": options.mlflow_port}
     return up(host=options.host, **ports, before_start=write_first_images)

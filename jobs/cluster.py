@@ -19,12 +19,12 @@ from pyspark.errors import PySparkException
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import SparkSession
 
-from jobs import jvm
-from jobs.java import LOCAL_SETTINGS, java_environment
-from jobs.states import no_room, packed, unpacked
-from model.errors import UserError, WorldError
-from model.faults import LostTransportError, LostWorkerError
-from model.progress import INTERVAL_S, every
+from shardmean.jobs import jvm
+from shardmean.jobs.java import LOCAL_SETTINGS, java_environment
+from shardmean.jobs.states import no_room, packed, unpacked
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.faults import LostTransportError, LostWorkerError
+from shardmean.model.progress import INTERVAL_S, every
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from pyspark import Broadcast, SparkContext
     from pyspark.resource import ResourceProfile
 
-    from jobs.states import Parcel
-    from model.meeting import Meeting
-    from model.tasks import Failure, Report, Task, Work
+    from shardmean.jobs.states import Parcel
+    from shardmean.model.meeting import Meeting
+    from shardmean.model.tasks import Failure, Report, Task, Work
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 # Settings that every job wants; those of the job's own `spark` win over them.
 DEFAULTS = {
     "spark.ui.showConsoleProgress": "false",
-    "spark.python.daemon.module": "jobs.spark_daemon",
+    "spark.python.daemon.module": "shardmean.jobs.spark_daemon",
     "spark.python.worker.faulthandler.enabled": "true",
     # By TCP, each task waits 40 ms for an acknowledgement that is held back.
     "spark.python.unix.domain.socket.enabled": "true",
@@ -199,7 +199,7 @@ class BarrierTransport:
         large = parcel.large
 
         def in_task(mine: Iterable[Task]) -> Iterator[Report | Failure]:
-            from model.tasks import attempt
+            from shardmean.model.tasks import attempt
 
             _spare_the_collector()
             for task in mine:

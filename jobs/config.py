@@ -18,14 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 from yaml import YAMLError
 
-from jobs.airflow_config import AirflowConfig
-from jobs.complaints import plain_sections, problems
-from jobs.patterns import check_expression, check_glob
-from jobs.shown import holds_password
-from model.config import Fraction, ImageConfig, Settings, SplitConfig
-from model.errors import UserError
-from model.storage import absolute
-from model.training_config import TrainingConfig
+from shardmean.jobs.airflow_config import AirflowConfig
+from shardmean.jobs.complaints import plain_sections, problems
+from shardmean.jobs.patterns import check_expression, check_glob
+from shardmean.jobs.shown import holds_password
+from shardmean.model.config import Fraction, ImageConfig, Settings, SplitConfig
+from shardmean.model.errors import UserError
+from shardmean.model.storage import absolute
+from shardmean.model.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -19,14 +19,14 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
-from jobs import stack
-from jobs.config import TrainJob, VectorizeJob, config_folder, load_job
-from jobs.home import home
-from jobs.log import LOG_MARK
-from jobs.sources import scan
-from model import storage
-from model.errors import UserError, WorldError
-from model.manifest import load_manifest, manifest_uri
+from shardmean.jobs import stack
+from shardmean.jobs.config import TrainJob, VectorizeJob, config_folder, load_job
+from shardmean.jobs.home import home
+from shardmean.jobs.log import LOG_MARK
+from shardmean.jobs.sources import scan
+from shardmean.model import storage
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.manifest import load_manifest, manifest_uri
 
 HEARTBEAT_S = 4.0
 console = Console(highlight=False, soft_wrap=True)

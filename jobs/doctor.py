@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from jobs.home import home, store_uri
-from jobs.java import MIN_VERSION, java_version, packaged_java, system_java
-from jobs.shown import without_secrets
-from jobs.stack import scripts_folder
+from shardmean.jobs.home import home, store_uri
+from shardmean.jobs.java import MIN_VERSION, java_version, packaged_java, system_java
+from shardmean.jobs.shown import without_secrets
+from shardmean.jobs.stack import scripts_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,9 +156,9 @@ def _place(connection: str) -> str:
 
 
 def _mlflow() -> Finding:
-    from jobs.config import TrackingConfig
-    from jobs.mlflow_store import connect
-    from model.errors import WorldError
+    from shardmean.jobs.config import TrackingConfig
+    from shardmean.jobs.mlflow_store import connect
+    from shardmean.model.errors import WorldError
 
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         found = f"MLFLOW_TRACKING_URI is not set: each training's tracking.uri decides, else {store_uri()}"

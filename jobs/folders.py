@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.errors import UserError
+from shardmean.model.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model.manifest import Split
+    from shardmean.model.manifest import Split
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from model import storage
-from model.errors import UserError, WorldError
+from shardmean.model import storage
+from shardmean.model.errors import UserError, WorldError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import pyarrow as pa
 
-    from model.manifest import Split
+    from shardmean.model.manifest import Split
 
 IMAGES, LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
 # Some unpack it to train-images.idx3-ubyte.

@@ -14,19 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.columns import rows_of
-from jobs.splits import HASH_BYTES
-from model import storage
-from model.errors import WorldError
-from model.manifest import index_uri
-from model.shard_file import one_chunk
+from shardmean.jobs.columns import rows_of
+from shardmean.jobs.splits import HASH_BYTES
+from shardmean.model import storage
+from shardmean.model.errors import WorldError
+from shardmean.model.manifest import index_uri
+from shardmean.model.shard_file import one_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from jobs.items import Items
+    from shardmean.jobs.items import Items
 
 INDEX = pa.schema(
     [

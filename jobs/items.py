@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import pyarrow as pa
 
-from jobs.columns import Rows, rows_of
-from model import storage
+from shardmean.jobs.columns import Rows, rows_of
+from shardmean.model import storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
-    from model.manifest import Split
+    from shardmean.model.manifest import Split
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from jobs.columns import Rows, batches
-from jobs.shown import shown
-from model import storage
-from model.errors import UserError, WorldError
+from shardmean.jobs.columns import Rows, batches
+from shardmean.jobs.shown import shown
+from shardmean.model import storage
+from shardmean.model.errors import UserError, WorldError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import mlflow
 
-from jobs.home import home, store_uri
-from jobs.shown import without_secrets
-from model.errors import WorldError
+from shardmean.jobs.home import home, store_uri
+from shardmean.jobs.shown import without_secrets
+from shardmean.model.errors import WorldError
 
 if TYPE_CHECKING:
-    from jobs.config import TrackingConfig
+    from shardmean.jobs.config import TrackingConfig
 
 
 def connect(tracking: TrackingConfig) -> str:

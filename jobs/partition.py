@@ -12,24 +12,24 @@ import numpy as np
 import pyarrow as pa
 from blake3 import blake3
 
-from jobs.index import INDEX, REMEMBERED
-from jobs.reading import contents
-from jobs.sources import path_hashes
-from jobs.splits import HASH_BYTES, fixed_code, split_code
-from model.errors import ImageRejectedError
-from model.images import decode_image
-from model.manifest import SPLITS
-from model.new_shard import NewShard
-from model.shard_file import one_chunk
+from shardmean.jobs.index import INDEX, REMEMBERED
+from shardmean.jobs.reading import contents
+from shardmean.jobs.sources import path_hashes
+from shardmean.jobs.splits import HASH_BYTES, fixed_code, split_code
+from shardmean.model.errors import ImageRejectedError
+from shardmean.model.images import decode_image
+from shardmean.model.manifest import SPLITS
+from shardmean.model.new_shard import NewShard
+from shardmean.model.shard_file import one_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from jobs.config import VectorizeJob
-    from jobs.items import Item, Items
-    from model.manifest import Shard
+    from shardmean.jobs.config import VectorizeJob
+    from shardmean.jobs.items import Item, Items
+    from shardmean.model.manifest import Shard
 
 MAX_PARTITION_ITEMS = 4096
 # What a lost task costs, and how far apart its signs of life are: some seconds of decoding.

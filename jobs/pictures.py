@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jobs.timeline import timeline
+from shardmean.jobs.timeline import timeline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from model.checkpoint import Checkpoint
-    from model.evaluation import Evaluation
+    from shardmean.model.checkpoint import Checkpoint
+    from shardmean.model.evaluation import Evaluation
 
 MAX_CLASSES, MAX_CURVES = 30, 10
 INK, TRAIN, HELD_OUT, GAP = "#1f2933", "#9aa5b1", "#0b6bcb", "#e8833a"

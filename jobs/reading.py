@@ -7,17 +7,17 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from jobs import idx
-from jobs.listing import MISSING
-from model import storage
-from model.errors import ImageRejectedError, WorldError
-from model.images import check_file_bytes, printable
+from shardmean.jobs import idx
+from shardmean.jobs.listing import MISSING
+from shardmean.model import storage
+from shardmean.model.errors import ImageRejectedError, WorldError
+from shardmean.model.images import check_file_bytes, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from jobs.items import Item
-    from model.config import ImageConfig
+    from shardmean.jobs.items import Item
+    from shardmean.model.config import ImageConfig
 
 NUM_READ_AHEAD = 16
 READ_AHEAD_BYTES = 64 * 2**20

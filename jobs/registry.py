@@ -17,16 +17,16 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 
-from jobs.shown import without_secrets
-from model import packaging
-from model.errors import UserError, WorldError
-from model.replica import normalisation
+from shardmean.jobs.shown import without_secrets
+from shardmean.model import packaging
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.replica import normalisation
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from jobs.config import TrainJob
-    from model.manifest import Manifest
+    from shardmean.jobs.config import TrainJob
+    from shardmean.model.manifest import Manifest
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 SIGNATURE = ModelSignature(

@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.index import bytes_of
-from jobs.report_histogram import Histogram, aspect_histogram, histogram, say_bytes, say_number
-from jobs.splits import CONFLICT, copies
-from model.manifest import SPLITS
+from shardmean.jobs.index import bytes_of
+from shardmean.jobs.report_histogram import Histogram, aspect_histogram, histogram, say_bytes, say_number
+from shardmean.jobs.splits import CONFLICT, copies
+from shardmean.model.manifest import SPLITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from model.manifest import Manifest
+    from shardmean.model.manifest import Manifest
 
 NUM_PATHS = 20
 NUM_GROUPS = 20

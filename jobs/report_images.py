@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from model.images import encode_png
+from shardmean.model.images import encode_png
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from model.manifest import Manifest, Shard
-    from model.shards import Dataset, Examples
+    from shardmean.model.manifest import Manifest, Shard
+    from shardmean.model.shards import Dataset, Examples
 
 MAX_CLASSES, MAX_PER_CLASS = 30, 8
 MAX_MEAN_EXAMPLES = 2000

@@ -12,17 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.manifest import SPLITS
-from model.new_shard import write_shard
-from model.shard_file import read_shard
+from shardmean.model.manifest import SPLITS
+from shardmean.model.new_shard import write_shard
+from shardmean.model.shard_file import read_shard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from jobs.config import VectorizeJob
-    from model.manifest import Shard
+    from shardmean.jobs.config import VectorizeJob
+    from shardmean.model.manifest import Shard
 
 MAX_SMALL = 4  # small shards of a split that are left alone
 # A shard is small below this share of a whole one, or of what a task makes at most. The shares of validation and test

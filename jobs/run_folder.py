@@ -7,14 +7,14 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from jobs.tracking import TrainResult
-from model import checkpoint, storage
-from model.errors import WorldError
+from shardmean.jobs.tracking import TrainResult
+from shardmean.model import checkpoint, storage
+from shardmean.model.errors import WorldError
 
 if TYPE_CHECKING:
-    from jobs.config import TrainJob
-    from model.checkpoint import Checkpoint
-    from model.lease import Lease
+    from shardmean.jobs.config import TrainJob
+    from shardmean.model.checkpoint import Checkpoint
+    from shardmean.model.lease import Lease
 
 # What may differ between two tries of one run: where things lie and how long to wait, not what comes out.
 _PLACES = {

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from jobs.cluster import open_session, run_tasks
-from model.errors import UserError, WorldError
-from model.progress import INTERVAL_S, every
+from shardmean.jobs.cluster import open_session, run_tasks
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.progress import INTERVAL_S, every
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

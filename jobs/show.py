@@ -8,23 +8,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.index import read_index
-from jobs.report import facts, plural
-from jobs.report_figures import figures, lacking
-from jobs.shown import shown
-from jobs.verify import Verification
-from model import storage
-from model.errors import WorldError
-from model.manifest import SPLITS, load_manifest, report_uri
-from model.progress import INTERVAL_S, every
-from model.shards import Dataset
+from shardmean.jobs.index import read_index
+from shardmean.jobs.report import facts, plural
+from shardmean.jobs.report_figures import figures, lacking
+from shardmean.jobs.shown import shown
+from shardmean.jobs.verify import Verification
+from shardmean.model import storage
+from shardmean.model.errors import WorldError
+from shardmean.model.manifest import SPLITS, load_manifest, report_uri
+from shardmean.model.progress import INTERVAL_S, every
+from shardmean.model.shards import Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from jobs.report_figures import Figures
-    from jobs.report_histogram import Histogram
-    from model.manifest import Manifest
+    from shardmean.jobs.report_figures import Figures
+    from shardmean.jobs.report_histogram import Histogram
+    from shardmean.model.manifest import Manifest
 
 MAX_CLASSES, NUM_EXTREME = 50, 20
 MAX_LACKING, MAX_PATHS, MAX_GROUPS = 10, 5, 5

@@ -14,24 +14,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import idx, table
-from jobs.columns import batches, by_path, give_back_memory, kept, rows_of
-from jobs.folders import WORDS, Folders, named_split
-from jobs.items import ITEMS, Item, Items
-from jobs.listing import MAX_PATH, MISSING, find_files, list_files
-from jobs.patterns import extract, matches
-from jobs.shown import shown
-from model.errors import UserError, WorldError
-from model.images import SUFFIXES
-from model.shard_file import one_chunk
+from shardmean.jobs import idx, table
+from shardmean.jobs.columns import batches, by_path, give_back_memory, kept, rows_of
+from shardmean.jobs.folders import WORDS, Folders, named_split
+from shardmean.jobs.items import ITEMS, Item, Items
+from shardmean.jobs.listing import MAX_PATH, MISSING, find_files, list_files
+from shardmean.jobs.patterns import extract, matches
+from shardmean.jobs.shown import shown
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.images import SUFFIXES
+from shardmean.model.shard_file import one_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from jobs.config import SourceConfig
-    from model.manifest import Split
+    from shardmean.jobs.config import SourceConfig
+    from shardmean.model.manifest import Split
 
 # What an example is made of, and what rejects it; not where it stands.
 FINGERPRINTED = ("path", "class_name", "size_bytes", "modified_ns", "split", "group", "extra", "reason")

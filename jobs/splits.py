@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.manifest import SPLITS
+from shardmean.model.manifest import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from model.config import SplitConfig
-    from model.manifest import Split
+    from shardmean.model.config import SplitConfig
+    from shardmean.model.manifest import Split
 
 HASH_BYTES = 16
 CONFLICT, IN_OTHER_SPLIT = "conflicting_labels", "duplicate_in_other_split"

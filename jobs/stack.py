@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from jobs.home import artifacts, home, store_uri
-from jobs.java import LOCAL_SETTINGS, java_environment
-from model.errors import UserError, WorldError
+from shardmean.jobs.home import artifacts, home, store_uri
+from shardmean.jobs.java import LOCAL_SETTINGS, java_environment
+from shardmean.model.errors import UserError, WorldError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

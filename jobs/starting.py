@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from typing import TYPE_CHECKING
 
-from jobs import registry
-from model import checkpoint, packaging
-from model.errors import UserError
-from model.fine_tuning_config import REGISTERED
-from model.starting import Origin
+from shardmean.jobs import registry
+from shardmean.model import checkpoint, packaging
+from shardmean.model.errors import UserError
+from shardmean.model.fine_tuning_config import REGISTERED
+from shardmean.model.starting import Origin
 
 if TYPE_CHECKING:
-    from model.checkpoint import Checkpoint
+    from shardmean.model.checkpoint import Checkpoint
 
 _ABOUT = ("image", "class_names", "network", "layers", "mean", "std")
 

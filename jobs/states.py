@@ -6,15 +6,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from model.errors import UserError
-from model.optimizer_config import num_moments
+from shardmean.model.errors import UserError
+from shardmean.model.optimizer_config import num_moments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pyspark import Broadcast, SparkContext
 
-    from model.tasks import Task
+    from shardmean.model.tasks import Task
 
 LARGE_BYTES = 2**18
 # Of what comes back, in the driver's heap: measured with 1 GiB, where 250 MiB had room and 330 MiB had none, and in

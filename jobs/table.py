@@ -11,9 +11,9 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 from pyarrow import fs
 
-from model import storage
-from model.errors import UserError, WorldError
-from model.shard_file import one_chunk
+from shardmean.model import storage
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.shard_file import one_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

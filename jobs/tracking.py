@@ -20,23 +20,23 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from jobs import pictures, registry
-from jobs.home import artifacts, store_uri
-from jobs.mlflow_store import connect, short, unreachable
-from jobs.shown import without_secrets
-from model import storage
-from model.manifest import report_uri
+from shardmean.jobs import pictures, registry
+from shardmean.jobs.home import artifacts, store_uri
+from shardmean.jobs.mlflow_store import connect, short, unreachable
+from shardmean.jobs.shown import without_secrets
+from shardmean.model import storage
+from shardmean.model.manifest import report_uri
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from jobs.config import TrainJob
-    from model.checkpoint import Checkpoint
-    from model.evaluation import Evaluation
-    from model.manifest import Manifest
-    from model.progress import Moment
+    from shardmean.jobs.config import TrainJob
+    from shardmean.model.checkpoint import Checkpoint
+    from shardmean.model.evaluation import Evaluation
+    from shardmean.model.manifest import Manifest
+    from shardmean.model.progress import Moment
 
 MAX_PARAMS_A_CALL = 100  # MLflow's limit
 log = logging.getLogger(__name__)

@@ -8,37 +8,37 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from jobs.cluster import BarrierTransport, driver_host, open_session
-from jobs.mlflow_store import connect
-from jobs.run_folder import RunFolder, folder_of, version_of
-from jobs.starting import find
-from jobs.tracking import Tracker
-from model import storage
-from model.accounting import PHASES
-from model.errors import UserError, WorldError
-from model.evaluation import evaluate
-from model.images import encode_png
-from model.lease import Lease, LeaseLostError
-from model.manifest import Manifest, load_manifest
-from model.meeting import Meeting
-from model.plan import plan_evaluation
-from model.preview import preview
-from model.replica import build_model
-from model.segment import EVALUATION_BATCH, plan_training
-from model.shards import Dataset
-from model.starting import normalised_as
-from model.training import Training
+from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
+from shardmean.jobs.mlflow_store import connect
+from shardmean.jobs.run_folder import RunFolder, folder_of, version_of
+from shardmean.jobs.starting import find
+from shardmean.jobs.tracking import Tracker
+from shardmean.model import storage
+from shardmean.model.accounting import PHASES
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.evaluation import evaluate
+from shardmean.model.images import encode_png
+from shardmean.model.lease import Lease, LeaseLostError
+from shardmean.model.manifest import Manifest, load_manifest
+from shardmean.model.meeting import Meeting
+from shardmean.model.plan import plan_evaluation
+from shardmean.model.preview import preview
+from shardmean.model.replica import build_model
+from shardmean.model.segment import EVALUATION_BATCH, plan_training
+from shardmean.model.shards import Dataset
+from shardmean.model.starting import normalised_as
+from shardmean.model.training import Training
 
 if TYPE_CHECKING:
-    from jobs.config import TrainJob
-    from jobs.tracking import TrainResult
-    from model.checkpoint import Checkpoint
-    from model.evaluation import Evaluation
-    from model.manifest import Split
-    from model.packaging import ImageModel
-    from model.progress import Moment
-    from model.starting import Origin
-    from model.training_config import TrainingConfig
+    from shardmean.jobs.config import TrainJob
+    from shardmean.jobs.tracking import TrainResult
+    from shardmean.model.checkpoint import Checkpoint
+    from shardmean.model.evaluation import Evaluation
+    from shardmean.model.manifest import Split
+    from shardmean.model.packaging import ImageModel
+    from shardmean.model.progress import Moment
+    from shardmean.model.starting import Origin
+    from shardmean.model.training_config import TrainingConfig
 
 log = logging.getLogger(__name__)
 

@@ -13,24 +13,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.columns import give_back_memory
-from jobs.index import INDEX, REMEMBERED, Comparison, bytes_of, codes_of, compare, listed_table, places_of, read_index
-from jobs.listing import MISSING, NOT_A_FILE
-from jobs.partition import MAX_PARTITION_ITEMS, REPORT, PartitionTask, plan_tasks, vectorize_partition
-from jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
-from jobs.runner import Work, run_all
-from jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_codes
-from model.manifest import SPLITS, Manifest, Source, mean_and_std
-from model.shard_file import one_chunk
+from shardmean.jobs.columns import give_back_memory
+from shardmean.jobs.index import (
+    INDEX,
+    REMEMBERED,
+    Comparison,
+    bytes_of,
+    codes_of,
+    compare,
+    listed_table,
+    places_of,
+    read_index,
+)
+from shardmean.jobs.listing import MISSING, NOT_A_FILE
+from shardmean.jobs.partition import MAX_PARTITION_ITEMS, REPORT, PartitionTask, plan_tasks, vectorize_partition
+from shardmean.jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
+from shardmean.jobs.runner import Work, run_all
+from shardmean.jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_codes
+from shardmean.model.manifest import SPLITS, Manifest, Source, mean_and_std
+from shardmean.model.shard_file import one_chunk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jobs.config import VectorizeJob
-    from jobs.partition import PartitionReport
-    from jobs.runner import Runner
-    from jobs.sources import Scan
-    from model.manifest import Shard
+    from shardmean.jobs.config import VectorizeJob
+    from shardmean.jobs.partition import PartitionReport
+    from shardmean.jobs.runner import Runner
+    from shardmean.jobs.sources import Scan
+    from shardmean.model.manifest import Shard
 
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
 OF_THE_WORLD = ("vanished", "changed", "no_permission", "not_readable", "too_slow")

@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.cleaning import clean
-from jobs.index import rejected_table, to_parquet
-from jobs.report import make_report
-from jobs.runner import SparkRunner
-from jobs.shown import shown
-from jobs.sources import scan
-from jobs.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
-from model import storage
-from model.errors import UserError, WorldError
-from model.lease import Lease
-from model.manifest import (
+from shardmean.jobs.cleaning import clean
+from shardmean.jobs.index import rejected_table, to_parquet
+from shardmean.jobs.report import make_report
+from shardmean.jobs.runner import SparkRunner
+from shardmean.jobs.shown import shown
+from shardmean.jobs.sources import scan
+from shardmean.jobs.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
+from shardmean.model import storage
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.lease import Lease
+from shardmean.model.manifest import (
     SPLITS,
     Manifest,
     index_uri,
@@ -37,16 +37,16 @@ from model.manifest import (
     report_uri,
     shards_uri,
 )
-from model.shard_file import missing
-from model.shards import Dataset
+from shardmean.model.shard_file import missing
+from shardmean.model.shards import Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jobs.config import VectorizeJob
-    from jobs.runner import Runner
-    from jobs.sources import Scan
-    from jobs.update import Counts
+    from shardmean.jobs.config import VectorizeJob
+    from shardmean.jobs.runner import Runner
+    from shardmean.jobs.sources import Scan
+    from shardmean.jobs.update import Counts
 
 MAX_TOLD, MAX_TEXT = 20, 300
 log = logging.getLogger(__name__)

@@ -16,20 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.index import is_named_by
-from jobs.report_images import pieces
-from jobs.splits import HASH_BYTES
-from model import storage
-from model.errors import WorldError
-from model.manifest import SPLITS, index_uri, rejected_uri, shard_uri
+from shardmean.jobs.index import is_named_by
+from shardmean.jobs.report_images import pieces
+from shardmean.jobs.splits import HASH_BYTES
+from shardmean.model import storage
+from shardmean.model.errors import WorldError
+from shardmean.model.manifest import SPLITS, index_uri, rejected_uri, shard_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from model.manifest import Manifest, Shard
-    from model.shards import Dataset
+    from shardmean.model.manifest import Manifest, Shard
+    from shardmean.model.shards import Dataset
 
 HASH_DIGITS = 2 * HASH_BYTES  # of the hash of an image's bytes, with which its id begins
 MAX_FAULTS = 5

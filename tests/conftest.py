@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 from hypothesis import settings
 
-from model import storage
+from shardmean.model import storage
 
 # Without deadlines, since machines differ, and in CI from the same seed each time.
 settings.register_profile("everywhere", deadline=None, derandomize=os.environ.get("CI") == "true")

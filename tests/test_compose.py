@@ -7,8 +7,8 @@ import re
 import pytest
 import yaml
 
-from jobs.config import TrainJob, load_job
-from jobs.stack import STOP_TIMEOUT_S
+from shardmean.jobs.config import TrainJob, load_job
+from shardmean.jobs.stack import STOP_TIMEOUT_S
 
 from .readme_tree import ROOT
 

@@ -14,9 +14,9 @@ from .readme_tree import ROOT
 
 FOLDERS = ("configs", "dags", "jobs", "model")
 READ = """
-import dags.train_cnn, dags.vectorize_images
-from jobs.config import config_folder
-print(dags.vectorize_images.JOB.image.height_px, dags.train_cnn.JOB.network, config_folder())
+import shardmean.dags.train_cnn, shardmean.dags.vectorize_images
+from shardmean.jobs.config import config_folder
+print(shardmean.dags.vectorize_images.JOB.image.height_px, shardmean.dags.train_cnn.JOB.network, config_folder())
 """
 
 
@@ -26,8 +26,8 @@ def installed(tmp_path_factory):
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in FOLDERS:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (*FOLDERS, "shardmean"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
     subprocess.run([*build, str(target), str(source)], check=True, timeout=120)
     (wheel,) = target.glob("*.whl")
@@ -39,8 +39,11 @@ def installed(tmp_path_factory):
 def test_it_holds_every_file_of_its_folders(installed):
     ours = {path.relative_to(ROOT) for name in FOLDERS for path in (ROOT / name).rglob("*") if path.is_file()}
     ours = {path for path in ours if "__pycache__" not in path.parts}
-    found = {path.relative_to(installed) for name in FOLDERS for path in (installed / name).rglob("*")}
+    package = installed / "shardmean"
+    found = {path.relative_to(package) for name in FOLDERS for path in (package / name).rglob("*") if path.is_file()}
     assert found == ours
+    (top_level,) = installed.glob("*.dist-info/top_level.txt")
+    assert top_level.read_text() == "shardmean\n"
 
 
 def test_the_dags_read_its_configs_far_from_any_clone(installed, tmp_path):
@@ -49,4 +52,4 @@ def test_the_dags_read_its_configs_far_from_any_clone(installed, tmp_path):
         [sys.executable, "-c", READ], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"28 small_cnn {installed}/configs"
+    assert done.stdout.splitlines()[-1] == f"28 small_cnn {installed}/shardmean/configs"

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 EVENTS = os.environ.get("SHARDMEAN_EVENTS", "")
 POINTS = {
-    "jobs.train": ["train"],
-    "jobs.tracking": ["Tracker.__init__"],
+    "shardmean.jobs.train": ["train"],
+    "shardmean.jobs.tracking": ["Tracker.__init__"],
     "pyspark.sql.session": ["SparkSession.Builder.getOrCreate"],
-    "model.training": ["Training.next_state"],
-    "model.tasks": ["attempt"],
-    "model.meeting": ["Member.__init__"],
+    "shardmean.model.training": ["Training.next_state"],
+    "shardmean.model.tasks": ["attempt"],
+    "shardmean.model.meeting": ["Member.__init__"],
     "torch.optim.optimizer": [],
 }
 _steps: list[float] = []

@@ -11,9 +11,9 @@ import sys
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from dags.forms import config_file, form
-from jobs.complaints import leaves
-from jobs.config import TrainJob, VectorizeJob, load_job
+from shardmean.dags.forms import config_file, form
+from shardmean.jobs.complaints import leaves
+from shardmean.jobs.config import TrainJob, VectorizeJob, load_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,13 +22,13 @@ from airflow.sdk.execution_time.context import (
     TriggeringAssetEventsAccessor,
 )
 
-import dags.train_cnn
-import dags.vectorize_images
-import jobs.cli
-from dags.spark_job import DATASET
-from model import storage
+import shardmean.jobs.cli
+from shardmean.dags.spark_job import DATASET
+from shardmean.dags.train_cnn import train_cnn
+from shardmean.dags.vectorize_images import vectorize_images
+from shardmean.model import storage
 
-DAGS = {"train_cnn": dags.train_cnn.train_cnn, "vectorize_images": dags.vectorize_images.vectorize_images}
+DAGS = {"train_cnn": train_cnn, "vectorize_images": vectorize_images}
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         if case.get("result"):
             place = next(argument for argument in ran if argument.startswith("--result="))
             storage.write_bytes(place.removeprefix("--result="), json.dumps(case["result"]).encode())
-        elif "result" not in case and jobs.cli.main(ran):
+        elif "result" not in case and shardmean.jobs.cli.main(ran):
             raise AirflowException("spark-submit ended with another code than 0")
 
     SparkSubmitOperator.execute = submit

@@ -22,10 +22,10 @@ import airflow.providers.apache.spark.operators.spark_submit
 def cpu():
     return sum(os.times()[:2])
 before = cpu()
-import dags.train_cnn, dags.vectorize_images
+import shardmean.dags.train_cnn, shardmean.dags.vectorize_images
 heavy = sorted({"torch", "pyspark", "mlflow", "pandas"} & set(sys.modules))
 import json
-dags = [dags.vectorize_images.vectorize_images(), dags.train_cnn.train_cnn()]
+dags = [shardmean.dags.vectorize_images.vectorize_images(), shardmean.dags.train_cnn.train_cnn()]
 def described(dag):
     params = {key: dag.params.get_param(key) for key in dag.params}
     return [[key, param.value, param.schema] for key, param in params.items()]
@@ -78,7 +78,10 @@ def test_a_broken_config_is_an_import_error_that_names_the_key(tmp_path: Path) -
     (tmp_path / "vectorize.yaml").write_text("source: {uri: x}\ndataset_uri: y\nshard_byte: 5\n")
     environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path), SHARDMEAN_CONFIG_DIR=str(tmp_path))
     done = subprocess.run(
-        [sys.executable, "-c", "import dags.vectorize_images"], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", "import shardmean.dags.vectorize_images"],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert "shard_byte: unknown key; did you mean shard_bytes?" in done.stderr
 
@@ -86,7 +89,7 @@ def test_a_broken_config_is_an_import_error_that_names_the_key(tmp_path: Path) -
 def test_a_config_that_is_absent_is_an_import_error_that_names_the_variable(tmp_path: Path) -> None:
     environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path), SHARDMEAN_CONFIG_DIR=str(tmp_path))
     done = subprocess.run(
-        [sys.executable, "-c", "import dags.train_cnn"], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", "import shardmean.dags.train_cnn"], env=environment, capture_output=True, text=True
     )
     assert f"config file {tmp_path}/train.yaml: not found" in done.stderr
     assert "let SHARDMEAN_CONFIG_DIR name a folder that holds a readable train.yaml" in done.stderr
@@ -108,7 +111,7 @@ def test_each_value_of_a_setting_of_several_types_makes_a_valid_form_and_comes_b
 
 TASK = """
 import json
-from dags.vectorize_images import vectorize_images
+from shardmean.dags.vectorize_images import vectorize_images
 (task,) = vectorize_images().tasks
 seconds = {name: getattr(task, name) for name in ("retry_delay", "max_retry_delay", "execution_timeout")}
 print(json.dumps({

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dags.events import datasets_told, version_told
-from model.errors import UserError
+from shardmean.dags.events import datasets_told, version_told
+from shardmean.model.errors import UserError
 
 OLD, NEW, OTHER = "0" * 32, "1" * 32, "2" * 32
 

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from jobs.config import SourceConfig, TrackingConfig, TrainJob, VectorizeJob
-from model import storage
-from model.config import ImageConfig, SplitConfig
-from model.optimizer_config import OptimizerConfig
-from model.training_config import AveragingConfig
+from shardmean.jobs.config import SourceConfig, TrackingConfig, TrainJob, VectorizeJob
+from shardmean.model import storage
+from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.optimizer_config import OptimizerConfig
+from shardmean.model.training_config import AveragingConfig
 
 from .cluster import running_cluster
 
@@ -38,8 +38,8 @@ def spark():
     """One session for all tests: `open_session` finds it running, and its `stop` waits for the end of the tests."""
     from pyspark.sql import SparkSession
 
-    from jobs.cluster import DEFAULTS
-    from jobs.java import java_environment
+    from shardmean.jobs.cluster import DEFAULTS
+    from shardmean.jobs.java import java_environment
 
     os.environ |= java_environment()
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -109,7 +109,7 @@ def pile(tmp_path):
 @pytest.fixture(scope="session")
 def dataset(spark, tmp_path_factory) -> Path:
     """A DataSet of three classes in several shards, of images that LeNet takes. Read only."""
-    from jobs.vectorize import vectorize
+    from shardmean.jobs.vectorize import vectorize
 
     home = tmp_path_factory.mktemp("dataset")
     images = _make_images(home / "images", num_per_class=70, size=28)

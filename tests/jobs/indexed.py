@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from jobs.index import INDEX
-from model.config import ImageConfig, SplitConfig
-from model.manifest import Manifest, Source, publish
-from model.shard_writer import ShardWriter
-from model.shards import Dataset
+from shardmean.jobs.index import INDEX
+from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.manifest import Manifest, Source, publish
+from shardmean.model.shard_writer import ShardWriter
+from shardmean.model.shards import Dataset
 
 if TYPE_CHECKING:
     from pathlib import Path

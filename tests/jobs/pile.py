@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.config import SourceConfig, VectorizeJob
-from jobs.runner import LocalRunner
-from jobs.vectorize import vectorize
-from model.config import ImageConfig, SplitConfig
+from shardmean.jobs.config import SourceConfig, VectorizeJob
+from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model.config import ImageConfig, SplitConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,13 +7,13 @@ import os
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.config import SourceConfig
-from jobs.runner import LocalRunner
-from jobs.vectorize import vectorize
-from model import storage
-from model.config import SplitConfig
-from model.errors import UserError
-from model.manifest import load_manifest, rejected_uri
+from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model import storage
+from shardmean.model.config import SplitConfig
+from shardmean.model.errors import UserError
+from shardmean.model.manifest import load_manifest, rejected_uri
 
 from .pile import Pile
 from .whole import check_whole, rows_of

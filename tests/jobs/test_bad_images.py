@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import jobs.vectorize
-from jobs.config import SourceConfig
-from jobs.sources import scan
-from jobs.vectorize import vectorize
-from model.errors import UserError
-from model.manifest import load_manifest, rejected_uri
+import shardmean.jobs.vectorize
+from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.sources import scan
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model.errors import UserError
+from shardmean.model.manifest import load_manifest, rejected_uri
 
 pytestmark = pytest.mark.usefixtures("spark")
 
@@ -155,7 +155,7 @@ def test_a_file_that_vanishes_between_scan_and_read(images, run, monkeypatch):
         (images / "low" / "007.png").unlink()
         return found
 
-    monkeypatch.setattr(jobs.vectorize, "scan", scan_and_delete)
+    monkeypatch.setattr(shardmean.jobs.vectorize, "scan", scan_and_delete)
     rejected, accepted = run()
     assert rejected.reason.to_dict() == {"low/007.png": "vanished"}
     assert len(accepted) == 59

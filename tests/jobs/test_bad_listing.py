@@ -11,14 +11,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.config import SourceConfig
-from jobs.reading import read_item
-from jobs.runner import LocalRunner
-from jobs.sources import scan
-from jobs.vectorize import vectorize
-from model import storage
-from model.errors import ImageRejectedError, UserError, WorldError
-from model.manifest import load_manifest, rejected_uri
+from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.reading import read_item
+from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.sources import scan
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model import storage
+from shardmean.model.errors import ImageRejectedError, UserError, WorldError
+from shardmean.model.manifest import load_manifest, rejected_uri
 
 from .whole import check_whole
 
@@ -218,7 +218,7 @@ def test_changes_between_listing_and_reading_are_counted_and_mended_by_the_next_
     spark, images, tmp_path, vectorize_job, monkeypatch
 ):
     """Another program writes into the source as soon as it was listed."""
-    from jobs import vectorize as module
+    from shardmean.jobs import vectorize as module
 
     def scan_and_change(config):
         found = scan(config)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import jobs.vectorize
-from jobs.vectorize import vectorize
-from model.errors import UserError, WorldError
-from model.manifest import load_manifest
+import shardmean.jobs.vectorize
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.manifest import load_manifest
 
 pytestmark = pytest.mark.usefixtures("spark")
 
@@ -66,7 +66,7 @@ def test_a_half_written_dataset_is_never_read_and_the_next_run_publishes(images,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.vectorize, "publish", killed)
+        patch.setattr(shardmean.jobs.vectorize, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
             vectorize(job)
     assert list((tmp_path / "set" / "shards").glob("*.parquet"))

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.config import SourceConfig
-from jobs.sources import scan
-from jobs.vectorize import vectorize
-from model.errors import UserError
+from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.sources import scan
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from model import storage
-from model.errors import UserError, WorldError
-from model.manifest import load_manifest
+from shardmean.model import storage
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.manifest import load_manifest
 
 from .whole import check_whole
 

@@ -17,16 +17,16 @@ import psutil
 import pytest
 import torch
 
-from jobs.run_folder import folder_of
-from jobs.train import train
-from model import checkpoint
-from model.lease import Lease
-from model.manifest import load_manifest
+from shardmean.jobs.run_folder import folder_of
+from shardmean.jobs.train import train
+from shardmean.model import checkpoint
+from shardmean.model.lease import Lease
+from shardmean.model.manifest import load_manifest
 
 from .cluster import running_cluster
 
 if TYPE_CHECKING:
-    from jobs.config import TrainJob
+    from shardmean.jobs.config import TrainJob
 
 pytestmark = pytest.mark.timeout(400)
 NUM_EPOCHS = 3
@@ -102,12 +102,12 @@ def test_a_cluster_gives_the_bits_of_local_workers_also_after_an_executor_was_ki
 
 LARGE_STATE = """
 import json, sys
-from jobs.cluster import BarrierTransport, driver_host, open_session
-from model.meeting import Meeting
-from model.shards import Dataset
-from model.manifest import load_manifest
-from model.training import Training
-from jobs.config import TrainJob
+from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
+from shardmean.model.meeting import Meeting
+from shardmean.model.shards import Dataset
+from shardmean.model.manifest import load_manifest
+from shardmean.model.training import Training
+from shardmean.jobs.config import TrainJob
 
 with open(sys.argv[1]) as file:
     job = TrainJob.model_validate_json(file.read())
@@ -138,9 +138,9 @@ echo '{"name": "gpu", "addresses": ["ADDRESS"]}'
 LOOK = """
 import json, sys
 from pyspark import BarrierTaskContext, TaskContext
-from jobs.cluster import BarrierTransport, driver_host, open_session, run_tasks, task_device
+from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session, run_tasks, task_device
 from model.errors import UserError
-from model.meeting import Meeting
+from shardmean.model.meeting import Meeting
 
 def of_etl(_number):
     return sorted(TaskContext.get().resources())

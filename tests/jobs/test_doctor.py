@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from jobs import bootstrap, doctor
+from shardmean.jobs import bootstrap, doctor
 
 CLEAN = ("AIRFLOW_CONN_SPARK_DEFAULT", "AIRFLOW_HOME", "MLFLOW_TRACKING_URI", "SHARDMEAN_HOME")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.demo import write_first_images
-from model.errors import UserError
+from shardmean.jobs.demo import write_first_images
+from shardmean.model.errors import UserError
 
 
 @pytest.fixture

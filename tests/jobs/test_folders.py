@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.folders import SPLIT_NAMES, Folders
-from model.errors import UserError
+from shardmean.jobs.folders import SPLIT_NAMES, Folders
+from shardmean.model.errors import UserError
 
 NAMES = st.sampled_from(["a", "b\n", "caf\xe9", "train", "Val", "TEST", ""])
 PATHS = st.lists(st.lists(NAMES, max_size=3).map(lambda parts: "/".join([*parts, "1.png"])), min_size=1, max_size=6)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.config import SourceConfig
-from jobs.runner import LocalRunner
-from jobs.vectorize import vectorize
-from model import storage
+from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model import storage
 
 from .pile import GONE, Pile
 from .whole import check_whole, index_of

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import jobs.partition
-import jobs.update
-import jobs.vectorize
-from jobs.config import SourceConfig
-from jobs.partition import partitions
-from jobs.rewrite import MAX_SMALL, SMALL
-from jobs.runner import LocalRunner
-from jobs.vectorize import vectorize
-from model import storage
-from model.errors import UserError, WorldError
-from model.manifest import load_manifest
+import shardmean.jobs.partition
+import shardmean.jobs.update
+import shardmean.jobs.vectorize
+from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.partition import partitions
+from shardmean.jobs.rewrite import MAX_SMALL, SMALL
+from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model import storage
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.manifest import load_manifest
 
 from .pile import EMPTY, GONE, SIZE, SPLIT, Pile
 from .whole import check_whole, index_of, rows_of
@@ -37,8 +37,8 @@ def read_paths(monkeypatch):
         read.extend(item.path for item in task.items)
         return original(task, job, class_names)
 
-    original = jobs.update.vectorize_partition
-    monkeypatch.setattr(jobs.update, "vectorize_partition", spy)
+    original = shardmean.jobs.update.vectorize_partition
+    monkeypatch.setattr(shardmean.jobs.update, "vectorize_partition", spy)
     return read
 
 
@@ -135,7 +135,7 @@ def test_a_first_run_writes_no_shard_twice(pile, monkeypatch):
     def rewrite(*_):
         pytest.fail("a shard was written anew")
 
-    monkeypatch.setattr(jobs.update, "rewrite", rewrite)
+    monkeypatch.setattr(shardmean.jobs.update, "rewrite", rewrite)
     pile.write({f"a/{number}": number for number in range(400)})
     pile.run()
     assert len(check_whole(pile.uri).shards) > 3 * MAX_SMALL
@@ -230,7 +230,7 @@ def test_a_version_that_would_name_a_lost_shard_is_not_published(pile):
 
 def test_a_run_that_waited_for_another_goes_by_the_source_of_now(pile, monkeypatch):
     """Another run publishes after this one has listed the source."""
-    original, other = jobs.vectorize.scan, []
+    original, other = shardmean.jobs.vectorize.scan, []
 
     def scan(source):
         found = original(source)
@@ -240,7 +240,7 @@ def test_a_run_that_waited_for_another_goes_by_the_source_of_now(pile, monkeypat
             pile.run()
         return found
 
-    monkeypatch.setattr(jobs.vectorize, "scan", scan)
+    monkeypatch.setattr(shardmean.jobs.vectorize, "scan", scan)
     pile.run()
     assert "a/late.ppm" in set(rows_of(pile.uri).path)
 

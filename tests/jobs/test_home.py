@@ -11,13 +11,13 @@ import mlflow
 import pandas as pd
 import pytest
 
-from dags.spark_job import results_uri
-from jobs.home import home, store_uri
-from jobs.stack import components, prepare
-from jobs.tracking import Tracker
-from jobs.train import train
-from model.errors import WorldError
-from model.manifest import load_manifest
+from shardmean.dags.spark_job import results_uri
+from shardmean.jobs.home import home, store_uri
+from shardmean.jobs.stack import components, prepare
+from shardmean.jobs.tracking import Tracker
+from shardmean.jobs.train import train
+from shardmean.model.errors import WorldError
+from shardmean.model.manifest import load_manifest
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-import jobs.reading
-from model.config import SplitConfig
-from model.manifest import load_manifest
+import shardmean.jobs.reading
+from shardmean.model.config import SplitConfig
+from shardmean.model.manifest import load_manifest
 
 from .pile import GONE, Pile
 from .whole import check_whole, index_of, rows_of
@@ -48,7 +48,7 @@ def test_a_conflict_that_passes_leaves_an_image_in_its_split(dealt):
 
 def test_images_out_of_reach_for_a_while_come_back_into_their_splits(dealt, monkeypatch):
     pile, before = dealt
-    original = jobs.reading.read_item
+    original = shardmean.jobs.reading.read_item
 
     def read_item(item):
         if item.path.startswith("a/"):
@@ -56,7 +56,7 @@ def test_images_out_of_reach_for_a_while_come_back_into_their_splits(dealt, monk
         return original(item)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.reading, "read_item", read_item)
+        patch.setattr(shardmean.jobs.reading, "read_item", read_item)
         for number in range(20):
             pile.touch(f"a/{number}")
         pile.run()

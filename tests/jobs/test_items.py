@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.columns import BATCH_ROWS
-from jobs.items import Item, Items
+from shardmean.jobs.columns import BATCH_ROWS
+from shardmean.jobs.items import Item, Items
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 ITEMS = st.builds(

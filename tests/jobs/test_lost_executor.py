@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runner import LocalRunner
-from jobs.vectorize import vectorize
+from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.vectorize import vectorize
 
 from .whole import check_whole, rows_of
 
@@ -24,10 +24,10 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 import psutil
-from jobs.config import VectorizeJob
-from jobs.partition import PartitionTask
-from jobs.runner import SparkRunner
-from jobs.vectorize import vectorize
+from shardmean.jobs.config import VectorizeJob
+from shardmean.jobs.partition import PartitionTask
+from shardmean.jobs.runner import SparkRunner
+from shardmean.jobs.vectorize import vectorize
 
 def kill_executor():
     backend = "CoarseGrainedExecutorBackend"

@@ -15,24 +15,24 @@ from pathlib import Path
 
 import pytest
 
-import jobs.update
-from jobs.config import SourceConfig
-from jobs.runner import LocalRunner
-from jobs.vectorize import vectorize
-from model import storage
-from model.errors import UserError, WorldError
-from model.lease import LeaseLostError
-from model.local_file import LocalFile
-from model.manifest import load_manifest
+import shardmean.jobs.update
+from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model import storage
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.lease import LeaseLostError
+from shardmean.model.local_file import LocalFile
+from shardmean.model.manifest import load_manifest
 
 from .pile import GONE, Pile, picture
 from .whole import check_whole, rows_of
 
 KILLED_RUN = """
 import os, signal, sys
-from jobs.config import VectorizeJob
-from jobs.runner import LocalRunner
-from jobs.vectorize import vectorize
+from shardmean.jobs.config import VectorizeJob
+from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.vectorize import vectorize
 from model import storage
 
 original = storage.write_bytes
@@ -165,14 +165,14 @@ def meanwhile(monkeypatch):
     """A function that has something done while a run reads its images."""
 
     def meanwhile(act):
-        original = jobs.update.vectorize_partition
+        original = shardmean.jobs.update.vectorize_partition
 
         def meddled(*arguments):
-            monkeypatch.setattr(jobs.update, "vectorize_partition", original)
+            monkeypatch.setattr(shardmean.jobs.update, "vectorize_partition", original)
             act()
             return original(*arguments)
 
-        monkeypatch.setattr(jobs.update, "vectorize_partition", meddled)
+        monkeypatch.setattr(shardmean.jobs.update, "vectorize_partition", meddled)
 
     return meanwhile
 

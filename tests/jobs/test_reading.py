@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import jobs.reading
-from jobs.config import SourceConfig
-from jobs.items import Item
-from jobs.partition import PartitionTask, vectorize_partition
-from jobs.reading import NUM_READ_AHEAD, READ_AHEAD_BYTES
-from jobs.runner import LocalRunner
-from jobs.sources import scan
-from jobs.update import OF_THE_WORLD
-from jobs.vectorize import vectorize
-from model import storage
-from model.config import ImageConfig
-from model.errors import ImageRejectedError, WorldError
+import shardmean.jobs.reading
+from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.items import Item
+from shardmean.jobs.partition import PartitionTask, vectorize_partition
+from shardmean.jobs.reading import NUM_READ_AHEAD, READ_AHEAD_BYTES
+from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.sources import scan
+from shardmean.jobs.update import OF_THE_WORLD
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model import storage
+from shardmean.model.config import ImageConfig
+from shardmean.model.errors import ImageRejectedError, WorldError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +90,7 @@ def test_why_an_image_is_not_read(images, reasons, monkeypatch, cause, reason):
     def refuse(item: Item) -> bytes:
         raise WorldError(f"cannot read {item.uri}") from cause
 
-    monkeypatch.setattr(jobs.reading, "read_item", refuse)
+    monkeypatch.setattr(shardmean.jobs.reading, "read_item", refuse)
     assert reasons(images) == {reason: 20}
 
 
@@ -103,7 +103,7 @@ def test_a_store_out_of_reach_stops_the_task(images, reasons, monkeypatch, cause
     def fail(item: Item) -> bytes:
         raise WorldError(f"cannot read {item.uri}") from cause
 
-    monkeypatch.setattr(jobs.reading, "read_item", fail)
+    monkeypatch.setattr(shardmean.jobs.reading, "read_item", fail)
     with pytest.raises(WorldError, match="cannot read"):
         reasons(images)
 
@@ -120,9 +120,9 @@ def test_no_more_is_read_ahead_than_memory_is_meant_for(sizes):
     items = [Item(str(n), f"s3://bucket/{n}", "a", size, 0) for n, size in enumerate(sizes)]
     config = ImageConfig()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs.reading, "read_item", read)
+        patch.setattr(shardmean.jobs.reading, "read_item", read)
         read_bytes = 0
-        for number, content in enumerate(jobs.reading.contents(items, config)):
+        for number, content in enumerate(shardmean.jobs.reading.contents(items, config)):
             if sizes[number] > config.max_file_bytes:
                 assert isinstance(content, ImageRejectedError)
                 assert (content.reason, str(sizes[number]) in content.detail) == ("too_large", True)

@@ -14,19 +14,19 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
-from jobs import registry
-from jobs.config import TrainJob
-from model import packaging
-from model.errors import WorldError
-from model.images import encode_png
-from model.networks import build_classifier
+from shardmean.jobs import registry
+from shardmean.jobs.config import TrainJob
+from shardmean.model import packaging
+from shardmean.model.errors import WorldError
+from shardmean.model.images import encode_png
+from shardmean.model.networks import build_classifier
 
 from .indexed import Made, publish_indexed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from model.manifest import Manifest
+    from shardmean.model.manifest import Manifest
 
 NAME = "digits"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.errors import UserError
+from shardmean.model.errors import UserError
 
 from .pile import EMPTY, GONE
 

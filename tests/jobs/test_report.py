@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.report import make_report, shown
-from jobs.report_figures import figures
-from jobs.report_images import MAX_SHARDS, draw
-from model import storage
-from model.config import SplitConfig
-from model.errors import WorldError
-from model.manifest import shard_uri
-from model.shards import Dataset
+from shardmean.jobs.report import make_report, shown
+from shardmean.jobs.report_figures import figures
+from shardmean.jobs.report_images import MAX_SHARDS, draw
+from shardmean.model import storage
+from shardmean.model.config import SplitConfig
+from shardmean.model.errors import WorldError
+from shardmean.model.manifest import shard_uri
+from shardmean.model.shards import Dataset
 
 from .indexed import Made, publish_indexed
 

@@ -14,11 +14,11 @@ import psutil
 import pytest
 import torch
 
-from jobs.config import TrackingConfig, TrainJob
-from jobs.jvm import ENDED
-from jobs.train import train
-from jobs.vectorize import vectorize
-from model import checkpoint
+from shardmean.jobs.config import TrackingConfig, TrainJob
+from shardmean.jobs.jvm import ENDED
+from shardmean.jobs.train import train
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model import checkpoint
 
 if TYPE_CHECKING:
     import subprocess

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
-from jobs.config import TrackingConfig
-from jobs.run_folder import RunFolder, folder_of
-from jobs.train import train
-from model.errors import WorldError
-from model.lease import Lease
+from shardmean.jobs.config import TrackingConfig
+from shardmean.jobs.run_folder import RunFolder, folder_of
+from shardmean.jobs.train import train
+from shardmean.model.errors import WorldError
+from shardmean.model.lease import Lease
 
 from .indexed import Made, publish_indexed
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.runner import LocalRunner, Work, progress, run_all
-from model.errors import UserError, WorldError
+from shardmean.jobs.runner import LocalRunner, Work, progress, run_all
+from shardmean.model.errors import UserError, WorldError
 
 
 def test_progress_says_done_rate_rejected_and_time_left():

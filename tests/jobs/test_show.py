@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.cli import main
-from jobs.show import show
-from model import storage
-from model.config import ImageConfig
-from model.manifest import report_uri
-from model.shards import Dataset
+from shardmean.jobs.cli import main
+from shardmean.jobs.show import show
+from shardmean.model import storage
+from shardmean.model.config import ImageConfig
+from shardmean.model.manifest import report_uri
+from shardmean.model.shards import Dataset
 
 from .indexed import Made, publish_indexed, write_table
 

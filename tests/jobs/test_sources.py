@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.config import SourceConfig
-from jobs.items import Item, Items
-from jobs.reading import read_item
-from jobs.sources import Scan, scan
-from jobs.vectorize import vectorize
-from model import storage
-from model.manifest import SPLITS, load_manifest
+from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.items import Item, Items
+from shardmean.jobs.reading import read_item
+from shardmean.jobs.sources import Scan, scan
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model import storage
+from shardmean.model.manifest import SPLITS, load_manifest
 
 from .scanning import NAMES, scanned, told
 

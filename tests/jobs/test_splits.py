@@ -9,8 +9,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.splits import Candidates, apportion, decide
-from model.config import SplitConfig
+from shardmean.jobs.splits import Candidates, apportion, decide
+from shardmean.model.config import SplitConfig
 
 SHARES = st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(0, 20)).map(
     lambda parts: tuple(part / sum(parts) for part in parts)

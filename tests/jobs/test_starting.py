@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from jobs.config import TrackingConfig, TrainJob
-from jobs.mlflow_store import connect
-from jobs.run_folder import RunFolder, folder_of
-from jobs.starting import find
-from jobs.train import train
-from jobs.vectorize import vectorize
-from model import checkpoint
-from model.errors import UserError
-from model.optimizer_config import OptimizerConfig
+from shardmean.jobs.config import TrackingConfig, TrainJob
+from shardmean.jobs.mlflow_store import connect
+from shardmean.jobs.run_folder import RunFolder, folder_of
+from shardmean.jobs.starting import find
+from shardmean.jobs.train import train
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model import checkpoint
+from shardmean.model.errors import UserError
+from shardmean.model.optimizer_config import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("spark")
 CHAMPION = "models:/shardmean@champion"

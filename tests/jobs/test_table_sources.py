@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.config import SourceConfig
-from jobs.reading import read_item
-from jobs.sources import scan
-from model import storage
+from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.reading import read_item
+from shardmean.jobs.sources import scan
+from shardmean.model import storage
 
 from .scanning import NAMES, scanned, told
 

@@ -14,17 +14,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from jobs import registry
-from jobs.airflow_config import AirflowConfig
-from jobs.report import make_report
-from jobs.tracking import Tracker
-from jobs.train import train
-from jobs.vectorize import vectorize
-from model import checkpoint, packaging, storage
-from model.errors import WorldError
-from model.manifest import load_manifest, report_uri
-from model.optimizer_config import OptimizerConfig
-from model.progress import Moment
+from shardmean.jobs import registry
+from shardmean.jobs.airflow_config import AirflowConfig
+from shardmean.jobs.report import make_report
+from shardmean.jobs.tracking import Tracker
+from shardmean.jobs.train import train
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model import checkpoint, packaging, storage
+from shardmean.model.errors import WorldError
+from shardmean.model.manifest import load_manifest, report_uri
+from shardmean.model.optimizer_config import OptimizerConfig
+from shardmean.model.progress import Moment
 
 from .indexed import Made, publish_indexed
 
@@ -169,7 +169,7 @@ def test_a_run_key_that_has_finished_gives_its_result_again(job, client, monkeyp
     def no_spark(*_arguments):
         raise AssertionError("nothing is trained")
 
-    monkeypatch.setattr("jobs.train.open_session", no_spark)
+    monkeypatch.setattr("shardmean.jobs.train.open_session", no_spark)
     assert train(keyed) == first
     assert train(keyed.model_copy(update={"airflow": AirflowConfig(pool="gpus")})) == first, "who runs it is no setting"
     assert not any(key.startswith("airflow") for key in client.get_run(first.run_id).data.params)

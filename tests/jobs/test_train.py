@@ -11,24 +11,24 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
-from jobs.cluster import BarrierTransport
-from jobs.config import TrackingConfig
-from jobs.run_folder import RunFolder
-from jobs.tracking import Tracker
-from jobs.train import _log_progress, train
-from model import storage
-from model.environment import this_environment
-from model.errors import UserError, WorldError
-from model.lease import LeaseLostError
-from model.manifest import load_manifest
-from model.meeting import Meeting
-from model.optimizer_config import OptimizerConfig
-from model.segment import plan_training, train_rounds
-from model.shards import Dataset
-from model.tasks import Report, Rounds, Task
-from model.training import Training
-from model.training_config import AveragingConfig
-from model.transport import LocalTransport
+from shardmean.jobs.cluster import BarrierTransport
+from shardmean.jobs.config import TrackingConfig
+from shardmean.jobs.run_folder import RunFolder
+from shardmean.jobs.tracking import Tracker
+from shardmean.jobs.train import _log_progress, train
+from shardmean.model import storage
+from shardmean.model.environment import this_environment
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.lease import LeaseLostError
+from shardmean.model.manifest import load_manifest
+from shardmean.model.meeting import Meeting
+from shardmean.model.optimizer_config import OptimizerConfig
+from shardmean.model.segment import plan_training, train_rounds
+from shardmean.model.shards import Dataset
+from shardmean.model.tasks import Report, Rounds, Task
+from shardmean.model.training import Training
+from shardmean.model.training_config import AveragingConfig
+from shardmean.model.transport import LocalTransport
 
 pytestmark = pytest.mark.usefixtures("spark")
 
@@ -162,7 +162,7 @@ def test_a_dataset_that_is_none(train_job, tmp_path):
 
 
 def test_images_too_small_for_the_network(tmp_path, train_job, make_images, vectorize_job):
-    from jobs.vectorize import vectorize
+    from shardmean.jobs.vectorize import vectorize
 
     vectorize(vectorize_job(make_images(tmp_path / "images"), tmp_path / "set"))
     with pytest.raises(UserError, match=r"network lenet cannot take images of 1 x 12 x 12 .* larger images"):

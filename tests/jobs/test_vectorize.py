@@ -13,9 +13,9 @@ import pytest
 from blake3 import blake3
 from PIL import Image
 
-from jobs.runner import LocalRunner
-from jobs.vectorize import vectorize
-from model.manifest import SPLITS, load_manifest
+from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.vectorize import vectorize
+from shardmean.model.manifest import SPLITS, load_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,9 +10,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from jobs.index import INDEX, read_index
-from model import storage
-from model.manifest import Manifest, load_manifest, rejected_uri, shard_uri
+from shardmean.jobs.index import INDEX, read_index
+from shardmean.model import storage
+from shardmean.model.manifest import Manifest, load_manifest, rejected_uri, shard_uri
 
 
 def rows_of(uri: str, digest: str | None = None) -> pd.DataFrame:

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from model.augmentation import Augmenter
-from model.draws import Draws
+from shardmean.model.augmentation import Augmenter
+from shardmean.model.draws import Draws
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from model.augmentation_config import AugmentationConfig
+    from shardmean.model.augmentation_config import AugmentationConfig
 
 KEYS = np.random.default_rng(0).integers(0, 2**64, 400, np.uint64)
 CHANGES: dict[str, Any] = {

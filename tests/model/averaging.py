@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from model.averaging import Averager
-from model.meeting import Meeting, Member
-from model.training_config import AveragingConfig
+from shardmean.model.averaging import Averager
+from shardmean.model.meeting import Meeting, Member
+from shardmean.model.training_config import AveragingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable

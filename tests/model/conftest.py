@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from model.config import ImageConfig, SplitConfig
-from model.manifest import Manifest, Source, publish
-from model.meeting import Meeting, Member
-from model.shard_writer import ShardWriter
-from model.shards import Dataset
-from model.transport import LocalTransport
+from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.manifest import Manifest, Source, publish
+from shardmean.model.meeting import Meeting, Member
+from shardmean.model.shard_writer import ShardWriter
+from shardmean.model.shards import Dataset
+from shardmean.model.transport import LocalTransport
 
 from .averaging import group_of
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model import segment
-from model.errors import UserError
-from model.training import Training
-from model.training_config import TrainingConfig
+from shardmean.model import segment
+from shardmean.model.errors import UserError
+from shardmean.model.training import Training
+from shardmean.model.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from model.tasks import Report, Task, Work
-    from model.transport import LocalTransport
+    from shardmean.model.tasks import Report, Task, Work
+    from shardmean.model.transport import LocalTransport
 
 RANK = 1
 

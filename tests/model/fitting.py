@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from model.networks import Classifier, build_classifier
-from model.plan import EpochPlan, plan_epoch
-from model.training import Training
-from model.training_config import TrainingConfig
+from shardmean.model.networks import Classifier, build_classifier
+from shardmean.model.plan import EpochPlan, plan_epoch
+from shardmean.model.training import Training
+from shardmean.model.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model.checkpoint import Checkpoint
-    from model.shards import Dataset
+    from shardmean.model.checkpoint import Checkpoint
+    from shardmean.model.shards import Dataset
 
 BATCH, BUFFER_ROWS = 8, 24
 

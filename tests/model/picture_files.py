@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.config import ImageConfig
-from model.errors import ImageRejectedError
-from model.images import decode
+from shardmean.model.config import ImageConfig
+from shardmean.model.errors import ImageRejectedError
+from shardmean.model.images import decode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model.augmentation import CPU_PIECE_BYTES, Augmenter
-from model.augmentation_config import AugmentationConfig
-from model.config import ImageConfig
-from model.draws import Draws, Stream
-from model.errors import UserError
+from shardmean.model.augmentation import CPU_PIECE_BYTES, Augmenter
+from shardmean.model.augmentation_config import AugmentationConfig
+from shardmean.model.config import ImageConfig
+from shardmean.model.draws import Draws, Stream
+from shardmean.model.errors import UserError
 
 from .augmenting import CHANGES, KEYS, RGB_ONLY, augmented, draws_of, random_images
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
-from model.augmentation_config import AugmentationConfig
-from model.draws import Stream
+from shardmean.model.augmentation_config import AugmentationConfig
+from shardmean.model.draws import Stream
 
 from .augmenting import augmented, draws_of, random_images
 

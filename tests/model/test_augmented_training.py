@@ -13,24 +13,24 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model import checkpoint, segment
-from model.augmentation import Augmenter
-from model.augmentation_config import AugmentationConfig
-from model.draws import example_keys
-from model.errors import UserError
-from model.feed import minibatches
-from model.preview import preview
-from model.segment import train_rounds
-from model.tasks import Rounds
-from model.training import Training
-from model.training_config import TrainingConfig
-from model.transport import LocalTransport
+from shardmean.model import checkpoint, segment
+from shardmean.model.augmentation import Augmenter
+from shardmean.model.augmentation_config import AugmentationConfig
+from shardmean.model.draws import example_keys
+from shardmean.model.errors import UserError
+from shardmean.model.feed import minibatches
+from shardmean.model.preview import preview
+from shardmean.model.segment import train_rounds
+from shardmean.model.tasks import Rounds
+from shardmean.model.training import Training
+from shardmean.model.training_config import TrainingConfig
+from shardmean.model.transport import LocalTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model.shards import Dataset, Examples
-    from model.tasks import Report, Task
+    from shardmean.model.shards import Dataset, Examples
+    from shardmean.model.tasks import Report, Task
 
 CHANGES = {"flip_horizontal": 0.5, "rotate_degrees": 20, "translate_px": 1, "hue": 0.2, "contrast": 0.4, "erase": 0.3}
 Seen = dict[str, tuple[int, str]]

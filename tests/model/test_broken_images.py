@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.errors import ImageRejectedError
-from model.images import decode, decode_image
+from shardmean.model.errors import ImageRejectedError
+from shardmean.model.images import decode, decode_image
 
 from .picture_files import (
     HEIGHT,
@@ -179,8 +179,8 @@ def test_nothing_of_a_broken_file_reaches_stderr(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from model.config import ImageConfig
-from model.images import ImageRejectedError, decode
+from shardmean.model.config import ImageConfig
+from shardmean.model.images import ImageRejectedError, decode
 for file in Path(sys.argv[1]).iterdir():
     try:
         decode(file.read_bytes(), ImageConfig(max_pixels=100_000))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from model import checkpoint
-from model.checkpoint import Checkpoint
-from model.errors import WorldError
-from model.plan import Leg
+from shardmean.model import checkpoint
+from shardmean.model.checkpoint import Checkpoint
+from shardmean.model.errors import WorldError
+from shardmean.model.plan import Leg
 
 if TYPE_CHECKING:
     from pathlib import Path

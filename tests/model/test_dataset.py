@@ -18,11 +18,11 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import new_shard, shards, storage
-from model.config import ImageConfig, SplitConfig
-from model.errors import UserError, WorldError
-from model.manifest import Manifest, Shard, Source, load_manifest, manifest_uri, publish
-from model.shards import Dataset
+from shardmean.model import new_shard, shards, storage
+from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.manifest import Manifest, Shard, Source, load_manifest, manifest_uri, publish
+from shardmean.model.shards import Dataset
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5, unique=True)
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from model.averaging import DivergedError, PeerDivergedError
-from model.training_config import AveragingConfig, OuterConfig
+from shardmean.model.averaging import DivergedError, PeerDivergedError
+from shardmean.model.training_config import AveragingConfig, OuterConfig
 
 from .averaging import State, Worker, assert_bits, together
 
 if TYPE_CHECKING:
-    from model.meeting import Member
+    from shardmean.model.meeting import Member
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 
-import model.evaluation
-from model.errors import UserError
-from model.evaluation import Evaluation, Mistake
-from model.replica import build_model
-from model.segment import NUM_MISTAKES as NUM_KEPT
-from model.training import Training
-from model.training_config import TrainingConfig
-from model.transport import LocalTransport
+import shardmean.model.evaluation
+from shardmean.model.errors import UserError
+from shardmean.model.evaluation import Evaluation, Mistake
+from shardmean.model.replica import build_model
+from shardmean.model.segment import NUM_MISTAKES as NUM_KEPT
+from shardmean.model.training import Training
+from shardmean.model.training_config import TrainingConfig
+from shardmean.model.transport import LocalTransport
 
 NUM_CLASSES, NUM_MISTAKES = 5, 4
 CLASSES = st.integers(0, NUM_CLASSES - 1)
@@ -50,8 +50,8 @@ def evaluation_of(rows: list[Row], first: int = 0) -> Evaluation:
 def tight_memory():
     """Room for so few scores that most examples of a test have to drop bits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.evaluation, "MIN_SCORE_KEYS", 2 * NUM_CLASSES)
-        patch.setattr(model.evaluation, "SCORE_KEYS_PER_CLASS", 4)
+        patch.setattr(shardmean.model.evaluation, "MIN_SCORE_KEYS", 2 * NUM_CLASSES)
+        patch.setattr(shardmean.model.evaluation, "SCORE_KEYS_PER_CLASS", 4)
         yield
 
 

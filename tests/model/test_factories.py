@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from model import packaging
-from model.errors import UserError
-from model.replica import build_model
-from model.training_config import TrainingConfig
+from shardmean.model import packaging
+from shardmean.model.errors import UserError
+from shardmean.model.replica import build_model
+from shardmean.model.training_config import TrainingConfig
 
 from .fitting import built, fit, training
 
@@ -140,7 +140,7 @@ def test_a_stored_model_has_what_its_network_needs(factories, tiny_data, tmp_pat
     config = TrainingConfig(network=network, layers=layers)
     shape = tiny_data.manifest.image.shape
     if network == "resnet18":
-        monkeypatch.setattr("model.resnet._check_size", lambda shape, fewest: None)
+        monkeypatch.setattr("shardmean.model.resnet._check_size", lambda shape, fewest: None)
     model = build_model(config, tiny_data.manifest).eval()
     state = dict(model.state_dict())
     packaging.save_model(tmp_path / "stored", tiny_data.manifest, network, state, layers=config.layers)

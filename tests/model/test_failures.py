@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch.distributed import DistBackendError, DistStoreError
 
-from model.averaging import DivergedError, PeerDivergedError, PeerLostError
-from model.board import AbortedError
-from model.environment import this_environment
-from model.errors import UserError, WorldError
-from model.exchange import LostPeersError, UnmetPeersError
-from model.meeting import Meeting
-from model.tasks import Failure, Report, Task, attempt, seeded
-from model.training_config import TrainingConfig
-from model.transport import LocalTransport
+from shardmean.model.averaging import DivergedError, PeerDivergedError, PeerLostError
+from shardmean.model.board import AbortedError
+from shardmean.model.environment import this_environment
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.exchange import LostPeersError, UnmetPeersError
+from shardmean.model.meeting import Meeting
+from shardmean.model.tasks import Failure, Report, Task, attempt, seeded
+from shardmean.model.training_config import TrainingConfig
+from shardmean.model.transport import LocalTransport
 
 from .faults import Struck, training
 from .fitting import fit
 
 if TYPE_CHECKING:
-    from model.tasks import Work
+    from shardmean.model.tasks import Work
 
 
 class Scripted(Struck):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from model.errors import UserError, WorldError
-from model.transport import LocalTransport
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.transport import LocalTransport
 
 from .faults import RANK, Fault, Struck, training
 from .fitting import fit
@@ -20,8 +20,8 @@ from .fitting import fit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model.checkpoint import Checkpoint
-    from model.tasks import Task, Work
+    from shardmean.model.checkpoint import Checkpoint
+    from shardmean.model.tasks import Task, Work
 
 
 @pytest.fixture(scope="module")

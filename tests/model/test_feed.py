@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from model.accounting import Clock
-from model.errors import WorldError
-from model.feed import ahead, minibatches
-from model.plan import plan_epoch
+from shardmean.model.accounting import Clock
+from shardmean.model.errors import WorldError
+from shardmean.model.feed import ahead, minibatches
+from shardmean.model.plan import plan_epoch
 
 from .fitting import bits, fit, plan_of, training
 

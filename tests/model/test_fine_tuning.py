@@ -9,12 +9,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from model.errors import UserError
-from model.freezing import freeze
-from model.networks import Classifier
-from model.replica import build_model
-from model.starting import Origin, normalised_as
-from model.training_config import TrainingConfig
+from shardmean.model.errors import UserError
+from shardmean.model.freezing import freeze
+from shardmean.model.networks import Classifier
+from shardmean.model.replica import build_model
+from shardmean.model.starting import Origin, normalised_as
+from shardmean.model.training_config import TrainingConfig
 
 from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
 
@@ -194,7 +194,9 @@ def test_a_state_that_does_not_fit_is_refused(source):
 
 def test_a_network_whose_last_layer_is_no_head(source, monkeypatch):
     trained, state = source
-    monkeypatch.setattr("model.training.build_model", lambda *_: Classifier(nn.Flatten(), [0.5] * 3, [0.5] * 3))
+    monkeypatch.setattr(
+        "shardmean.model.training.build_model", lambda *_: Classifier(nn.Flatten(), [0.5] * 3, [0.5] * 3)
+    )
     with pytest.raises(UserError, match="the network's last linear layer does not give the 3 classes"):
         tuned(trained, origin_of(trained, state), replace_head=True).first_state()
 

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from model.board import Board
-from model.errors import UserError
-from model.gpus import GroupExchange, Place, check_alike, check_distinct, place_of
-from model.meeting import Meeting
+from shardmean.model.board import Board
+from shardmean.model.errors import UserError
+from shardmean.model.gpus import GroupExchange, Place, check_alike, check_distinct, place_of
+from shardmean.model.meeting import Meeting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from model.board import Address
+    from shardmean.model.board import Address
 
 NUM_WORKERS = 2
 

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from model.errors import ImageRejectedError
-from model.images import decode
-from model.jpeg import check_scans
-from model.time_limit import time_limit, unlimited
+from shardmean.model.errors import ImageRejectedError
+from shardmean.model.images import decode
+from shardmean.model.jpeg import check_scans
+from shardmean.model.time_limit import time_limit, unlimited
 
 from .picture_files import HEIGHT, WIDTH, config, hand_made_tiff, png_chunk, png_header, random_image, rejection, saved
 
@@ -123,8 +123,8 @@ def test_the_first_image_of_a_worker_does_not_pay_for_loading_torch():
     """In a process of its own, since an import that was broken off would spoil torch for all tests after it."""
     program = """
 import sys
-from model.config import ImageConfig
-from model.images import decode, encode_png
+from shardmean.model.config import ImageConfig
+from shardmean.model.images import decode, encode_png
 import numpy as np
 data = encode_png(np.zeros((1, 40, 40), np.uint8))
 assert "torch" not in sys.modules
@@ -237,8 +237,8 @@ def test_a_bomb_is_rejected_without_its_memory(name, tmp_path):
     (tmp_path / "bomb").write_bytes(data)
     program = """
 import resource, sys
-from model.config import ImageConfig
-from model.images import ImageRejectedError, decode
+from shardmean.model.config import ImageConfig
+from shardmean.model.images import ImageRejectedError, decode
 data = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

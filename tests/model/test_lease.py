@@ -12,14 +12,14 @@ import threading
 
 import pytest
 
-from model import storage
-from model.errors import WorldError
-from model.lease import Lease, LeaseLostError
+from shardmean.model import storage
+from shardmean.model.errors import WorldError
+from shardmean.model.lease import Lease, LeaseLostError
 
 QUICK_S = 0.6
 HOLD = """
 import sys, time
-from model.lease import Lease
+from shardmean.model.lease import Lease
 with Lease(sys.argv[1], what="this training", silent_after_s=float(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)
@@ -78,7 +78,9 @@ def test_one_whose_process_numbers_are_not_ours_is_not_taken_for_dead(tmp_path, 
     with lease(tmp_path, silent_after_s=1000):
         as_if_elsewhere(tmp_path, **{"host": os.uname().nodename, "pid": 2**22 + 1} | change)
         waited = []
-        monkeypatch.setattr("model.lease.time.sleep", lambda _s: waited.append(as_if_elsewhere(tmp_path, beats=1)))
+        monkeypatch.setattr(
+            "shardmean.model.lease.time.sleep", lambda _s: waited.append(as_if_elsewhere(tmp_path, beats=1))
+        )
         with pytest.raises(WorldError, match="this training is at work already"), lease(tmp_path, silent_after_s=5):
             pass
         assert waited

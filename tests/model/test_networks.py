@@ -10,10 +10,10 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from model.errors import UserError
-from model.network_config import ZOO
-from model.networks import NETWORKS
-from model.training_config import TrainingConfig
+from shardmean.model.errors import UserError
+from shardmean.model.network_config import ZOO
+from shardmean.model.networks import NETWORKS
+from shardmean.model.training_config import TrainingConfig
 
 from .fitting import built
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import new_shard
-from model.errors import WorldError
-from model.local_file import LocalFile
-from model.new_shard import NewShard, write_shard
-from model.shard_file import read_shard, rows_table
+from shardmean.model import new_shard
+from shardmean.model.errors import WorldError
+from shardmean.model.local_file import LocalFile
+from shardmean.model.new_shard import NewShard, write_shard
+from shardmean.model.shard_file import read_shard, rows_table
 
 
 @settings(max_examples=60, deadline=None)

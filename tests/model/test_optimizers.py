@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from model.optimizer_config import OPTIONS, OptimizerConfig, num_moments
-from model.optimizers import OPTIMIZERS, build_optimizer
+from shardmean.model.optimizer_config import OPTIONS, OptimizerConfig, num_moments
+from shardmean.model.optimizers import OPTIMIZERS, build_optimizer
 
 from .fitting import bits, fit, training
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from model.training_config import AveragingConfig, OuterConfig
+from shardmean.model.training_config import AveragingConfig, OuterConfig
 
 from .averaging import State, Worker, assert_bits, mean_of, one_round, together
 
 if TYPE_CHECKING:
-    from model.meeting import Member
+    from shardmean.model.meeting import Member
 
 
 def run_outer(members, template, outer: OuterConfig, num_rounds: int) -> list[list[tuple[State, State]]]:

@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 import torch
 
-from model import packaging
-from model.images import decode, encode_png
-from model.networks import Classifier, build_classifier
+from shardmean.model import packaging
+from shardmean.model.images import decode, encode_png
+from shardmean.model.networks import Classifier, build_classifier
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from model.board import Progress
-from model.progress import Silence, every
+from shardmean.model.board import Progress
+from shardmean.model.progress import Silence, every
 
 READY = Progress("a", is_ready=True)
 

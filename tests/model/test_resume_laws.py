@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from model import checkpoint
+from shardmean.model import checkpoint
 
 from .fitting import bits, fit, state_bits, training
 
 if TYPE_CHECKING:
-    from model.checkpoint import Checkpoint
+    from shardmean.model.checkpoint import Checkpoint
 
 OUTER = {"learning_rate": 0.8, "momentum": 0.6}
 RESUMED = {

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model.averaging import Averager
-from model.errors import UserError
-from model.evaluation import Evaluation
-from model.optimizer_config import ScheduleConfig
-from model.replica import Replica, rate_factor
-from model.training import Training, score
-from model.training_config import AveragingConfig, FigureName, TrainingConfig
-from model.transport import LocalTransport
+from shardmean.model.averaging import Averager
+from shardmean.model.errors import UserError
+from shardmean.model.evaluation import Evaluation
+from shardmean.model.optimizer_config import ScheduleConfig
+from shardmean.model.replica import Replica, rate_factor
+from shardmean.model.training import Training, score
+from shardmean.model.training_config import AveragingConfig, FigureName, TrainingConfig
+from shardmean.model.transport import LocalTransport
 
 
 @given(

@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from model import storage
-from model.errors import WorldError
-from model.manifest import shard_uri
-from model.shard_cache import ShardCache
-from model.tasks import open_dataset
+from shardmean.model import storage
+from shardmean.model.errors import WorldError
+from shardmean.model.manifest import shard_uri
+from shardmean.model.shard_cache import ShardCache
+from shardmean.model.tasks import open_dataset
 
 
 class Store:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import storage
-from model.errors import UserError
+from shardmean.model import storage
+from shardmean.model.errors import UserError
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
     lambda name: name not in (".", "..")

@@ -13,19 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.environment import this_environment
-from model.errors import UserError, WorldError
-from model.segment import evaluate_split, train_rounds
-from model.tasks import Failure, Rounds, Task, attempt, flushes_denormals, seeded
-from model.training_config import TrainingConfig
-from model.transport import LocalTransport
+from shardmean.model.environment import this_environment
+from shardmean.model.errors import UserError, WorldError
+from shardmean.model.segment import evaluate_split, train_rounds
+from shardmean.model.tasks import Failure, Rounds, Task, attempt, flushes_denormals, seeded
+from shardmean.model.training_config import TrainingConfig
+from shardmean.model.transport import LocalTransport
 
 from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from model.shards import Dataset
+    from shardmean.model.shards import Dataset
 
 OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[[Any], torch.optim.Optimizer]]] = {
     "sgd": ({"name": "sgd"}, lambda p: torch.optim.SGD(p, lr=0.01)),

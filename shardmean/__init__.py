@@ -1,0 +1,1 @@
+"""Images to a trained CNN in one pipeline: Spark vectorizes and trains, Airflow schedules, MLflow keeps the models."""
