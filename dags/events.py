@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardmean.jobs.config import DIGEST
 from shardmean.model.errors import UserError
-from shardmean.model.storage import absolute
+from shardmean.model.storage.filesystem import absolute
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

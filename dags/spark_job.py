@@ -23,8 +23,8 @@ import shardmean.jobs.config
 from shardmean.dags.events import datasets_told, version_told
 from shardmean.jobs.airflow_config import MAX_RETRY_DELAY_S
 from shardmean.jobs.home import home
-from shardmean.model import storage
 from shardmean.model.errors import UserError
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -85,7 +85,7 @@ class SparkJobOperator(SparkSubmitOperator):
         self._check_connection()
         assert isinstance(self.application_args, list)
         name = run_name(context["dag_run"].dag_id, context["dag_run"].run_id)
-        result_uri = storage.join(results_uri(), self.command, f"{name}-{context['ti'].try_number}.json")
+        result_uri = filesystem.join(results_uri(), self.command, f"{name}-{context['ti'].try_number}.json")
         self.application_args.append(f"--result={result_uri}")
         if self.command == "train":
             self.application_args += self._settings_of_run(context, run_key=name)
@@ -159,7 +159,7 @@ def results_uri() -> str:
     # A service of Airflow's may have any working directory, where `home` would look.
     folder = Path(airflow_home).absolute() if airflow_home and not os.environ.get("SHARDMEAN_HOME") else home()
     try:
-        return storage.absolute(os.environ.get("SHARDMEAN_RESULTS_URI") or str(folder / "results"))
+        return filesystem.absolute(os.environ.get("SHARDMEAN_RESULTS_URI") or str(folder / "results"))
     except UserError as error:
         raise AirflowFailException(f"SHARDMEAN_RESULTS_URI: {error}") from error
 
@@ -181,7 +181,7 @@ def _task_options(config: AirflowConfig) -> dict[str, Any]:
 def _result(result_uri: str) -> dict[str, Any]:
     """What the job has left, by the code that wrote it: Airflow's own would need a package for each store."""
     try:
-        document: dict[str, Any] = json.loads(storage.read_bytes(result_uri))
+        document: dict[str, Any] = json.loads(filesystem.read_bytes(result_uri))
     except FileNotFoundError:
         return {}
     except UserError as error:

@@ -7,8 +7,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from shardmean.model import storage
 from shardmean.model.errors import WorldError
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -38,17 +38,17 @@ def clean(
             return 0
         num_deleted = 0
         for folder in FOLDERS:
-            uri = storage.join(dataset_uri, folder)
-            for name, written_ns in sorted(storage.list_modified_ns(uri).items()):
+            uri = filesystem.join(dataset_uri, folder)
+            for name, written_ns in sorted(filesystem.list_modified_ns(uri).items()):
                 if name not in kept and (written_ns < oldest_ns or name in passing):
                     before_delete()
-                    storage.delete(storage.join(uri, name))
+                    filesystem.delete(filesystem.join(uri, name))
                     num_deleted += 1
-        for uri in (dataset_uri, storage.join(dataset_uri, "lease")):
-            for name, written_ns in storage.list_modified_ns(uri).items():
-                if storage.is_unfinished(name) and written_ns < oldest_ns:
+        for uri in (dataset_uri, filesystem.join(dataset_uri, "lease")):
+            for name, written_ns in filesystem.list_modified_ns(uri).items():
+                if filesystem.is_unfinished(name) and written_ns < oldest_ns:
                     before_delete()
-                    storage.delete(storage.join(uri, name))
+                    filesystem.delete(filesystem.join(uri, name))
                     num_deleted += 1
     except WorldError as error:
         log.warning("not all old files could be cleaned away: %s", error)
@@ -61,21 +61,21 @@ def clean(
 
 def _kept_names(dataset_uri: str, keep_versions: int, oldest_ns: int) -> set[str] | None:
     """The names of all files of the versions that are kept; None when a version can't be read."""
-    modified_ns = storage.list_modified_ns(storage.join(dataset_uri, "versions"))
+    modified_ns = filesystem.list_modified_ns(filesystem.join(dataset_uri, "versions"))
     manifests_there = (name for name in modified_ns if name.endswith(".json"))
     newest_first = sorted(manifests_there, key=modified_ns.__getitem__, reverse=True)
     kept: set[str] = set()
     replaced_ns = time.time_ns()
-    manifests = [storage.join(dataset_uri, "manifest.json")]
+    manifests = [filesystem.join(dataset_uri, "manifest.json")]
     for place, name in enumerate(newest_first):
         if place < keep_versions or replaced_ns >= oldest_ns:
-            manifests.append(storage.join(dataset_uri, "versions", name))
+            manifests.append(filesystem.join(dataset_uri, "versions", name))
             kept |= {name, f"{name.removesuffix('.json')}.html"}
         replaced_ns = modified_ns[name]
     for uri in manifests:
         try:
             # Not as a Manifest: one of another schema version names files too.
-            content = json.loads(storage.read_bytes(uri))
+            content = json.loads(filesystem.read_bytes(uri))
             digest = str(content.get("digest"))
             names = [content.get("index"), content.get("rejected"), f"{digest}.json", f"{digest}.html"]
             kept |= {str(name) for name in names} | {str(shard["name"]) for shard in content["shards"]}

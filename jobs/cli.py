@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from shardmean.jobs.config import TrainJob, VectorizeJob, load_job
 from shardmean.jobs.log import set_up_logging
-from shardmean.model import storage
 from shardmean.model.errors import UserError, WorldError
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -148,7 +148,7 @@ def _train(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from shardmean.jobs.show import show_dataset
 
-    return show_dataset(storage.absolute(options.dataset), verify=options.verify, digest=options.digest)
+    return show_dataset(filesystem.absolute(options.dataset), verify=options.verify, digest=options.digest)
 
 
 def _doctor(_options: argparse.Namespace) -> int:
@@ -182,7 +182,7 @@ def _write_result(options: argparse.Namespace, document: dict[str, Any], *, quie
     if not uri:
         return
     try:
-        storage.write_bytes(uri, json.dumps(document, indent=1).encode())
+        filesystem.write_bytes(uri, json.dumps(document, indent=1).encode())
     except (UserError, WorldError) as error:
         if not quietly:
             raise

@@ -24,7 +24,7 @@ from shardmean.jobs.patterns import check_expression, check_glob
 from shardmean.jobs.shown import holds_password
 from shardmean.model.config import Fraction, ImageConfig, Settings, SplitConfig
 from shardmean.model.errors import UserError
-from shardmean.model.storage import absolute
+from shardmean.model.storage.filesystem import absolute
 from shardmean.model.training_config import TrainingConfig
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from shardmean.jobs.config import TrainJob, VectorizeJob, config_folder, load_jo
 from shardmean.jobs.home import home
 from shardmean.jobs.log import LOG_MARK
 from shardmean.jobs.sources import scan
-from shardmean.model import storage
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.manifest import load_manifest, manifest_uri
+from shardmean.model.storage import filesystem
 
 HEARTBEAT_S = 4.0
 console = Console(highlight=False, soft_wrap=True)
@@ -94,7 +94,7 @@ def _write_digits(folder: Path) -> int:
 
 
 def _dataset_is_current(job: VectorizeJob) -> bool:
-    if not storage.exists(manifest_uri(job.dataset_uri)):
+    if not filesystem.exists(manifest_uri(job.dataset_uri)):
         return False
     manifest = load_manifest(job.dataset_uri)
     same_settings = (manifest.image, manifest.split) == (job.image, job.split)

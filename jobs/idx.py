@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from shardmean.model import storage
 from shardmean.model.errors import UserError, WorldError
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,7 +124,7 @@ def open_labels(uri: str) -> IdxFile:
 
 
 def _open(uri: str, kind: str, *, num_dimensions: int) -> IdxFile:
-    file = storage.open_file(uri)
+    file = filesystem.open_file(uri)
     head_bytes = 4 * (1 + num_dimensions)
     try:
         num_bytes = file.size()
@@ -136,7 +136,7 @@ def _open(uri: str, kind: str, *, num_dimensions: int) -> IdxFile:
         if num_bytes != expected:
             told = f"{' x '.join(map(str, shape))} bytes after a head of {head_bytes}, so {expected} in all"
             raise UserError(f"{uri}: not an IDX file, or cut short: its head tells of {told}; it has {num_bytes}")
-        if storage.local_path(uri) is None and num_bytes <= _WHOLE_BYTES:
+        if filesystem.local_path(uri) is None and num_bytes <= _WHOLE_BYTES:
             data = file.read_at(num_bytes, 0)[head_bytes:]
             return IdxFile(uri, shape, lambda size, first: data[first : first + size])
     except OSError as error:

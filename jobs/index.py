@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from shardmean.jobs.columns import rows_of
 from shardmean.jobs.splits import HASH_BYTES
-from shardmean.model import storage
 from shardmean.model.errors import WorldError
 from shardmean.model.manifest import index_uri
 from shardmean.model.shard_file import one_chunk
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -143,7 +143,7 @@ def read_index(dataset_uri: str, name: str | None) -> pa.Table:
         return INDEX.empty_table()
     uri = index_uri(dataset_uri, name)
     try:
-        data = storage.read_buffer(uri)
+        data = filesystem.read_buffer(uri)
     except FileNotFoundError:
         raise WorldError(f"{uri}: missing; {_MEND}") from None
     if not is_named_by(name, data):

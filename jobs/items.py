@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from shardmean.jobs.columns import Rows, rows_of
-from shardmean.model import storage
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,5 +102,5 @@ class Items(Sequence[Item]):
         self, path: str, uri: bytes | None, class_name: str, size_bytes: int, modified_ns: int, row: int | None,
         split: Split | None, group: str | None, extra: list[str | None] | None, reason: str | None,
     ) -> Item:  # fmt: skip
-        name = storage.join(self.root, path) if uri is None else uri.decode(errors="surrogateescape")
+        name = filesystem.join(self.root, path) if uri is None else uri.decode(errors="surrogateescape")
         return Item(path, name, class_name, size_bytes, modified_ns, row, split, group, tuple(extra or ()), reason)

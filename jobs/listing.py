@@ -17,8 +17,8 @@ from pyarrow import fs
 
 from shardmean.jobs.columns import Rows, batches
 from shardmean.jobs.shown import shown
-from shardmean.model import storage
 from shardmean.model.errors import UserError, WorldError
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +70,7 @@ class Listing(NamedTuple):
 
 def list_files(uri: str) -> Listing:
     """All files below a folder but hidden ones and those in hidden folders. Raises UserError and WorldError."""
-    root = storage.local_path(uri)
+    root = filesystem.local_path(uri)
     try:
         if root is None:
             return _list_store(uri)
@@ -166,7 +166,7 @@ def _printable(name: str) -> str:
 
 
 def _list_store(uri: str) -> Listing:
-    system, root = storage.locate(uri)
+    system, root = filesystem.locate(uri)
     try:
         found = system.get_file_info(fs.FileSelector(root, recursive=True))
     except FileNotFoundError:
@@ -228,7 +228,7 @@ def _named(name: str, uri: str, info: fs.FileInfo) -> File:
 
 
 def _parent(uri: str) -> str:
-    if (local := storage.local_path(uri)) is not None:
+    if (local := filesystem.local_path(uri)) is not None:
         return str(local.parent)
     parts = urlsplit(uri)
     return parts._replace(path=posixpath.dirname(parts.path.rstrip("/"))).geturl()
@@ -236,7 +236,7 @@ def _parent(uri: str) -> str:
 
 def _resolved(folder_uri: str, name: str) -> str:
     if "://" in name:
-        return storage.absolute(name)
+        return filesystem.absolute(name)
     if "://" not in folder_uri:
         return os.path.normpath(f"{folder_uri}/{name}" if not name.startswith("/") else name)
     parts = urlsplit(folder_uri)
@@ -247,7 +247,7 @@ def _look_up(uris: Sequence[str]) -> list[fs.FileInfo]:
     # One question for each store, which it answers for many files at once.
     by_store: dict[int, tuple[fs.FileSystem, list[int], list[str]]] = {}
     for number, uri in enumerate(uris):
-        system, path = storage.locate(uri)
+        system, path = filesystem.locate(uri)
         _, numbers, paths = by_store.setdefault(id(system), (system, [], []))
         numbers.append(number)
         paths.append(path)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from shardmean.jobs import idx
 from shardmean.jobs.listing import MISSING
-from shardmean.model import storage
 from shardmean.model.errors import ImageRejectedError, WorldError
 from shardmean.model.images import check_file_bytes, printable
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ REFUSED, NO_WAY = "ACCESS_DENIED", "NETWORK_CONNECTION"
 
 def contents(items: Sequence[Item], config: ImageConfig) -> Iterator[bytes | Exception]:
     """The items' bytes in order, or for each the reason why there are none. Remote files are fetched ahead."""
-    remote = any(storage.local_path(item.uri) is None for item in (*items[:1], *items[-1:]))
+    remote = any(filesystem.local_path(item.uri) is None for item in (*items[:1], *items[-1:]))
     return _ahead(items, config) if remote else (_content(item, config) for item in items)
 
 
@@ -91,7 +91,7 @@ def read_item(item: Item) -> bytes:
         return b"".join((b"P5\n%d %d\n255\n" % (width, height), pixels))
     try:
         # One byte more shows that a file has grown, and a file that never ends does no harm.
-        content = storage.read_bytes(item.uri, max_bytes=item.size_bytes + 1)
+        content = filesystem.read_bytes(item.uri, max_bytes=item.size_bytes + 1)
     except WorldError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):

@@ -8,13 +8,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from shardmean.jobs.tracking import TrainResult
-from shardmean.model import checkpoint, storage
+from shardmean.model import checkpoint
 from shardmean.model.errors import WorldError
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from shardmean.jobs.config import TrainJob
     from shardmean.model.checkpoint import Checkpoint
-    from shardmean.model.lease import Lease
+    from shardmean.model.storage.lease import Lease
 
 # What may differ between two tries of one run: where things lie and how long to wait, not what comes out.
 _PLACES = {
@@ -80,7 +81,7 @@ class RunFolder:
     def _write(self, record: dict[str, Any]) -> None:
         self.lease.check()
         record |= {"dataset_digest": self._digest}
-        storage.write_bytes(storage.join(self.uri, "run.json"), json.dumps(record, indent=1).encode())
+        filesystem.write_bytes(filesystem.join(self.uri, "run.json"), json.dumps(record, indent=1).encode())
 
 
 def folder_of(job: TrainJob, digest: str) -> str:
@@ -92,7 +93,7 @@ def folder_of(job: TrainJob, digest: str) -> str:
     if not _keeps_its_version(job):
         settings |= {"digest": digest}
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    return storage.join(job.checkpoint_uri, f"{job.run_key or 'auto'}-{fingerprint}")
+    return filesystem.join(job.checkpoint_uri, f"{job.run_key or 'auto'}-{fingerprint}")
 
 
 def version_of(job: TrainJob) -> str | None:
@@ -107,9 +108,9 @@ def _keeps_its_version(job: TrainJob) -> bool:
 
 
 def _read(folder: str) -> dict[str, Any]:
-    uri = storage.join(folder, "run.json")
+    uri = filesystem.join(folder, "run.json")
     try:
-        record = json.loads(storage.read_bytes(uri))
+        record = json.loads(filesystem.read_bytes(uri))
     except FileNotFoundError:
         return {}
     except ValueError as error:

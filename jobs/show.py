@@ -13,11 +13,11 @@ from shardmean.jobs.report import facts, plural
 from shardmean.jobs.report_figures import figures, lacking
 from shardmean.jobs.shown import shown
 from shardmean.jobs.verify import Verification
-from shardmean.model import storage
 from shardmean.model.errors import WorldError
 from shardmean.model.manifest import SPLITS, load_manifest, report_uri
 from shardmean.model.progress import INTERVAL_S, every
 from shardmean.model.shards import Dataset
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -90,7 +90,7 @@ class _Screen:
     def _overview(self, dataset: Dataset, found: Figures | None) -> None:
         self._line(shown(dataset.uri, MAX_PATH), "bold")
         report = report_uri(dataset.uri, dataset.manifest.digest)
-        rows = facts(dataset.manifest, found) | {"report": report if storage.exists(report) else "none"}
+        rows = facts(dataset.manifest, found) | {"report": report if filesystem.exists(report) else "none"}
         for name, text in rows.items():
             self._line(f"  {name:13} {shown(text, MAX_PATH)}")
         self._console.print()

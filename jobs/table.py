@@ -11,9 +11,9 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 from pyarrow import fs
 
-from shardmean.model import storage
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.shard_file import one_chunk
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ def read_columns(uri: str, names: Sequence[str]) -> tuple[pa.Table, int]:
 
     Raises UserError when it is no table or a column is missing, WorldError when it cannot be read.
     """
-    system, path = storage.locate(uri)
+    system, path = filesystem.locate(uri)
     num_hidden = 0
     try:
         kind = system.get_file_info(path).type

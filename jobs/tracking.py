@@ -24,8 +24,8 @@ from shardmean.jobs import pictures, registry
 from shardmean.jobs.home import artifacts, store_uri
 from shardmean.jobs.mlflow_store import connect, short, unreachable
 from shardmean.jobs.shown import without_secrets
-from shardmean.model import storage
 from shardmean.model.manifest import report_uri
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +109,7 @@ class Tracker:
         uri = self._job.tracking.artifact_uri
         if uri is None:
             return str(artifacts()) if self.tracking_uri == store_uri() else None
-        if self.tracking_uri.startswith("http") and storage.local_path(uri) is not None:
+        if self.tracking_uri.startswith("http") and filesystem.local_path(uri) is not None:
             log.warning(
                 "experiment %s of %s keeps its artifacts in this machine's %s from now on: other machines can't read "
                 "them, unless that is mounted there too; without tracking.artifact_uri the server finds a place",
@@ -128,7 +128,7 @@ class Tracker:
         """Put the DataSet's report beside the run; without one, or when MLflow is away, say so and go on."""
         uri = report_uri(self._job.dataset_uri, self._manifest.digest)
         try:
-            self._client.log_text(self.run_id, storage.read_bytes(uri).decode(), "dataset/report.html")
+            self._client.log_text(self.run_id, filesystem.read_bytes(uri).decode(), "dataset/report.html")
         except FileNotFoundError:
             log.info("%s: no such report, so the run in MLflow goes without one", uri)
         except (MlflowException, OSError) as error:

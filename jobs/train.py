@@ -13,12 +13,10 @@ from shardmean.jobs.mlflow_store import connect
 from shardmean.jobs.run_folder import RunFolder, folder_of, version_of
 from shardmean.jobs.starting import find
 from shardmean.jobs.tracking import Tracker
-from shardmean.model import storage
 from shardmean.model.accounting import PHASES
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.evaluation import evaluate
 from shardmean.model.images import encode_png
-from shardmean.model.lease import Lease, LeaseLostError
 from shardmean.model.manifest import Manifest, load_manifest
 from shardmean.model.meeting import Meeting
 from shardmean.model.plan import plan_evaluation
@@ -27,6 +25,8 @@ from shardmean.model.replica import build_model
 from shardmean.model.segment import EVALUATION_BATCH, plan_training
 from shardmean.model.shards import Dataset
 from shardmean.model.starting import normalised_as
+from shardmean.model.storage import filesystem
+from shardmean.model.storage.lease import Lease, LeaseLostError
 from shardmean.model.training import Training
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def train(job: TrainJob) -> TrainResult:
     """
     manifest = load_manifest(job.dataset_uri, version_of(job))
     _check(job, manifest)
-    storage.check_writable(job.checkpoint_uri)
+    filesystem.check_writable(job.checkpoint_uri)
     dataset = Dataset(job.dataset_uri, manifest)
     with Lease(folder_of(job, manifest.digest), what="this training") as lease:
         run = RunFolder(job, manifest.digest, lease)

@@ -23,9 +23,7 @@ from shardmean.jobs.runner import SparkRunner
 from shardmean.jobs.shown import shown
 from shardmean.jobs.sources import scan
 from shardmean.jobs.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
-from shardmean.model import storage
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.lease import Lease
 from shardmean.model.manifest import (
     SPLITS,
     Manifest,
@@ -39,6 +37,8 @@ from shardmean.model.manifest import (
 )
 from shardmean.model.shard_file import missing
 from shardmean.model.shards import Dataset
+from shardmean.model.storage import filesystem
+from shardmean.model.storage.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     _tell(job, found)
     if present is not None and _is_current(job, found, present):
         return _nothing_new(job, present, started)
-    storage.check_writable(shards_uri(job.dataset_uri))
+    filesystem.check_writable(shards_uri(job.dataset_uri))
     with ExitStack() as ends:
         lease = ends.enter_context(Lease(job.dataset_uri, what=f"the ETL of {job.dataset_uri}"))
         before, present = present, _present(job)
@@ -133,11 +133,11 @@ def _publish(
         return _nothing_new(job, manifest, started)
     for place, (name, data) in zip((index_uri, rejected_uri), tables.values(), strict=True):
         before_write()
-        storage.write_bytes(place(job.dataset_uri, name), data)
+        filesystem.write_bytes(place(job.dataset_uri, name), data)
     _check_there(manifest, job.dataset_uri)
     report = make_report(Dataset(job.dataset_uri, manifest), index)
     before_write()
-    storage.write_bytes(report_uri(job.dataset_uri, manifest.digest), report)
+    filesystem.write_bytes(report_uri(job.dataset_uri, manifest.digest), report)
     publish(manifest, job.dataset_uri, before_write=before_write)
     _summarise(job, manifest, update.counts(), time.monotonic() - started)
     log.info("  report: %s", report_uri(job.dataset_uri, manifest.digest))
@@ -147,14 +147,14 @@ def _publish(
 
 def _check_there(manifest: Manifest, dataset_uri: str) -> None:
     """Raise WorldError for a shard that is kept from an earlier version and is gone or cut short."""
-    sizes = storage.list_sizes(shards_uri(dataset_uri))
+    sizes = filesystem.list_sizes(shards_uri(dataset_uri))
     for shard in manifest.shards:
         if sizes.get(shard.name) != shard.num_bytes:
             raise missing(dataset_uri, shard, sizes.get(shard.name))
 
 
 def _present(job: VectorizeJob) -> Manifest | None:
-    if not storage.exists(manifest_uri(job.dataset_uri)):
+    if not filesystem.exists(manifest_uri(job.dataset_uri)):
         return None
     try:
         present = load_manifest(job.dataset_uri)

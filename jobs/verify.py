@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from shardmean.jobs.index import is_named_by
 from shardmean.jobs.report_images import pieces
 from shardmean.jobs.splits import HASH_BYTES
-from shardmean.model import storage
 from shardmean.model.errors import WorldError
 from shardmean.model.manifest import SPLITS, index_uri, rejected_uri, shard_uri
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ class Verification:
 
     def _table(self, uri: str, name: str, faults: Callable[[pa.Table, Manifest], Iterator[str]]) -> Iterator[str]:
         """Check a table whose name begins with the hash of its content."""
-        content = storage.read_buffer(uri)
+        content = filesystem.read_buffer(uri)
         if not is_named_by(name, content):
             raise ValueError("its SHA-256 is not that of its name")
         yield from faults(pq.read_table(pa.BufferReader(content)), self.dataset.manifest)

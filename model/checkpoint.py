@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from . import storage
 from .errors import WorldError
 from .plan import Leg
+from .storage import filesystem
 
 VERSION = 3
 _DIGEST_BYTES = 32
@@ -73,7 +73,7 @@ def save(folder_uri: str, checkpoint: Checkpoint, *, keep_last: int = 2, keep_ev
     stream = io.BytesIO()
     torch.save({"version": VERSION} | _plain(checkpoint), stream)
     content = stream.getvalue()
-    storage.write_bytes(storage.join(folder_uri, checkpoint.name), hashlib.sha256(content).digest() + content)
+    filesystem.write_bytes(filesystem.join(folder_uri, checkpoint.name), hashlib.sha256(content).digest() + content)
     names = _names(folder_uri)
     past = [name for name in names if _place(name) <= _place(checkpoint.name)]
     kept = {*past[-keep_last:], f"epoch-{checkpoint.best_epoch:06d}.pt"}
@@ -82,20 +82,20 @@ def save(folder_uri: str, checkpoint: Checkpoint, *, keep_last: int = 2, keep_ev
         is_nth = keep_every_epochs is not None and not any(within) and epoch % keep_every_epochs == 0
         # Later ones can only be damaged: they were passed over when this training began.
         if name not in past or not (name in kept or is_nth):
-            storage.delete(storage.join(folder_uri, name))
+            filesystem.delete(filesystem.join(folder_uri, name))
 
 
 def delete_all(folder_uri: str) -> None:
     """Delete a run's checkpoints."""
     for name in _names(folder_uri):
-        storage.delete(storage.join(folder_uri, name))
+        filesystem.delete(filesystem.join(folder_uri, name))
 
 
 def load_latest(folder_uri: str) -> Checkpoint | None:
     """The newest checkpoint in a folder that can be read, or None; a damaged one is logged and passed over."""
     for name in reversed(_names(folder_uri)):
         try:
-            return load(storage.join(folder_uri, name))
+            return load(filesystem.join(folder_uri, name))
         except DamagedError as error:
             log.warning("%s; going on from the one before", error)
     return None
@@ -103,7 +103,7 @@ def load_latest(folder_uri: str) -> Checkpoint | None:
 
 def load(uri: str) -> Checkpoint:
     """Read one checkpoint. Raises WorldError when it is damaged or of another version."""
-    data = storage.read_bytes(uri)
+    data = filesystem.read_bytes(uri)
     digest, archive = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     if hashlib.sha256(archive).digest() != digest:
         raise DamagedError(f"{uri}: not a readable checkpoint (its SHA-256 is wrong: cut short or changed)")
@@ -125,7 +125,7 @@ def _plain(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _names(folder_uri: str) -> list[str]:
-    return sorted((name for name in storage.list_names(folder_uri) if _NAME.match(name)), key=_place)
+    return sorted((name for name in filesystem.list_names(folder_uri) if _NAME.match(name)), key=_place)
 
 
 def _place(name: str) -> tuple[int, int, int]:

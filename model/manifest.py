@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from . import storage
 from .config import ImageConfig, Settings, SplitConfig
 from .errors import UserError, WorldError
+from .storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -129,32 +129,32 @@ def mean_and_std(shards: Sequence[Shard], image: ImageConfig) -> tuple[list[floa
 
 def manifest_uri(dataset_uri: str, digest: str | None = None) -> str:
     """Where the current manifest stands, or that of one version."""
-    return storage.join(dataset_uri, *(("versions", f"{digest}.json") if digest else ("manifest.json",)))
+    return filesystem.join(dataset_uri, *(("versions", f"{digest}.json") if digest else ("manifest.json",)))
 
 
 def shards_uri(dataset_uri: str) -> str:
     """The folder of the shards."""
-    return storage.join(dataset_uri, "shards")
+    return filesystem.join(dataset_uri, "shards")
 
 
 def shard_uri(dataset_uri: str, name: str) -> str:
     """Where a shard stands."""
-    return storage.join(shards_uri(dataset_uri), name)
+    return filesystem.join(shards_uri(dataset_uri), name)
 
 
 def index_uri(dataset_uri: str, name: str) -> str:
     """Where a table of all images of the source stands; a manifest's `index` is its name."""
-    return storage.join(dataset_uri, "index", name)
+    return filesystem.join(dataset_uri, "index", name)
 
 
 def rejected_uri(dataset_uri: str, name: str) -> str:
     """Where a table of rejected images stands (path, reason, detail, size_bytes); `rejected` is its name."""
-    return storage.join(dataset_uri, "rejected", name)
+    return filesystem.join(dataset_uri, "rejected", name)
 
 
 def report_uri(dataset_uri: str, digest: str) -> str:
     """Where a version's report for people stands, an HTML page."""
-    return storage.join(dataset_uri, "reports", f"{digest}.html")
+    return filesystem.join(dataset_uri, "reports", f"{digest}.html")
 
 
 def publish(manifest: Manifest, dataset_uri: str, *, before_write: Callable[[], None] = lambda: None) -> None:
@@ -166,7 +166,7 @@ def publish(manifest: Manifest, dataset_uri: str, *, before_write: Callable[[], 
     text = manifest.model_dump_json().encode()
     for uri in (manifest_uri(dataset_uri, manifest.digest), manifest_uri(dataset_uri)):
         before_write()
-        storage.write_bytes(uri, text)
+        filesystem.write_bytes(uri, text)
 
 
 def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
@@ -176,7 +176,7 @@ def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
     """
     uri = manifest_uri(dataset_uri, digest)
     try:
-        text = storage.read_bytes(uri)
+        text = filesystem.read_bytes(uri)
     except FileNotFoundError:
         if digest is not None:
             raise UserError(

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from . import storage
 from .manifest import Shard, shards_uri
 from .shard_file import SCHEMA, features_of, rows_table, schema_with
+from .storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .manifest import Split
-    from .storage import NewFile
+    from .storage.filesystem import NewFile
 
 ROW_GROUP_BYTES = 4 * 2**20
 _MAX_SUMMED = 2**16  # squares of so many bytes add up to less than 2**32, and a block stays in the cache
@@ -46,7 +46,7 @@ class NewShard:
         self._shape = shape
         self._extra_columns = extra_columns
         self._ends = ExitStack()
-        self._file = self._ends.enter_context(storage.new_file(shards_uri(dataset_uri)))
+        self._file = self._ends.enter_context(filesystem.new_file(shards_uri(dataset_uri)))
         self._out = _Hashed(self._file)
         # Pixels hardly shrink and a reader must not wait for a decompressor; the text columns do and cost little.
         schema = schema_with(extra_columns)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import storage
 from .accounting import Clock
 from .averaging import Averager
 from .evaluation import evaluate
 from .feed import minibatches
 from .plan import plan_epoch, plan_evaluation
 from .replica import Replica, rate_factor
+from .storage import filesystem
 from .tasks import Report, member_of, seeded
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _batches(task: Task, dataset: Dataset, plan: EpochPlan, device: torch.device
     first_step = task.rounds.first * plan.minibatches_per_round
     stop_step = min(task.rounds.stop * plan.minibatches_per_round, plan.num_minibatches(task.rank))
     on_gpu = device.type == "cuda"
-    is_near = not on_gpu and storage.local_path(task.dataset_uri) is not None
+    is_near = not on_gpu and filesystem.local_path(task.dataset_uri) is not None
     prefetch = task.config.prefetch_batches
     return minibatches(
         dataset,

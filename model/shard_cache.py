@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import storage
 from .errors import WorldError
 from .manifest import SHARD_NAME
+from .storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,14 +48,14 @@ class ShardCache:
             return fetch()
         file = self._folder / name
         with contextlib.suppress(FileNotFoundError, WorldError):
-            content = storage.read_buffer(str(file))
+            content = filesystem.read_buffer(str(file))
             if is_whole(content):
                 os.utime(file)
                 return content
         content = fetch()
         try:
             if self._make_room(content.size):
-                storage.write_bytes(str(file), content)
+                filesystem.write_bytes(str(file), content)
         except (OSError, WorldError) as error:
             log.warning("the shard cache can't be used: %s", error)
         return content

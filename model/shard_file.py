@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from . import storage
 from .errors import WorldError
 from .manifest import Shard, shard_uri
+from .storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -86,7 +86,7 @@ def read_shard(dataset_uri: str, shard: Shard) -> pa.Table:
 def open_shard(dataset_uri: str, shard: Shard) -> pa.Buffer:
     """The bytes of a shard, mapped into memory where it is local. Raises WorldError where their number is another."""
     try:
-        content = storage.read_buffer(shard_uri(dataset_uri, shard.name))
+        content = filesystem.read_buffer(shard_uri(dataset_uri, shard.name))
     except FileNotFoundError:
         raise missing(dataset_uri, shard, None) from None
     if content.size != shard.num_bytes:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.distributed import DistError
 
-from . import storage
 from .averaging import DivergedError, PeerDivergedError, PeerLostError
 from .board import AbortedError, Board, Progress
 from .environment import Environment, this_environment
@@ -24,6 +23,7 @@ from .manifest import load_manifest
 from .meeting import Member
 from .shard_cache import ShardCache, cache_folder
 from .shards import Dataset
+from .storage import filesystem
 
 if TYPE_CHECKING:
     from .board import Address
@@ -164,7 +164,7 @@ def _described(task: Task, error: Exception) -> tuple[str, str, str]:
 @lru_cache(maxsize=4)
 def open_dataset(uri: str, digest: str, *, cache_bytes: int = 0) -> Dataset:
     """The version `digest` of a DataSet; opened once a process, since a version never changes."""
-    cache = ShardCache(cache_folder(), cache_bytes) if cache_bytes and storage.local_path(uri) is None else None
+    cache = ShardCache(cache_folder(), cache_bytes) if cache_bytes and filesystem.local_path(uri) is None else None
     return Dataset(uri, load_manifest(uri, digest), cache)
 
 

@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 from hypothesis import settings
 
-from shardmean.model import storage
+from shardmean.model.storage import filesystem
 
 # Without deadlines, since machines differ, and in CI from the same seed each time.
 settings.register_profile("everywhere", deadline=None, derandomize=os.environ.get("CI") == "true")
@@ -40,14 +40,14 @@ def s3_address():
 def new_bucket(s3_address):
     """A function that makes an empty bucket and gives its URI, which holds the server's address: any process reads it.
 
-    `storage.join(new_bucket(), "folder")` is a folder in it, `storage.write_bytes` fills it.
+    `filesystem.join(new_bucket(), "folder")` is a folder in it, `filesystem.write_bytes` fills it.
     """
     numbers = count()
 
     def new_bucket() -> str:
         name = f"bucket-{next(numbers)}"
         options = f"endpoint_override={s3_address}"
-        system, _ = storage.locate(f"s3://{name}?{options}&allow_bucket_creation=true")
+        system, _ = filesystem.locate(f"s3://{name}?{options}&allow_bucket_creation=true")
         system.create_dir(name)
         return f"s3://{name}?{options}"
 

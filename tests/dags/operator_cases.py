@@ -26,7 +26,7 @@ import shardmean.jobs.cli
 from shardmean.dags.spark_job import DATASET
 from shardmean.dags.train_cnn import train_cnn
 from shardmean.dags.vectorize_images import vectorize_images
-from shardmean.model import storage
+from shardmean.model.storage import filesystem
 
 DAGS = {"train_cnn": train_cnn, "vectorize_images": vectorize_images}
 
@@ -42,7 +42,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         ran[ran.index("--params={{ params | tojson }}")] = f"--params={json.dumps(params)}"
         if case.get("result"):
             place = next(argument for argument in ran if argument.startswith("--result="))
-            storage.write_bytes(place.removeprefix("--result="), json.dumps(case["result"]).encode())
+            filesystem.write_bytes(place.removeprefix("--result="), json.dumps(case["result"]).encode())
         elif "result" not in case and shardmean.jobs.cli.main(ran):
             raise AirflowException("spark-submit ended with another code than 0")
 

@@ -19,9 +19,9 @@ from PIL import Image
 from pyarrow import fs
 
 from shardmean.jobs.config import SourceConfig, TrackingConfig, TrainJob, VectorizeJob
-from shardmean.model import storage
 from shardmean.model.config import ImageConfig, SplitConfig
 from shardmean.model.optimizer_config import OptimizerConfig
+from shardmean.model.storage import filesystem
 from shardmean.model.training_config import AveragingConfig
 
 from .cluster import running_cluster
@@ -237,8 +237,8 @@ def to_s3(new_bucket):
     """A function that copies a folder into a new bucket, and gives the copy's URI."""
 
     def to_s3(folder: Path) -> str:
-        uri = storage.join(new_bucket(), "a folder, 100% odd")
-        system, path = storage.locate(uri)
+        uri = filesystem.join(new_bucket(), "a folder, 100% odd")
+        system, path = filesystem.locate(uri)
         fs.copy_files(str(folder), path, destination_filesystem=system)
         return uri
 

@@ -10,10 +10,10 @@ import pytest
 from shardmean.jobs.config import SourceConfig
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import storage
 from shardmean.model.config import SplitConfig
 from shardmean.model.errors import UserError
 from shardmean.model.manifest import load_manifest, rejected_uri
+from shardmean.model.storage import filesystem
 
 from .pile import Pile
 from .whole import check_whole, rows_of
@@ -122,9 +122,9 @@ def test_none_there_is_an_error_at_any_limit(pile):
 def test_of_a_store(pile, new_bucket):
     bucket = new_bucket()
     for file in (pile.home / "images").rglob("*.ppm"):
-        storage.write_bytes(storage.join(bucket, "images", file.parent.name, file.name), file.read_bytes())
-    storage.write_bytes(storage.join(bucket, "t.csv"), (pile.home / "t.csv").read_bytes())
-    source = SourceConfig(uri=storage.join(bucket, "t.csv"), layout="table")
+        filesystem.write_bytes(filesystem.join(bucket, "images", file.parent.name, file.name), file.read_bytes())
+    filesystem.write_bytes(filesystem.join(bucket, "t.csv"), (pile.home / "t.csv").read_bytes())
+    source = SourceConfig(uri=filesystem.join(bucket, "t.csv"), layout="table")
     result = run(pile, source=source)
     assert result.num_rejected_by_reason == {"missing": 2}
     assert sum(result.num_examples.values()) == 12

@@ -16,9 +16,9 @@ from shardmean.jobs.reading import read_item
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.sources import scan
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import storage
 from shardmean.model.errors import ImageRejectedError, UserError, WorldError
 from shardmean.model.manifest import load_manifest, rejected_uri
+from shardmean.model.storage import filesystem
 
 from .whole import check_whole
 
@@ -142,11 +142,11 @@ def test_a_folder_without_permission(images):
 def test_a_bucket_without_permission(new_bucket, monkeypatch, what):
     bucket = new_bucket()
     for name in ("a/1.png", "b/2.png", "t.csv"):
-        storage.write_bytes(storage.join(bucket, name), b"path,label\na/1.png,a\nb/2.png,b\n")
+        filesystem.write_bytes(filesystem.join(bucket, name), b"path,label\na/1.png,a\nb/2.png,b\n")
     item = scanned(bucket).items[0]
     attempts = {
         "list": lambda: scanned(bucket),
-        "table": lambda: scanned(storage.join(bucket, "t.csv"), layout="table"),
+        "table": lambda: scanned(filesystem.join(bucket, "t.csv"), layout="table"),
         "read": lambda: read_item(item),
     }
     # The server, which is in this process, asks for rights from now on, and knows no key.
@@ -157,11 +157,11 @@ def test_a_bucket_without_permission(new_bucket, monkeypatch, what):
 
 def test_missing_buckets_and_folders(new_bucket):
     bucket = new_bucket()
-    for uri in (storage.join(bucket, "no"), bucket.replace("bucket-", "no-bucket-")):
+    for uri in (filesystem.join(bucket, "no"), bucket.replace("bucket-", "no-bucket-")):
         with pytest.raises(UserError, match=r"no such (folder|bucket); correct source\.uri"):
             scanned(uri)
         with pytest.raises(UserError, match=r"no such table; correct source\.uri"):
-            scanned(storage.join(uri, "t.csv"), layout="table")
+            scanned(filesystem.join(uri, "t.csv"), layout="table")
 
 
 @pytest.mark.parametrize("more", [b"more", None], ids=["grown", "cut"])

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from shardmean.model import storage
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.manifest import load_manifest
+from shardmean.model.storage import filesystem
 
 from .whole import check_whole
 
@@ -74,14 +74,14 @@ def test_what_a_killed_write_left_is_cleaned_away(pile, monkeypatch, store):
             # As hdfs does, which no test can start.
             system = fs.SubTreeFileSystem("/", fs.LocalFileSystem())
             patch.setattr(fs, "HadoopFileSystem", fs.SubTreeFileSystem)
-            patch.setattr(storage, "locate", lambda uri: (system, uri))
+            patch.setattr(filesystem, "locate", lambda uri: (system, uri))
         else:
             patch.setattr(Path, "unlink", lambda _path, **_more: None)
         for folder in (Path(pile.uri), Path(pile.uri) / "lease"):
             before = {*folder.iterdir()}
             (folder / "manifest.json in the way" / "x").mkdir(parents=True)
             with pytest.raises(WorldError, match="cannot write"):
-                storage.write_bytes(f"{folder}/manifest.json in the way", b"content")
+                filesystem.write_bytes(f"{folder}/manifest.json in the way", b"content")
             (file,) = {file for file in folder.iterdir() if file.is_file()} - before
             os.utime(file, (10**9, 10**9))
             left.append(file)

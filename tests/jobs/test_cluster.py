@@ -20,8 +20,8 @@ import torch
 from shardmean.jobs.run_folder import folder_of
 from shardmean.jobs.train import train
 from shardmean.model import checkpoint
-from shardmean.model.lease import Lease
 from shardmean.model.manifest import load_manifest
+from shardmean.model.storage.lease import Lease
 
 from .cluster import running_cluster
 

@@ -10,7 +10,7 @@ import pytest
 from shardmean.jobs.config import SourceConfig
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import storage
+from shardmean.model.storage import filesystem
 
 from .pile import GONE, Pile
 from .whole import check_whole, index_of
@@ -22,15 +22,15 @@ X = 7
 def out_of_reach(monkeypatch):
     """The names of images that can't be read at the moment."""
     names: set[str] = set()
-    original = storage.read_bytes
+    original = filesystem.read_bytes
 
     def read_bytes(uri, **more):
         if uri.rpartition("/")[2].removesuffix(".ppm") in names:
             error = PermissionError(13, "Permission denied")
-            raise storage._refused("read", uri, error) from error
+            raise filesystem._refused("read", uri, error) from error
         return original(uri, **more)
 
-    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+    monkeypatch.setattr(filesystem, "read_bytes", read_bytes)
     return names
 
 

@@ -20,9 +20,9 @@ from shardmean.jobs.partition import partitions
 from shardmean.jobs.rewrite import MAX_SMALL, SMALL
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import storage
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.manifest import load_manifest
+from shardmean.model.storage import filesystem
 
 from .pile import EMPTY, GONE, SIZE, SPLIT, Pile
 from .whole import check_whole, index_of, rows_of
@@ -179,12 +179,14 @@ def test_a_rejected_image_is_read_again_only_when_it_changed_or_the_world_may_ha
 
     def refuse(uri, **more):
         if uri == locked:
-            raise storage._refused("read", uri, PermissionError(13, "Permission denied")) from PermissionError(13, "no")
+            raise filesystem._refused("read", uri, PermissionError(13, "Permission denied")) from PermissionError(
+                13, "no"
+            )
         return original(uri, **more)
 
-    original = storage.read_bytes
+    original = filesystem.read_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "read_bytes", refuse)
+        patch.setattr(filesystem, "read_bytes", refuse)
         pile.run()
         assert load_manifest(pile.uri).num_rejected_by_reason == {"empty": 1, "no_permission": 1}
         read_paths.clear()

@@ -18,9 +18,9 @@ from shardmean.jobs.reading import read_item
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.sources import scan
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import storage
 from shardmean.model.errors import ImageRejectedError, UserError
 from shardmean.model.manifest import load_manifest
+from shardmean.model.storage import filesystem
 
 from .scanning import scanned, told
 
@@ -237,7 +237,7 @@ def test_a_store_gives_what_a_disk_gives(idx, new_bucket, tmp_path, vectorize_jo
     folder = idx(pack(idx_images()), pack(idx_labels()))
     bucket = new_bucket()
     for file in folder.iterdir():
-        storage.write_bytes(storage.join(bucket, file.name), file.read_bytes())
+        filesystem.write_bytes(filesystem.join(bucket, file.name), file.read_bytes())
     digests = set()
     for number, uri in enumerate((str(folder), bucket)):
         job = vectorize_job(folder, tmp_path / f"set {number}", layout="idx")

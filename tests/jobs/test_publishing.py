@@ -19,11 +19,11 @@ import shardmean.jobs.update
 from shardmean.jobs.config import SourceConfig
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import storage
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.lease import LeaseLostError
-from shardmean.model.local_file import LocalFile
 from shardmean.model.manifest import load_manifest
+from shardmean.model.storage import filesystem
+from shardmean.model.storage.atomic_file import LocalFile
+from shardmean.model.storage.lease import LeaseLostError
 
 from .pile import GONE, Pile, picture
 from .whole import check_whole, rows_of
@@ -35,14 +35,14 @@ from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from model import storage
 
-original = storage.write_bytes
+original = filesystem.write_bytes
 
 def write(uri, data):
     if sys.argv[2] in uri:
         os.kill(os.getpid(), signal.SIGKILL)
     original(uri, data)
 
-storage.write_bytes = write
+filesystem.write_bytes = write
 vectorize(VectorizeJob.model_validate_json(sys.argv[1]), runner=LocalRunner())
 """
 
@@ -120,7 +120,7 @@ def in_bucket(new_bucket):
 
     def write(files):
         for path, content in files.items():
-            storage.write_bytes(storage.join(bucket, "images", *f"{path}.ppm".split("/")), picture(content))
+            filesystem.write_bytes(filesystem.join(bucket, "images", *f"{path}.ppm".split("/")), picture(content))
 
     write({f"{name}/{number}": 100 * place + number for place, name in enumerate("ab") for number in range(20)})
     return bucket, write
@@ -129,8 +129,8 @@ def in_bucket(new_bucket):
 def bucket_job(pile: Pile, bucket: str):
     return pile.job().model_copy(
         update={
-            "source": SourceConfig(uri=storage.join(bucket, "images")),
-            "dataset_uri": storage.join(bucket, "set"),
+            "source": SourceConfig(uri=filesystem.join(bucket, "images")),
+            "dataset_uri": filesystem.join(bucket, "set"),
         }
     )
 
@@ -143,7 +143,7 @@ def test_a_store_without_rename(pile, in_bucket):
     assert check_whole(job.dataset_uri).digest == first.digest
     assert not vectorize(job, runner=LocalRunner()).changed
     write({"a/new": 500, "b/new": 501})
-    storage.delete(storage.join(bucket, "images", "a", "3.ppm"))
+    filesystem.delete(filesystem.join(bucket, "images", "a", "3.ppm"))
     for step in ("/shards/t", "/manifest.json"):
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         command = [sys.executable, "-c", KILLED_RUN, job.model_dump_json(), step]
@@ -155,9 +155,9 @@ def test_a_store_without_rename(pile, in_bucket):
     paths = rows_of(job.dataset_uri).path.tolist()
     assert len(paths) == 41
     assert "a/3.ppm" not in paths
-    assert storage.list_names(storage.join(job.dataset_uri, "versions")) == [f"{second.digest}.json"]
+    assert filesystem.list_names(filesystem.join(job.dataset_uri, "versions")) == [f"{second.digest}.json"]
     named = {shard.name for shard in load_manifest(job.dataset_uri).shards}
-    assert set(storage.list_names(storage.join(job.dataset_uri, "shards"))) == named
+    assert set(filesystem.list_names(filesystem.join(job.dataset_uri, "shards"))) == named
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_run_that_was_taken_over_publishes_nothing(pile, meanwhile):
     first = pile.run()
     pile.write({"a/new": 7})
     holder = {"pid": 1, "host": "elsewhere"}
-    meanwhile(lambda: storage.write_bytes(f"{pile.uri}/lease/00000099.json", json.dumps(holder).encode()))
+    meanwhile(lambda: filesystem.write_bytes(f"{pile.uri}/lease/00000099.json", json.dumps(holder).encode()))
     before = {file.name for file in Path(pile.uri).rglob("*") if file.parent.name != "lease"}
     with pytest.raises(LeaseLostError, match=r"was taken over by process 1 on elsewhere .* writes nothing more"):
         pile.run()

@@ -20,9 +20,9 @@ from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.sources import scan
 from shardmean.jobs.update import OF_THE_WORLD
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import storage
 from shardmean.model.config import ImageConfig
 from shardmean.model.errors import ImageRejectedError, WorldError
+from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +70,7 @@ def test_one_file_on_a_bad_disk_does_not_stop_the_others(images, reasons):
 def test_objects_that_may_not_be_read_are_rejected_one_by_one(new_bucket, images, reasons, monkeypatch):
     bucket = new_bucket()
     for file in images.rglob("*.png"):
-        storage.write_bytes(storage.join(bucket, file.parent.name, file.name), file.read_bytes())
+        filesystem.write_bytes(filesystem.join(bucket, file.parent.name, file.name), file.read_bytes())
     # The server, which is in this process, asks for rights from now on, and knows no key.
     found = reasons(bucket, lambda: monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0))
     assert found == {"no_permission": 20}

@@ -17,11 +17,11 @@ from PIL import Image
 from shardmean.jobs.report import make_report, shown
 from shardmean.jobs.report_figures import figures
 from shardmean.jobs.report_images import MAX_SHARDS, draw
-from shardmean.model import storage
 from shardmean.model.config import SplitConfig
 from shardmean.model.errors import WorldError
 from shardmean.model.manifest import shard_uri
 from shardmean.model.shards import Dataset
+from shardmean.model.storage import filesystem
 
 from .indexed import Made, publish_indexed
 
@@ -138,9 +138,9 @@ def test_a_folder_of_any_name(tmp_path):
 
 def test_a_dataset_in_a_bucket(new_bucket, tmp_path):
     made, index = publish_indexed(tmp_path, [Made("a/0.png", "a", pixels(0))])
-    uri = storage.join(new_bucket(), "folder of pets")
+    uri = filesystem.join(new_bucket(), "folder of pets")
     for shard in made.manifest.shards:
-        storage.write_bytes(shard_uri(uri, shard.name), storage.read_bytes(shard_uri(made.uri, shard.name)))
+        filesystem.write_bytes(shard_uri(uri, shard.name), filesystem.read_bytes(shard_uri(made.uri, shard.name)))
     assert "<h1>folder of pets</h1>" in make_report(Dataset(uri, made.manifest), index).decode()
 
 

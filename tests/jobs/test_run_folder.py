@@ -13,7 +13,7 @@ from shardmean.jobs.config import TrackingConfig
 from shardmean.jobs.run_folder import RunFolder, folder_of
 from shardmean.jobs.train import train
 from shardmean.model.errors import WorldError
-from shardmean.model.lease import Lease
+from shardmean.model.storage.lease import Lease
 
 from .indexed import Made, publish_indexed
 

@@ -13,10 +13,10 @@ import pytest
 
 from shardmean.jobs.cli import main
 from shardmean.jobs.show import show
-from shardmean.model import storage
 from shardmean.model.config import ImageConfig
 from shardmean.model.manifest import report_uri
 from shardmean.model.shards import Dataset
+from shardmean.model.storage import filesystem
 
 from .indexed import Made, publish_indexed, write_table
 
@@ -76,7 +76,7 @@ def test_the_terminal_says_what_the_index_says(inspect, made):
 def test_a_report_that_is_there_is_named(inspect, copied):
     dataset, _ = copied
     uri = report_uri(dataset.uri, dataset.manifest.digest)
-    storage.write_bytes(uri, b"<html>")
+    filesystem.write_bytes(uri, b"<html>")
     assert f"report {uri}" in inspect(dataset)[1]
 
 

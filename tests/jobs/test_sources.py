@@ -19,8 +19,8 @@ from shardmean.jobs.items import Item, Items
 from shardmean.jobs.reading import read_item
 from shardmean.jobs.sources import Scan, scan
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import storage
 from shardmean.model.manifest import SPLITS, load_manifest
+from shardmean.model.storage import filesystem
 
 from .scanning import NAMES, scanned, told
 
@@ -193,7 +193,7 @@ def test_hidden_files_and_folders_are_counted_alike_on_s3(new_bucket, paths):
         for path in [*paths, "a/1.png", "b/1.png"]:
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).touch()
-            storage.write_bytes(storage.join(bucket, *path.split("/")), b"")
+            filesystem.write_bytes(filesystem.join(bucket, *path.split("/")), b"")
         num_hidden = len({re.sub(r"((^|/)[.][^/]*)/.*", r"\1", path) for path in paths if re.search(r"(^|/)[.]", path)})
         for uri in (folder, bucket):
             assert scan(SourceConfig(uri=uri)).num_hidden == num_hidden
@@ -203,7 +203,7 @@ def test_a_dataset_from_s3_to_s3(spark, make_images, to_s3, new_bucket, tmp_path
     images = make_images(tmp_path / "images", num_per_class=10)
     job = vectorize_job(images, tmp_path / "set")
     source = SourceConfig(uri=to_s3(images))
-    remote = job.model_copy(update={"source": source, "dataset_uri": storage.join(new_bucket(), "sets", "one")})
+    remote = job.model_copy(update={"source": source, "dataset_uri": filesystem.join(new_bucket(), "sets", "one")})
     assert vectorize(remote).digest == vectorize(job).digest
     assert load_manifest(remote.dataset_uri).num_examples("train") > 0
     assert not vectorize(remote).changed

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from shardmean.jobs.config import SourceConfig
 from shardmean.jobs.reading import read_item
 from shardmean.jobs.sources import scan
-from shardmean.model import storage
+from shardmean.model.storage import filesystem
 
 from .scanning import NAMES, scanned, told
 
@@ -119,14 +119,14 @@ def test_hidden_files_of_a_table_are_counted(fill):
 @pytest.mark.parametrize("write", [_write_csv, _write_csv_gz, _write_parquet, _write_parquet_folder])
 def test_tables_on_s3(fill, to_s3, write):
     table = write(fill(*ROWS["path"]) / "table.csv")
-    items = scanned(storage.join(to_s3(table.parent), table.name), layout="table", **FULL)
+    items = scanned(filesystem.join(to_s3(table.parent), table.name), layout="table", **FULL)
     assert [item.class_name for item in items.values()] == ["01", "NA", "01"]
     assert [read_item(item).decode() for item in items.values()] == ROWS["path"]
 
 
 def test_a_table_on_a_disk_may_name_files_on_s3_and_elsewhere(fill, to_s3, tmp_path):
     folder = fill(*ROWS["path"])
-    remote = storage.join(to_s3(folder), "a", "1.png")
+    remote = filesystem.join(to_s3(folder), "a", "1.png")
     rows = [remote, (folder / "a/2.png").as_uri(), str(folder / "b/3.png")]
     text = "".join(f"{path},{label}\n" for path, label in zip(["path", *rows], ["label", "x", "y", "z"], strict=True))
     (tmp_path / "table.csv").write_text(text)

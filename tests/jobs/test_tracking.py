@@ -20,11 +20,12 @@ from shardmean.jobs.report import make_report
 from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import checkpoint, packaging, storage
+from shardmean.model import checkpoint, packaging
 from shardmean.model.errors import WorldError
 from shardmean.model.manifest import load_manifest, report_uri
 from shardmean.model.optimizer_config import OptimizerConfig
 from shardmean.model.progress import Moment
+from shardmean.model.storage import filesystem
 
 from .indexed import Made, publish_indexed
 
@@ -286,7 +287,7 @@ def test_the_report_of_the_dataset_stands_beside_the_run(job, client, tmp_path, 
     uri = report_uri(dataset.uri, dataset.manifest.digest)
     assert f"{uri}: no such report, so the run in MLflow goes without one" in caplog.text
     report = make_report(dataset, index)
-    storage.write_bytes(uri, report)
+    filesystem.write_bytes(uri, report)
     tracker.log_dataset_report()
     (path,) = artifacts(client, tracker.run_id, "dataset")
     assert (path.name, path.read_bytes()) == ("report.html", report)

@@ -16,15 +16,15 @@ from shardmean.jobs.config import TrackingConfig
 from shardmean.jobs.run_folder import RunFolder
 from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import _log_progress, train
-from shardmean.model import storage
 from shardmean.model.environment import this_environment
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.lease import LeaseLostError
 from shardmean.model.manifest import load_manifest
 from shardmean.model.meeting import Meeting
 from shardmean.model.optimizer_config import OptimizerConfig
 from shardmean.model.segment import plan_training, train_rounds
 from shardmean.model.shards import Dataset
+from shardmean.model.storage import filesystem
+from shardmean.model.storage.lease import LeaseLostError
 from shardmean.model.tasks import Report, Rounds, Task
 from shardmean.model.training import Training
 from shardmean.model.training_config import AveragingConfig
@@ -138,19 +138,19 @@ def test_a_driver_that_lost_its_lease_neither_ends_the_winners_run_nor_sends_to_
 def test_a_store_that_is_away_at_a_failure_does_not_hide_what_failed(
     train_job, tmp_path, new_store, monkeypatch, caplog
 ):
-    tracking, listing = new_store(tmp_path), storage.list_names
+    tracking, listing = new_store(tmp_path), filesystem.list_names
 
     def save(_run, _state):
         def away(uri):
             raise WorldError(f"cannot list {uri}: the store is away")
 
-        monkeypatch.setattr(storage, "list_names", away)
+        monkeypatch.setattr(filesystem, "list_names", away)
         raise WorldError("the disk is full")
 
     monkeypatch.setattr(RunFolder, "save", save)
     with pytest.raises(WorldError, match="the disk is full"):
         train(train_job(tracking=tracking))
-    monkeypatch.setattr(storage, "list_names", listing)
+    monkeypatch.setattr(filesystem, "list_names", listing)
     assert "whether another took the run over could not be seen: cannot list" in caplog.text
     (run,) = mlflow.MlflowClient(tracking.uri).search_runs(["1"])
     assert run.info.status == "FAILED"

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from blake3 import blake3
 
 from shardmean.jobs.index import INDEX, read_index
-from shardmean.model import storage
 from shardmean.model.manifest import Manifest, load_manifest, rejected_uri, shard_uri
+from shardmean.model.storage import filesystem
 
 
 def rows_of(uri: str, digest: str | None = None) -> pd.DataFrame:
@@ -20,7 +20,7 @@ def rows_of(uri: str, digest: str | None = None) -> pd.DataFrame:
     manifest = load_manifest(uri, digest)
     parts = []
     for shard in manifest.shards:
-        content = storage.read_bytes(shard_uri(uri, shard.name))
+        content = filesystem.read_bytes(shard_uri(uri, shard.name))
         assert blake3(content).hexdigest() == shard.blake3
         table = pq.read_table(io.BytesIO(content)).to_pandas()
         assert len(table) == shard.num_examples
@@ -50,7 +50,7 @@ def check_whole(uri: str, digest: str | None = None) -> Manifest:
     assert refused.split.isna().all()
     assert refused.shard.isna().all()
     assert manifest.num_rejected_by_reason == refused.reason.value_counts().to_dict()
-    table = pq.read_table(io.BytesIO(storage.read_bytes(rejected_uri(uri, manifest.rejected)))).to_pandas()
+    table = pq.read_table(io.BytesIO(filesystem.read_bytes(rejected_uri(uri, manifest.rejected)))).to_pandas()
     assert table.path.tolist() == refused.path.tolist()
     splits_of_bytes = accepted.groupby("content_hash")["split"].nunique()
     assert (splits_of_bytes == 1).all(), "copies share a split"

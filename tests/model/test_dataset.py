@@ -18,11 +18,12 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardmean.model import new_shard, shards, storage
+from shardmean.model import new_shard, shards
 from shardmean.model.config import ImageConfig, SplitConfig
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.manifest import Manifest, Shard, Source, load_manifest, manifest_uri, publish
 from shardmean.model.shards import Dataset
+from shardmean.model.storage import filesystem
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5, unique=True)
 
@@ -264,14 +265,14 @@ def test_a_shard_with_a_damaged_footer_raises_nothing_but_world_error(make_datas
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_failed_write_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatch, step):
     path = tmp_path / "folder" / "file"
-    storage.write_bytes(str(path), b"before")
+    filesystem.write_bytes(str(path), b"before")
 
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), full)
     with pytest.raises(WorldError, match=r"cannot write .*file: No space left on device; check permission and free sp"):
-        storage.write_bytes(str(path), b"after")
+        filesystem.write_bytes(str(path), b"after")
     assert [found.name for found in path.parent.iterdir()] == ["file"]
     assert path.read_bytes() == b"before"
 
@@ -280,7 +281,7 @@ def test_publishing_names_the_version_before_the_current_manifest(make_dataset, 
     # Who reads while a publish is cut off between its two writes still sees the whole version before.
     before = make_dataset(tmp_path, rows={"train": 5}).manifest
     written: list[str] = []
-    monkeypatch.setattr(storage, "write_bytes", lambda uri, data: written.append(uri))
+    monkeypatch.setattr(filesystem, "write_bytes", lambda uri, data: written.append(uri))
     after = manifest_with(["new"])
     publish(after, str(tmp_path))
     assert written == [manifest_uri(str(tmp_path), after.digest), manifest_uri(str(tmp_path))]

@@ -12,14 +12,14 @@ import threading
 
 import pytest
 
-from shardmean.model import storage
 from shardmean.model.errors import WorldError
-from shardmean.model.lease import Lease, LeaseLostError
+from shardmean.model.storage import filesystem
+from shardmean.model.storage.lease import Lease, LeaseLostError
 
 QUICK_S = 0.6
 HOLD = """
 import sys, time
-from shardmean.model.lease import Lease
+from shardmean.model.storage.lease import Lease
 with Lease(sys.argv[1], what="this training", silent_after_s=float(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)
@@ -79,7 +79,7 @@ def test_one_whose_process_numbers_are_not_ours_is_not_taken_for_dead(tmp_path, 
         as_if_elsewhere(tmp_path, **{"host": os.uname().nodename, "pid": 2**22 + 1} | change)
         waited = []
         monkeypatch.setattr(
-            "shardmean.model.lease.time.sleep", lambda _s: waited.append(as_if_elsewhere(tmp_path, beats=1))
+            "shardmean.model.storage.lease.time.sleep", lambda _s: waited.append(as_if_elsewhere(tmp_path, beats=1))
         )
         with pytest.raises(WorldError, match="this training is at work already"), lease(tmp_path, silent_after_s=5):
             pass
@@ -90,7 +90,7 @@ def as_if_elsewhere(folder, **changes) -> None:
     (file,) = (folder / "lease").glob("*.json")
     forged = json.loads(file.read_text()) | {"host": "elsewhere"} | changes
     # Whole at once: a reader in between would take a file that is cut for a lease that is over.
-    storage.write_bytes(str(file), json.dumps(forged).encode())
+    filesystem.write_bytes(str(file), json.dumps(forged).encode())
 
 
 def test_a_holder_elsewhere_is_passed_over_when_it_stays_silent(tmp_path, other):
@@ -136,10 +136,10 @@ def test_one_that_was_passed_over_stops_and_leaves_the_other_alone(tmp_path):
 
 def test_signs_of_life_never_make_a_holder_take_its_lease_for_lost(tmp_path, monkeypatch):
     """On hdfs a file that is written anew is absent for a moment: Arrow deletes it before it renames the new one."""
-    write, seen, enough = storage.write_bytes, [], threading.Event()
+    write, seen, enough = filesystem.write_bytes, [], threading.Event()
 
     def write_as_on_hdfs(uri, data):
-        storage.delete(uri)
+        filesystem.delete(uri)
         try:
             held.check()
             seen.append((held.is_lost(), lease(tmp_path)._read(1).get("pid")))
@@ -150,7 +150,7 @@ def test_signs_of_life_never_make_a_holder_take_its_lease_for_lost(tmp_path, mon
             enough.set()
 
     with lease(tmp_path, silent_after_s=0.1) as held:
-        monkeypatch.setattr(storage, "write_bytes", write_as_on_hdfs)
+        monkeypatch.setattr(filesystem, "write_bytes", write_as_on_hdfs)
         assert enough.wait(20)
     assert seen == [(False, os.getpid())] * len(seen)
 
@@ -205,16 +205,16 @@ def test_a_damaged_lease_file_holds_nothing(tmp_path):
 
 
 def test_a_claim_of_a_killed_process_does_not_lock_a_store_for_ever(new_bucket):
-    folder = storage.join(new_bucket(), "set")
-    storage.write_bytes(storage.join(folder, "lease", "claim-00000001-dead"), b"{}")
+    folder = filesystem.join(new_bucket(), "set")
+    filesystem.write_bytes(filesystem.join(folder, "lease", "claim-00000001-dead"), b"{}")
     with Lease(folder, what="this training", silent_after_s=0.5) as held:
         held.check()
-    assert storage.list_names(storage.join(folder, "lease")) == ["00000001.json", "00000001.life"]
+    assert filesystem.list_names(filesystem.join(folder, "lease")) == ["00000001.json", "00000001.life"]
 
 
 def test_of_two_that_try_at_once_on_a_store_one_wins_and_is_named(new_bucket):
     for round_index in range(3):
-        folder, outcomes, both = storage.join(new_bucket(), "set"), [], threading.Barrier(2)
+        folder, outcomes, both = filesystem.join(new_bucket(), "set"), [], threading.Barrier(2)
         done = threading.Barrier(2)
 
         def compete(folder=folder, outcomes=outcomes, both=both, done=done) -> None:

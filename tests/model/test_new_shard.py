@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from shardmean.model import new_shard
 from shardmean.model.errors import WorldError
-from shardmean.model.local_file import LocalFile
 from shardmean.model.new_shard import NewShard, write_shard
 from shardmean.model.shard_file import read_shard, rows_table
+from shardmean.model.storage.atomic_file import LocalFile
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from shardmean.model import storage
 from shardmean.model.errors import WorldError
 from shardmean.model.manifest import shard_uri
 from shardmean.model.shard_cache import ShardCache
+from shardmean.model.storage import filesystem
 from shardmean.model.tasks import open_dataset
 
 
@@ -144,9 +144,9 @@ def test_a_folder_of_another_user_is_not_trusted(tmp_path, caplog):
 @pytest.fixture
 def remote(tiny_data, new_bucket):
     """The small DataSet in a bucket."""
-    uri = storage.join(new_bucket(), "tiny")
+    uri = filesystem.join(new_bucket(), "tiny")
     for file in Path(tiny_data.uri).rglob("*.*"):
-        storage.write_bytes(storage.join(uri, *file.relative_to(tiny_data.uri).parts), file.read_bytes())
+        filesystem.write_bytes(filesystem.join(uri, *file.relative_to(tiny_data.uri).parts), file.read_bytes())
     return uri
 
 
@@ -162,7 +162,7 @@ def test_a_remote_dataset_is_read_once_and_then_from_the_cache(remote, tiny_data
     assert rows(first) == rows(tiny_data)
     assert names(cache) == sorted(shard.name for shard in tiny_data.manifest.shards)
     lost = tiny_data.manifest.shards[0]
-    storage.delete(shard_uri(remote, lost.name))
+    filesystem.delete(shard_uri(remote, lost.name))
     again = open_dataset(remote, digest, cache_bytes=2**20 + 1)
     assert rows(again) == rows(tiny_data)
     (cache / lost.name).write_bytes(b"x" * lost.num_bytes)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmean.model import storage
 from shardmean.model.errors import UserError
+from shardmean.model.storage import filesystem
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
     lambda name: name not in (".", "..")
@@ -26,7 +26,7 @@ NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"
     ],
 )
 def test_names_that_were_joined_are_the_path_in_the_store(uri, path, names):
-    assert storage.locate(storage.join(uri, *names))[1] == "/".join((path, *names))
+    assert filesystem.locate(filesystem.join(uri, *names))[1] == "/".join((path, *names))
 
 
 @pytest.mark.parametrize(
@@ -34,23 +34,23 @@ def test_names_that_were_joined_are_the_path_in_the_store(uri, path, names):
 )
 @pytest.mark.parametrize("kind", ["disk", "s3"])
 def test_files_of_odd_names_are_written_listed_read_and_deleted(tmp_path, new_bucket, kind, name):
-    folder = storage.join(new_bucket() if kind == "s3" else str(tmp_path), "some where")
-    uri = storage.join(folder, name)
-    assert not storage.exists(uri)
-    storage.write_bytes(uri, b"0123456789")
-    assert storage.exists(uri)
-    assert storage.list_names(folder) == [name]
-    assert storage.read_bytes(uri) == bytes(storage.read_buffer(uri)) == b"0123456789"
-    assert [storage.read_bytes(uri, max_bytes=n) for n in (0, 3, 11)] == [b"", b"012", b"0123456789"]
-    storage.delete(uri)
+    folder = filesystem.join(new_bucket() if kind == "s3" else str(tmp_path), "some where")
+    uri = filesystem.join(folder, name)
+    assert not filesystem.exists(uri)
+    filesystem.write_bytes(uri, b"0123456789")
+    assert filesystem.exists(uri)
+    assert filesystem.list_names(folder) == [name]
+    assert filesystem.read_bytes(uri) == bytes(filesystem.read_buffer(uri)) == b"0123456789"
+    assert [filesystem.read_bytes(uri, max_bytes=n) for n in (0, 3, 11)] == [b"", b"012", b"0123456789"]
+    filesystem.delete(uri)
     with pytest.raises(FileNotFoundError):
-        storage.read_bytes(uri)
+        filesystem.read_bytes(uri)
 
 
 def test_a_packed_file_is_read_as_it_stands(new_bucket):
-    uri = storage.join(new_bucket(), "x.gz")
-    storage.write_bytes(uri, b"not unpacked")
-    assert storage.read_bytes(uri) == b"not unpacked"
+    uri = filesystem.join(new_bucket(), "x.gz")
+    filesystem.write_bytes(uri, b"not unpacked")
+    assert filesystem.read_bytes(uri) == b"not unpacked"
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_a_packed_file_is_read_as_it_stands(new_bucket):
 )
 def test_wrong_uris_are_the_callers_mistake(uri, part):
     with pytest.raises(UserError, match=part):
-        storage.locate(uri)
+        filesystem.locate(uri)
 
 
 def test_a_password_in_a_uri_is_refused():
     with pytest.raises(UserError, match="must hold no password"):
-        storage.absolute("s3://key:secret@bucket/a")
-    assert storage.absolute("hdfs://user@host/a") == "hdfs://user@host/a"
+        filesystem.absolute("s3://key:secret@bucket/a")
+    assert filesystem.absolute("hdfs://user@host/a") == "hdfs://user@host/a"

@@ -4,7 +4,7 @@ Each holder has a number, greater than any before it (a fencing token). It takes
 must not exist yet, and shows life in a file beside it. A holder that is silent for `silent_after_s`, or that was one of
 this machine's processes and is dead, is passed over. Whoever holds the greatest number holds the lease: `check` asks
 before each write. A number's own file is never written again: on some stores a file that is written anew is absent for
-a moment (see `storage.write_bytes`), and where the greatest number is not seen, two may write.
+a moment (see `filesystem.write_bytes`), and where the greatest number is not seen, two may write.
 
 Source: M. Kleppmann, "How to do distributed locking" (2016), for the fencing tokens.
 """
@@ -23,8 +23,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from . import storage
-from .errors import WorldError
+from ..errors import WorldError
+from . import filesystem
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,7 +43,7 @@ class Lease:
 
     def __init__(self, folder_uri: str, *, what: str, silent_after_s: float = SILENT_AFTER_S) -> None:
         """`what` names the work for messages, such as "this training"."""
-        self._uri = storage.join(folder_uri, "lease")
+        self._uri = filesystem.join(folder_uri, "lease")
         self._what = what
         self._silent_after_s = silent_after_s
         self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())}
@@ -61,9 +61,9 @@ class Lease:
             self._wait_until_passed(newest)
         self._number = newest + 1
         self._take()
-        for name in storage.list_names(self._uri):
+        for name in filesystem.list_names(self._uri):
             if (match := _NAME.match(name)) and int(match[1]) < self._number:
-                storage.delete(storage.join(self._uri, name))
+                filesystem.delete(filesystem.join(self._uri, name))
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
         return self
@@ -132,14 +132,14 @@ class Lease:
                 log.warning("%s", problem)
 
     def _numbers(self) -> list[int]:
-        matches = [_NAME.match(name) for name in storage.list_names(self._uri)]
+        matches = [_NAME.match(name) for name in filesystem.list_names(self._uri)]
         return sorted(int(match[1]) for match in matches if match and match[2] == "json")
 
     def _newest(self) -> int:
         return max(self._numbers(), default=0)
 
     def _file(self, number: int, suffix: str = "json") -> str:
-        return storage.join(self._uri, f"{number:08d}.{suffix}")
+        return filesystem.join(self._uri, f"{number:08d}.{suffix}")
 
     def _read(self, number: int) -> dict[str, Any]:
         """Who holds a number, with the signs of life; nothing where there is none."""
@@ -148,7 +148,7 @@ class Lease:
 
     def _show_life(self, **signs: Any) -> None:
         content = {"nonce": self._holder["nonce"], **signs}
-        storage.write_bytes(self._file(self._number, "life"), json.dumps(content).encode())
+        filesystem.write_bytes(self._file(self._number, "life"), json.dumps(content).encode())
 
     def _take(self) -> None:
         """Create the number's file. Raises WorldError that names whoever was first."""
@@ -160,37 +160,39 @@ class Lease:
             if time.monotonic() - since > self._silent_after_s:
                 # A claim lives for a moment: one that stood all this time is of a process that was killed.
                 for name in seen & self._claims():
-                    storage.delete(storage.join(self._uri, name))
+                    filesystem.delete(filesystem.join(self._uri, name))
                 seen, since = self._claims(), time.monotonic()
             # Two that withdrew for each other try again at different times.
             time.sleep(random.uniform(0.1, 1) * min(1.0, self._silent_after_s / 10))  # noqa: S311 - no secret
 
     def _claims(self) -> set[str]:
-        return {n for n in storage.list_names(self._uri) if n.startswith(f"claim-{self._number:08d}-")}
+        return {n for n in filesystem.list_names(self._uri) if n.startswith(f"claim-{self._number:08d}-")}
 
     def _create(self, number: int) -> bool:
         """Take a number, unless another has it. Two that try at once: one wins at most."""
         content = json.dumps(self._holder).encode()
-        path = storage.local_path(self._file(number))
+        path = filesystem.local_path(self._file(number))
         if path is not None:
             return _create_local(path, content)
         # Object stores list at once what was written. Whoever sees another's claim withdraws: of two, the later sees
         # the earlier's, so both may lose but never both win.
         claim = f"claim-{number:08d}-{self._holder['nonce']}"
-        storage.write_bytes(storage.join(self._uri, claim), content)
+        filesystem.write_bytes(filesystem.join(self._uri, claim), content)
         try:
-            rivals = [n for n in storage.list_names(self._uri) if n.startswith(f"claim-{number:08d}-") and n != claim]
+            rivals = [
+                n for n in filesystem.list_names(self._uri) if n.startswith(f"claim-{number:08d}-") and n != claim
+            ]
             if rivals or number in self._numbers():
                 return False
-            storage.write_bytes(self._file(number), content)
+            filesystem.write_bytes(self._file(number), content)
             return True
         finally:
-            storage.delete(storage.join(self._uri, claim))
+            filesystem.delete(filesystem.join(self._uri, claim))
 
 
 def _content(uri: str) -> dict[str, Any]:
     try:
-        content = json.loads(storage.read_bytes(uri))
+        content = json.loads(filesystem.read_bytes(uri))
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -199,7 +201,7 @@ def _content(uri: str) -> dict[str, Any]:
 def _create_local(path: Path, content: bytes) -> bool:
     # A hard link appears with its content or not at all, and fails where the name is taken, on NFS too.
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    storage.write_bytes(str(new), content)
+    filesystem.write_bytes(str(new), content)
     try:
         os.link(new, path)
     except FileExistsError:

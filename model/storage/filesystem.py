@@ -16,8 +16,8 @@ from urllib.parse import quote, unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from .errors import UserError, WorldError
-from .local_file import LocalFile
+from ..errors import UserError, WorldError
+from .atomic_file import LocalFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
