@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from shardmean.model.augmentation import Augmenter
-from shardmean.model.augmentation_config import AugmentationConfig
+from shardmean.model.config.augmentation import AugmentationConfig
 from shardmean.model.draws import example_keys
 
 if TYPE_CHECKING:

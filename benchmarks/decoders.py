@@ -26,7 +26,7 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.measure import in_turn, parsed, parser, print_table
 from benchmarks.pictures import PHOTOGRAPH, photographs, saved
-from shardmean.model.config import ImageConfig
+from shardmean.model.config.image import ImageConfig
 from shardmean.model.images import decode
 from shardmean.model.resizing import Placement, place
 

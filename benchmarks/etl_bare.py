@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.processes import Answer
-    from shardmean.model.config import ImageConfig
+    from shardmean.model.config.image import ImageConfig
 
 FILE_BYTES = 64 * 2**20
 ROW_GROUP_BYTES = 4 * 2**20

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from shardmean.model.config import ImageConfig
+    from shardmean.model.config.image import ImageConfig
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -28,7 +28,7 @@ from benchmarks.etl_sides import Rates, print_aims
 from benchmarks.measure import in_turn, parsed, parser, print_compared
 from benchmarks.pictures import photograph_folder
 from benchmarks.processes import Processes
-from shardmean.model.config import ImageConfig
+from shardmean.model.config.image import ImageConfig
 
 if TYPE_CHECKING:
     import argparse

@@ -21,7 +21,7 @@ from benchmarks.pictures import link_all, listing_folder
 from benchmarks.processes import Processes
 from shardmean.jobs.config import SourceConfig
 from shardmean.jobs.sources import scan
-from shardmean.model.config import ImageConfig
+from shardmean.model.config.image import ImageConfig
 
 if TYPE_CHECKING:
     import argparse

@@ -23,9 +23,9 @@ from torch import distributed, nn
 from benchmarks.measure import in_turn, parsed, parser, print_compared
 from benchmarks.processes import Processes
 from shardmean.model.averaging import Averager
+from shardmean.model.config.training import AveragingConfig
 from shardmean.model.meeting import Meeting, Member
 from shardmean.model.networks import lenet
-from shardmean.model.training_config import AveragingConfig
 
 if TYPE_CHECKING:
     from benchmarks.processes import Answer

@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks.pictures import made_once
 from shardmean.jobs.config import VectorizeJob
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.errors import UserError
 from shardmean.model.manifest import Manifest, Source, load_manifest, publish
 from shardmean.model.shard_writer import ShardWriter

@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.measure import in_turn, parsed, parser, print_compared, seconds
 from benchmarks.ours import Epochs, recipe
-from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.manifest import Manifest, Source, publish
 from shardmean.model.networks import build_classifier
 from shardmean.model.shard_writer import ShardWriter

@@ -27,9 +27,9 @@ from benchmarks.ours import BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
 from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
 from shardmean.model.averaging import Averager
+from shardmean.model.config.training import AveragingConfig
 from shardmean.model.meeting import Meeting, Member
 from shardmean.model.training import Training
-from shardmean.model.training_config import AveragingConfig
 from shardmean.model.transport import LocalTransport
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import RATE, WEIGHT_DECAY
 from shardmean.model.accounting import PHASES
-from shardmean.model.training_config import TrainingConfig
+from shardmean.model.config.training import TrainingConfig
 
 if TYPE_CHECKING:
     from shardmean.model.training import Training

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.fashion import official_dataset
 from benchmarks.measure import commit, parsed, parser, print_table
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.training import Training
-from shardmean.model.training_config import TrainingConfig
 from shardmean.model.transport import LocalTransport
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ from shardmean.jobs.airflow_config import AirflowConfig
 from shardmean.jobs.complaints import plain_sections, problems
 from shardmean.jobs.patterns import check_expression, check_glob
 from shardmean.jobs.shown import holds_password
-from shardmean.model.config import Fraction, ImageConfig, Settings, SplitConfig
+from shardmean.model.config.image import Fraction, ImageConfig, Settings, SplitConfig
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.storage.filesystem import absolute
-from shardmean.model.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from shardmean.jobs.items import Item
-    from shardmean.model.config import ImageConfig
+    from shardmean.model.config.image import ImageConfig
 
 NUM_READ_AHEAD = 16
 READ_AHEAD_BYTES = 64 * 2**20

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shardmean.model.config import SplitConfig
+    from shardmean.model.config.image import SplitConfig
     from shardmean.model.manifest import Split
 
 HASH_BYTES = 16

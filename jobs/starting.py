@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from shardmean.jobs import registry
 from shardmean.model import checkpoint, packaging
+from shardmean.model.config.fine_tuning import REGISTERED
 from shardmean.model.errors import UserError
-from shardmean.model.fine_tuning_config import REGISTERED
 from shardmean.model.starting import Origin
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from shardmean.model.config.optimizer import num_moments
 from shardmean.model.errors import UserError
-from shardmean.model.optimizer_config import num_moments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

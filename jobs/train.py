@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from shardmean.jobs.config import TrainJob
     from shardmean.jobs.tracking import TrainResult
     from shardmean.model.checkpoint import Checkpoint
+    from shardmean.model.config.training import TrainingConfig
     from shardmean.model.evaluation import Evaluation
     from shardmean.model.manifest import Split
     from shardmean.model.packaging import ImageModel
     from shardmean.model.progress import Moment
     from shardmean.model.starting import Origin
-    from shardmean.model.training_config import TrainingConfig
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .augmentation_config import AugmentationConfig
+    from .config.augmentation import AugmentationConfig
 
     Change = Callable[[Tensor, Draws], Tensor]
 

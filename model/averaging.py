@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from .config.training import AveragingConfig
     from .meeting import Member
-    from .training_config import AveragingConfig
 
 EXCHANGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

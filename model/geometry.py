@@ -17,7 +17,7 @@ from .draws import Draws, Stream
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .augmentation_config import AugmentationConfig
+    from .config.augmentation import AugmentationConfig
 
 _CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 

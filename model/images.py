@@ -21,7 +21,7 @@ from .time_limit import time_limit
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .config import ImageConfig
+    from .config.image import ImageConfig
 
 # Pillow can open more, but some of those run other programs (EPS starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")

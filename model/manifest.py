@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from .config import ImageConfig, Settings, SplitConfig
+from .config.image import ImageConfig, Settings, SplitConfig
 from .errors import UserError, WorldError
 from .storage import filesystem
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from .config import ImageConfig
+from .config.image import ImageConfig
+from .config.network import Layers
 from .errors import ImageRejectedError
 from .images import decode
-from .network_config import Layers
 from .networks import Classifier, build_classifier
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from .config import Settings
+    from .config.image import Settings
     from .manifest import Manifest
 
 SHIPPED_MODULES = (

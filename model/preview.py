@@ -12,8 +12,8 @@ from .segment import new_augmenter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .config.training import TrainingConfig
     from .shards import Dataset
-    from .training_config import TrainingConfig
 
 NUM_EXAMPLES, NUM_EPOCHS = 6, 7
 

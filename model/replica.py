@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .augmentation import Augmenter
+    from .config.optimizer import ScheduleConfig
+    from .config.training import TrainingConfig
     from .manifest import Manifest
-    from .optimizer_config import ScheduleConfig
     from .shards import Examples
-    from .training_config import TrainingConfig
 
 
 def normalisation(config: TrainingConfig, manifest: Manifest) -> tuple[list[float], list[float]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .config import ImageConfig, rgb_of
+from .config.image import ImageConfig, rgb_of
 from .errors import ImageRejectedError
 from .time_limit import unlimited
 

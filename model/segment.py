@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
     from .augmentation import Augmenter
     from .board import Progress
+    from .config.training import TrainingConfig
     from .evaluation import Evaluation
     from .manifest import Manifest, Split
     from .meeting import Member
     from .plan import EpochPlan, Leg
     from .shards import Dataset, Examples
     from .tasks import ReplicaState, Task
-    from .training_config import TrainingConfig
 
 EVALUATION_BATCH = 256
 NUM_MISTAKES = 24

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
+from .config.fine_tuning import NormalisationConfig
 from .errors import UserError
-from .fine_tuning_config import NormalisationConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .checkpoint import Checkpoint
+    from .config.training import TrainingConfig
     from .manifest import Manifest
     from .networks import Classifier
-    from .training_config import TrainingConfig
 
 Config = TypeVar("Config", bound="TrainingConfig")
 

@@ -27,10 +27,10 @@ from .storage import filesystem
 
 if TYPE_CHECKING:
     from .board import Address
+    from .config.training import TrainingConfig
     from .evaluation import Evaluation
     from .manifest import Split
     from .plan import Leg
-    from .training_config import TrainingConfig
 
 ReplicaState = dict[str, Any]
 # How a worker sees that another left or stopped it: the other's own report names the cause.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from .checkpoint import Checkpoint
+from .config.training import LOWEST_IS_BEST
 from .environment import this_environment
 from .errors import UserError, WorldError
 from .evaluation import Evaluation
@@ -23,17 +24,16 @@ from .replica import build_model, normalisation
 from .segment import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
 from .starting import Origin, begin
 from .tasks import Failure, ReplicaState, Report, Rounds, Task, Work
-from .training_config import LOWEST_IS_BEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from .board import Address, Progress
+    from .config.training import FigureName, TrainingConfig
     from .manifest import Split
     from .meeting import Meeting
     from .shards import Dataset
-    from .training_config import FigureName, TrainingConfig
 
 GRACE_S = 5
 log = logging.getLogger(__name__)

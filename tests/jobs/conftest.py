@@ -19,10 +19,10 @@ from PIL import Image
 from pyarrow import fs
 
 from shardmean.jobs.config import SourceConfig, TrackingConfig, TrainJob, VectorizeJob
-from shardmean.model.config import ImageConfig, SplitConfig
-from shardmean.model.optimizer_config import OptimizerConfig
+from shardmean.model.config.image import ImageConfig, SplitConfig
+from shardmean.model.config.optimizer import OptimizerConfig
+from shardmean.model.config.training import AveragingConfig
 from shardmean.model.storage import filesystem
-from shardmean.model.training_config import AveragingConfig
 
 from .cluster import running_cluster
 

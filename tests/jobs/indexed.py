@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from blake3 import blake3
 
 from shardmean.jobs.index import INDEX
-from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.manifest import Manifest, Source, publish
 from shardmean.model.shard_writer import ShardWriter
 from shardmean.model.shards import Dataset

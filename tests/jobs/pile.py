@@ -11,7 +11,7 @@ import numpy as np
 from shardmean.jobs.config import SourceConfig, VectorizeJob
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.config.image import ImageConfig, SplitConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ import pytest
 from shardmean.jobs.config import SourceConfig
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model.config import SplitConfig
+from shardmean.model.config.image import SplitConfig
 from shardmean.model.errors import UserError
 from shardmean.model.manifest import load_manifest, rejected_uri
 from shardmean.model.storage import filesystem

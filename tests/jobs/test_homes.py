@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import shardmean.jobs.reading
-from shardmean.model.config import SplitConfig
+from shardmean.model.config.image import SplitConfig
 from shardmean.model.manifest import load_manifest
 
 from .pile import GONE, Pile

@@ -20,7 +20,7 @@ from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.sources import scan
 from shardmean.jobs.update import OF_THE_WORLD
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model.config import ImageConfig
+from shardmean.model.config.image import ImageConfig
 from shardmean.model.errors import ImageRejectedError, WorldError
 from shardmean.model.storage import filesystem
 

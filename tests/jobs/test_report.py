@@ -17,7 +17,7 @@ from PIL import Image
 from shardmean.jobs.report import make_report, shown
 from shardmean.jobs.report_figures import figures
 from shardmean.jobs.report_images import MAX_SHARDS, draw
-from shardmean.model.config import SplitConfig
+from shardmean.model.config.image import SplitConfig
 from shardmean.model.errors import WorldError
 from shardmean.model.manifest import shard_uri
 from shardmean.model.shards import Dataset

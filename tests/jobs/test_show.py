@@ -13,7 +13,7 @@ import pytest
 
 from shardmean.jobs.cli import main
 from shardmean.jobs.show import show
-from shardmean.model.config import ImageConfig
+from shardmean.model.config.image import ImageConfig
 from shardmean.model.manifest import report_uri
 from shardmean.model.shards import Dataset
 from shardmean.model.storage import filesystem

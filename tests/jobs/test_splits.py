@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardmean.jobs.splits import Candidates, apportion, decide
-from shardmean.model.config import SplitConfig
+from shardmean.model.config.image import SplitConfig
 
 SHARES = st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(0, 20)).map(
     lambda parts: tuple(part / sum(parts) for part in parts)

@@ -14,8 +14,8 @@ from shardmean.jobs.starting import find
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model import checkpoint
+from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.errors import UserError
-from shardmean.model.optimizer_config import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("spark")
 CHAMPION = "models:/shardmean@champion"

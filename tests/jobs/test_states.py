@@ -10,12 +10,12 @@ import torch
 from shardmean.jobs import states
 from shardmean.jobs.cluster import BarrierTransport, first_cause
 from shardmean.jobs.states import no_room, num_bytes, packed
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.environment import this_environment
 from shardmean.model.errors import UserError
 from shardmean.model.faults import LostWorkerError
 from shardmean.model.meeting import Meeting
 from shardmean.model.tasks import Report, Rounds, Task
-from shardmean.model.training_config import TrainingConfig
 
 MODEL = {"weight": torch.arange(200_000.0)}
 TOO_LONG = (

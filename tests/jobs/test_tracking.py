@@ -21,9 +21,9 @@ from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model import checkpoint, packaging
+from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.errors import WorldError
 from shardmean.model.manifest import load_manifest, report_uri
-from shardmean.model.optimizer_config import OptimizerConfig
 from shardmean.model.progress import Moment
 from shardmean.model.storage import filesystem
 

@@ -16,18 +16,18 @@ from shardmean.jobs.config import TrackingConfig
 from shardmean.jobs.run_folder import RunFolder
 from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import _log_progress, train
+from shardmean.model.config.optimizer import OptimizerConfig
+from shardmean.model.config.training import AveragingConfig
 from shardmean.model.environment import this_environment
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.manifest import load_manifest
 from shardmean.model.meeting import Meeting
-from shardmean.model.optimizer_config import OptimizerConfig
 from shardmean.model.segment import plan_training, train_rounds
 from shardmean.model.shards import Dataset
 from shardmean.model.storage import filesystem
 from shardmean.model.storage.lease import LeaseLostError
 from shardmean.model.tasks import Report, Rounds, Task
 from shardmean.model.training import Training
-from shardmean.model.training_config import AveragingConfig
 from shardmean.model.transport import LocalTransport
 
 pytestmark = pytest.mark.usefixtures("spark")

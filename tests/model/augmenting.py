@@ -14,7 +14,7 @@ from shardmean.model.draws import Draws
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from shardmean.model.augmentation_config import AugmentationConfig
+    from shardmean.model.config.augmentation import AugmentationConfig
 
 KEYS = np.random.default_rng(0).integers(0, 2**64, 400, np.uint64)
 CHANGES: dict[str, Any] = {

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from shardmean.model.averaging import Averager
+from shardmean.model.config.training import AveragingConfig
 from shardmean.model.meeting import Meeting, Member
-from shardmean.model.training_config import AveragingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable

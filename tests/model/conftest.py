@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.manifest import Manifest, Source, publish
 from shardmean.model.meeting import Meeting, Member
 from shardmean.model.shard_writer import ShardWriter

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shardmean.model import segment
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.training import Training
-from shardmean.model.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

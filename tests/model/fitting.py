@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.networks import Classifier, build_classifier
 from shardmean.model.plan import EpochPlan, plan_epoch
 from shardmean.model.training import Training
-from shardmean.model.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shardmean.model.config import ImageConfig
+from shardmean.model.config.image import ImageConfig
 from shardmean.model.errors import ImageRejectedError
 from shardmean.model.images import decode
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shardmean.model.augmentation import CPU_PIECE_BYTES, Augmenter
-from shardmean.model.augmentation_config import AugmentationConfig
-from shardmean.model.config import ImageConfig
+from shardmean.model.config.augmentation import AugmentationConfig
+from shardmean.model.config.image import ImageConfig
 from shardmean.model.draws import Draws, Stream
 from shardmean.model.errors import UserError
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from shardmean.model.augmentation_config import AugmentationConfig
+from shardmean.model.config.augmentation import AugmentationConfig
 from shardmean.model.draws import NUM_STREAMS, Draws, Stream
 from shardmean.model.geometry import matrices
 

@@ -15,7 +15,8 @@ import torch
 
 from shardmean.model import checkpoint, segment
 from shardmean.model.augmentation import Augmenter
-from shardmean.model.augmentation_config import AugmentationConfig
+from shardmean.model.config.augmentation import AugmentationConfig
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.draws import example_keys
 from shardmean.model.errors import UserError
 from shardmean.model.feed import minibatches
@@ -23,7 +24,6 @@ from shardmean.model.preview import preview
 from shardmean.model.segment import train_rounds
 from shardmean.model.tasks import Rounds
 from shardmean.model.training import Training
-from shardmean.model.training_config import TrainingConfig
 from shardmean.model.transport import LocalTransport
 
 if TYPE_CHECKING:

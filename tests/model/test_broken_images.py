@@ -179,7 +179,7 @@ def test_nothing_of_a_broken_file_reaches_stderr(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from shardmean.model.config import ImageConfig
+from shardmean.model.config.image import ImageConfig
 from shardmean.model.images import ImageRejectedError, decode
 for file in Path(sys.argv[1]).iterdir():
     try:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardmean.model import new_shard, shards
-from shardmean.model.config import ImageConfig, SplitConfig
+from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.manifest import Manifest, Shard, Source, load_manifest, manifest_uri, publish
 from shardmean.model.shards import Dataset

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shardmean.model.averaging import DivergedError, PeerDivergedError
-from shardmean.model.training_config import AveragingConfig, OuterConfig
+from shardmean.model.config.training import AveragingConfig, OuterConfig
 
 from .averaging import State, Worker, assert_bits, together
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 
 import shardmean.model.evaluation
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.evaluation import Evaluation, Mistake
 from shardmean.model.replica import build_model
 from shardmean.model.segment import NUM_MISTAKES as NUM_KEPT
 from shardmean.model.training import Training
-from shardmean.model.training_config import TrainingConfig
 from shardmean.model.transport import LocalTransport
 
 NUM_CLASSES, NUM_MISTAKES = 5, 4

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from shardmean.model import packaging
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.replica import build_model
-from shardmean.model.training_config import TrainingConfig
 
 from .fitting import built, fit, training
 

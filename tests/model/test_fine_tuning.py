@@ -9,12 +9,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.freezing import freeze
 from shardmean.model.networks import Classifier
 from shardmean.model.replica import build_model
 from shardmean.model.starting import Origin, normalised_as
-from shardmean.model.training_config import TrainingConfig
 
 from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
 

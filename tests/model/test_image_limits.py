@@ -123,7 +123,7 @@ def test_the_first_image_of_a_worker_does_not_pay_for_loading_torch():
     """In a process of its own, since an import that was broken off would spoil torch for all tests after it."""
     program = """
 import sys
-from shardmean.model.config import ImageConfig
+from shardmean.model.config.image import ImageConfig
 from shardmean.model.images import decode, encode_png
 import numpy as np
 data = encode_png(np.zeros((1, 40, 40), np.uint8))
@@ -237,7 +237,7 @@ def test_a_bomb_is_rejected_without_its_memory(name, tmp_path):
     (tmp_path / "bomb").write_bytes(data)
     program = """
 import resource, sys
-from shardmean.model.config import ImageConfig
+from shardmean.model.config.image import ImageConfig
 from shardmean.model.images import ImageRejectedError, decode
 data = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
-from shardmean.model.training_config import TrainingConfig
 
 from .fitting import bits, built, fit, training
 

@@ -10,10 +10,10 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from shardmean.model.config.network import ZOO
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
-from shardmean.model.network_config import ZOO
 from shardmean.model.networks import NETWORKS
-from shardmean.model.training_config import TrainingConfig
 
 from .fitting import built
 

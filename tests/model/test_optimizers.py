@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from shardmean.model.optimizer_config import OPTIONS, OptimizerConfig, num_moments
+from shardmean.model.config.optimizer import OPTIONS, OptimizerConfig, num_moments
 from shardmean.model.optimizers import OPTIMIZERS, build_optimizer
 
 from .fitting import bits, fit, training

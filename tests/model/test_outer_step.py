@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from shardmean.model.training_config import AveragingConfig, OuterConfig
+from shardmean.model.config.training import AveragingConfig, OuterConfig
 
 from .averaging import State, Worker, assert_bits, mean_of, one_round, together
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.environment import this_environment
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.segment import evaluate_split, train_rounds
 from shardmean.model.tasks import Failure, Rounds, Task, attempt, flushes_denormals, seeded
-from shardmean.model.training_config import TrainingConfig
 from shardmean.model.transport import LocalTransport
 
 from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training

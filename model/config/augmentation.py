@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .config import Fraction, Settings
-from .errors import UserError
+from ..errors import UserError
+from .image import Fraction, Settings
 
 if TYPE_CHECKING:
-    from .config import ImageConfig
+    from .image import ImageConfig
 
 _FULL = {"crop_area_min": 1.0, "crop_aspect_max": 1.0, "scale_min": 1.0, "scale_max": 1.0}
 _GEOMETRY = ("rotate_degrees", "translate_fraction", "translate_px", "shear_degrees", "warp_fraction")

@@ -6,12 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, WithJsonSchema, model_validator
 
-from .augmentation_config import AugmentationConfig
-from .config import Positive, Settings
-from .errors import UserError
-from .fine_tuning_config import FineTuningConfig, NormalisationConfig
-from .network_config import Layers, NetworkName, check_layers
-from .optimizer_config import OptimizerConfig
+from ..errors import UserError
+from .augmentation import AugmentationConfig
+from .fine_tuning import FineTuningConfig, NormalisationConfig
+from .image import Positive, Settings
+from .network import Layers, NetworkName, check_layers
+from .optimizer import OptimizerConfig
 
 
 class OuterConfig(Settings):

@@ -1,0 +1,1 @@
+"""The settings that workers and models need, as pydantic models."""
