@@ -27,8 +27,8 @@ from sklearn.datasets import load_sample_images
 from benchmarks.measure import in_turn, parsed, parser, print_table
 from benchmarks.pictures import PHOTOGRAPH, photographs, saved
 from shardmean.model.config.image import ImageConfig
-from shardmean.model.images import decode
-from shardmean.model.resizing import Placement, place
+from shardmean.model.images.decoder import decode
+from shardmean.model.images.resize import Placement, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shardmean.model.images import decode_image
+from shardmean.model.images.decoder import decode_image
 
 if TYPE_CHECKING:
     from pathlib import Path

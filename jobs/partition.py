@@ -17,7 +17,7 @@ from shardmean.jobs.reading import contents
 from shardmean.jobs.sources import path_hashes
 from shardmean.jobs.splits import HASH_BYTES, fixed_code, split_code
 from shardmean.model.errors import ImageRejectedError
-from shardmean.model.images import decode_image
+from shardmean.model.images.decoder import decode_image
 from shardmean.model.manifest import SPLITS
 from shardmean.model.new_shard import NewShard
 from shardmean.model.shard_file import one_chunk

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shardmean.jobs import idx
 from shardmean.jobs.listing import MISSING
 from shardmean.model.errors import ImageRejectedError, WorldError
-from shardmean.model.images import check_file_bytes, printable
+from shardmean.model.images.decoder import check_file_bytes, printable
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:

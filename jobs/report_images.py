@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from shardmean.model.images import encode_png
+from shardmean.model.images.decoder import encode_png
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,7 +22,7 @@ from shardmean.jobs.listing import MAX_PATH, MISSING, find_files, list_files
 from shardmean.jobs.patterns import extract, matches
 from shardmean.jobs.shown import shown
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.images import SUFFIXES
+from shardmean.model.images.decoder import SUFFIXES
 from shardmean.model.shard_file import one_chunk
 
 if TYPE_CHECKING:

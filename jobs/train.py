@@ -16,7 +16,7 @@ from shardmean.jobs.tracking import Tracker
 from shardmean.model.accounting import PHASES
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.evaluation import evaluate
-from shardmean.model.images import encode_png
+from shardmean.model.images.decoder import encode_png
 from shardmean.model.manifest import Manifest, load_manifest
 from shardmean.model.meeting import Meeting
 from shardmean.model.plan import plan_evaluation

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from .config.image import ImageConfig
 from .config.network import Layers
 from .errors import ImageRejectedError
-from .images import decode
+from .images.decoder import decode
 from .networks import Classifier, build_classifier
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from shardmean.model.config.image import ImageConfig
 from shardmean.model.errors import ImageRejectedError
-from shardmean.model.images import decode
+from shardmean.model.images.decoder import decode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shardmean.model.errors import ImageRejectedError
-from shardmean.model.images import decode, decode_image
+from shardmean.model.images.decoder import decode, decode_image
 
 from .picture_files import (
     HEIGHT,
@@ -180,7 +180,7 @@ def test_nothing_of_a_broken_file_reaches_stderr(tmp_path):
 import sys
 from pathlib import Path
 from shardmean.model.config.image import ImageConfig
-from shardmean.model.images import ImageRejectedError, decode
+from shardmean.model.images.decoder import ImageRejectedError, decode
 for file in Path(sys.argv[1]).iterdir():
     try:
         decode(file.read_bytes(), ImageConfig(max_pixels=100_000))

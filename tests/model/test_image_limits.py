@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from shardmean.model.errors import ImageRejectedError
-from shardmean.model.images import decode
-from shardmean.model.jpeg import check_scans
-from shardmean.model.time_limit import time_limit, unlimited
+from shardmean.model.images.decoder import decode
+from shardmean.model.images.jpeg import check_scans
+from shardmean.model.images.time_limit import time_limit, unlimited
 
 from .picture_files import HEIGHT, WIDTH, config, hand_made_tiff, png_chunk, png_header, random_image, rejection, saved
 
@@ -124,7 +124,7 @@ def test_the_first_image_of_a_worker_does_not_pay_for_loading_torch():
     program = """
 import sys
 from shardmean.model.config.image import ImageConfig
-from shardmean.model.images import decode, encode_png
+from shardmean.model.images.decoder import decode, encode_png
 import numpy as np
 data = encode_png(np.zeros((1, 40, 40), np.uint8))
 assert "torch" not in sys.modules
@@ -238,7 +238,7 @@ def test_a_bomb_is_rejected_without_its_memory(name, tmp_path):
     program = """
 import resource, sys
 from shardmean.model.config.image import ImageConfig
-from shardmean.model.images import ImageRejectedError, decode
+from shardmean.model.images.decoder import ImageRejectedError, decode
 data = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -11,7 +11,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from shardmean.model.images import FORMATS, SUFFIXES, decode, decode_image, encode_png
+from shardmean.model.images.decoder import FORMATS, SUFFIXES, decode, decode_image, encode_png
 
 from .picture_files import (
     HEIGHT,

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from shardmean.model import packaging
-from shardmean.model.images import decode, encode_png
+from shardmean.model.images.decoder import decode, encode_png
 from shardmean.model.networks import Classifier, build_classifier
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from shardmean.model.images import ORIENTATION, decode, encode_png
-from shardmean.model.jpeg import reduction
-from shardmean.model.resizing import placement
+from shardmean.model.images.decoder import ORIENTATION, decode, encode_png
+from shardmean.model.images.jpeg import reduction
+from shardmean.model.images.resize import placement
 
 from .picture_files import HEIGHT, ORIENTED, WIDTH, as_chw, check_resized, config, random_image, random_pixels, saved
 

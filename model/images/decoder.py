@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from . import quiet
-from .colours import to_pixels
-from .errors import ImageRejectedError
+from ..errors import ImageRejectedError
+from . import pillow_limits
+from .color import to_pixels
 from .jpeg import check_scans, jpeg_pixels, reduction
-from .resizing import place, placement
+from .resize import place, placement
 from .time_limit import time_limit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .config.image import ImageConfig
+    from ..config.image import ImageConfig
 
 # Pillow can open more, but some of those run other programs (EPS starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
@@ -63,7 +63,7 @@ def decode_image(data: bytes, config: ImageConfig) -> Decoded:
         raise ImageRejectedError("empty", "the file has 0 bytes")
     check_file_bytes(len(data), config)
     try:
-        with warnings.catch_warnings(), quiet.pillow():
+        with warnings.catch_warnings(), pillow_limits.pillow():
             warnings.simplefilter("ignore")
             Image.init()  # loads Pillow's plugins, once: the clock must not ring inside an import
             with time_limit(config.decode_timeout_s, lambda: _too_slow(config)):

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .config.image import rgb_of
-from .errors import ImageRejectedError
+from ..config.image import rgb_of
+from ..errors import ImageRejectedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .config.image import ImageConfig
+    from ..config.image import ImageConfig
 
 # The modes of Pillow with 8 bits a channel, or one bit, or a palette.
 EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})

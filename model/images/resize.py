@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .config.image import ImageConfig, rgb_of
-from .errors import ImageRejectedError
+from ..config.image import ImageConfig, rgb_of
+from ..errors import ImageRejectedError
 from .time_limit import unlimited
 
 if TYPE_CHECKING:

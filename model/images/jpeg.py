@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from .errors import ImageRejectedError
+from ..errors import ImageRejectedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
