@@ -25,7 +25,7 @@ from benchmarks.processes import Processes
 from shardmean.model.averaging import Averager
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.meeting import Meeting, Member
-from shardmean.model.networks import lenet
+from shardmean.model.networks.classifier import lenet
 
 if TYPE_CHECKING:
     from benchmarks.processes import Answer

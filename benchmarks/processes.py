@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.fashion import DEFAULT_SOURCE, MEAN, STD, read_idx
-from shardmean.model.networks import lenet
+from shardmean.model.networks.classifier import lenet
 
 if TYPE_CHECKING:
     from collections.abc import Callable

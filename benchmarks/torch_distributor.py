@@ -31,7 +31,7 @@ from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
 from shardmean.model.errors import UserError
 from shardmean.model.manifest import load_manifest
 from shardmean.model.meeting import Meeting
-from shardmean.model.networks import lenet
+from shardmean.model.networks.classifier import lenet
 from shardmean.model.shards import Dataset
 from shardmean.model.training import Training
 

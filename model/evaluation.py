@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .manifest import Split
-    from .networks import Classifier
+    from .networks.classifier import Classifier
     from .plan import EpochPlan
     from .shards import Dataset, Examples
 

@@ -10,7 +10,7 @@ from .errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .networks import Classifier
+    from .networks.classifier import Classifier
 
 _NUM_NAMES = 8
 

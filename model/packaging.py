@@ -23,7 +23,7 @@ from .config.image import ImageConfig
 from .config.network import Layers
 from .errors import ImageRejectedError
 from .images.decoder import decode
-from .networks import Classifier, build_classifier
+from .networks.classifier import Classifier, build_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

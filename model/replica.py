@@ -14,7 +14,7 @@ from torch import nn
 from .compute import Compute
 from .errors import UserError
 from .freezing import freeze
-from .networks import Classifier, build_classifier
+from .networks.classifier import Classifier, build_classifier
 from .optimizers import build_optimizer
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from shardmean.jobs.config import TrainJob
 from shardmean.model import packaging
 from shardmean.model.errors import WorldError
 from shardmean.model.images.decoder import encode_png
-from shardmean.model.networks import build_classifier
+from shardmean.model.networks.classifier import build_classifier
 
 from .indexed import Made, publish_indexed
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shardmean.model.config.training import TrainingConfig
-from shardmean.model.networks import Classifier, build_classifier
+from shardmean.model.networks.classifier import Classifier, build_classifier
 from shardmean.model.plan import EpochPlan, plan_epoch
 from shardmean.model.training import Training
 

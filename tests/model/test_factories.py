@@ -140,7 +140,7 @@ def test_a_stored_model_has_what_its_network_needs(factories, tiny_data, tmp_pat
     config = TrainingConfig(network=network, layers=layers)
     shape = tiny_data.manifest.image.shape
     if network == "resnet18":
-        monkeypatch.setattr("shardmean.model.resnet._check_size", lambda shape, fewest: None)
+        monkeypatch.setattr("shardmean.model.networks.resnet._check_size", lambda shape, fewest: None)
     model = build_model(config, tiny_data.manifest).eval()
     state = dict(model.state_dict())
     packaging.save_model(tmp_path / "stored", tiny_data.manifest, network, state, layers=config.layers)

@@ -12,7 +12,7 @@ from torch import nn
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.freezing import freeze
-from shardmean.model.networks import Classifier
+from shardmean.model.networks.classifier import Classifier
 from shardmean.model.replica import build_model
 from shardmean.model.starting import Origin, normalised_as
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from shardmean.model.config.network import ZOO
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
-from shardmean.model.networks import NETWORKS
+from shardmean.model.networks.classifier import NETWORKS
 
 from .fitting import built
 

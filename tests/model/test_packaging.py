@@ -18,7 +18,7 @@ import torch
 
 from shardmean.model import packaging
 from shardmean.model.images.decoder import decode, encode_png
-from shardmean.model.networks import Classifier, build_classifier
+from shardmean.model.networks.classifier import Classifier, build_classifier
 
 if TYPE_CHECKING:
     from pathlib import Path

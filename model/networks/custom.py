@@ -13,7 +13,7 @@ import os
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from ..errors import UserError
 
 VARIABLE = "SHARDMEAN_FACTORIES"
 

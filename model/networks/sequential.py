@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .config.network import Conv, Dropout, Linear, Pool
-from .errors import UserError
+from ..config.network import Conv, Dropout, Linear, Pool
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .config.image import Settings
+    from ..config.image import Settings
 
 MAX_PARAMETERS = 10**9
 MAX_VALUES = 2**28

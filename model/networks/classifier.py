@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from .config.network import LAYERS
-from .errors import UserError
-from .factory import build_by_factory, is_factory
-from .layers import build_layers
+from ..config.network import LAYERS
+from ..errors import UserError
+from .custom import build_by_factory, is_factory
 from .resnet import resnet18, resnet50
+from .sequential import build_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .config.image import Settings
+    from ..config.image import Settings
 
 MIN_STD = 1 / 255
 

@@ -1,0 +1,1 @@
+"""The networks: residual ones, sequences of layers, and anyone's own."""
