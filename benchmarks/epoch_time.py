@@ -17,7 +17,7 @@ from benchmarks.measure import in_turn, parsed, parser, print_compared, print_ta
 from benchmarks.ours import ACCOUNT, BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
 from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
-from shardmean.model.meeting import Meeting
+from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.training import Training
 
 WORKERS = 2

@@ -24,12 +24,12 @@ from benchmarks.measure import in_turn, parsed, parser, print_compared
 from benchmarks.processes import Processes
 from shardmean.model.averaging import Averager
 from shardmean.model.config.training import AveragingConfig
-from shardmean.model.meeting import Meeting, Member
+from shardmean.model.distributed.rendezvous import Meeting, Member
 from shardmean.model.networks.classifier import lenet
 
 if TYPE_CHECKING:
     from benchmarks.processes import Answer
-    from shardmean.model.board import Address
+    from shardmean.model.distributed.store import Address
 
 WORKERS = 2
 NUM_LENET, NUM_LARGE = 135_560, 25_000_000

@@ -28,7 +28,7 @@ from benchmarks.processes import Processes, bare
 from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
 from shardmean.model.averaging import Averager
 from shardmean.model.config.training import AveragingConfig
-from shardmean.model.meeting import Meeting, Member
+from shardmean.model.distributed.rendezvous import Meeting, Member
 from shardmean.model.training import Training
 from shardmean.model.transport import LocalTransport
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.processes import Answer
-    from shardmean.model.board import Address
+    from shardmean.model.distributed.store import Address
 
 NUM_WORKERS = (1, 2, 4)
 MILLIONS_OF_PARAMETERS = (0.07, 1, 10, 25)

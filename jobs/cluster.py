@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pyspark.resource import ResourceProfile
 
     from shardmean.jobs.states import Parcel
-    from shardmean.model.meeting import Meeting
+    from shardmean.model.distributed.rendezvous import Meeting
     from shardmean.model.tasks import Failure, Report, Task, Work
 
 T = TypeVar("T")

@@ -14,11 +14,11 @@ from shardmean.jobs.run_folder import RunFolder, folder_of, version_of
 from shardmean.jobs.starting import find
 from shardmean.jobs.tracking import Tracker
 from shardmean.model.accounting import PHASES
+from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.evaluation import evaluate
 from shardmean.model.images.decoder import encode_png
 from shardmean.model.manifest import Manifest, load_manifest
-from shardmean.model.meeting import Meeting
 from shardmean.model.plan import plan_evaluation
 from shardmean.model.preview import preview
 from shardmean.model.replica import build_model

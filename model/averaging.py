@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .distributed.tcp_allreduce import LostPeersError
 from .errors import UserError, WorldError
-from .exchange import LostPeersError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .config.training import AveragingConfig
-    from .meeting import Member
+    from .distributed.rendezvous import Member
 
 EXCHANGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -10,7 +10,7 @@ from .errors import UserError, WorldError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .board import Progress
+    from .distributed.store import Progress
     from .tasks import Failure
 
 # The user's mistake is shown before the world's fault, that before our bug, and that before lost peers.

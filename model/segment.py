@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from .augmentation import Augmenter
-    from .board import Progress
     from .config.training import TrainingConfig
+    from .distributed.rendezvous import Member
+    from .distributed.store import Progress
     from .evaluation import Evaluation
     from .manifest import Manifest, Split
-    from .meeting import Member
     from .plan import EpochPlan, Leg
     from .shards import Dataset, Examples
     from .tasks import ReplicaState, Task

@@ -15,19 +15,19 @@ import torch
 from torch.distributed import DistError
 
 from .averaging import DivergedError, PeerDivergedError, PeerLostError
-from .board import AbortedError, Board, Progress
+from .distributed.rendezvous import Member
+from .distributed.store import AbortedError, Board, Progress
+from .distributed.tcp_allreduce import LostPeersError
 from .environment import Environment, this_environment
 from .errors import UserError, WorldError
-from .exchange import LostPeersError
 from .manifest import load_manifest
-from .meeting import Member
 from .shard_cache import ShardCache, cache_folder
 from .shards import Dataset
 from .storage import filesystem
 
 if TYPE_CHECKING:
-    from .board import Address
     from .config.training import TrainingConfig
+    from .distributed.store import Address
     from .evaluation import Evaluation
     from .manifest import Split
     from .plan import Leg

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from .board import Address, Progress
     from .config.training import FigureName, TrainingConfig
+    from .distributed.rendezvous import Meeting
+    from .distributed.store import Address, Progress
     from .manifest import Split
-    from .meeting import Meeting
     from .shards import Dataset
 
 GRACE_S = 5

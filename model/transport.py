@@ -7,9 +7,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Self
 
+from .distributed.rendezvous import Meeting
 from .errors import WorldError
 from .faults import LostWorkerError
-from .meeting import Meeting
 from .tasks import Failure, Report, Task, Work, attempt
 
 if TYPE_CHECKING:

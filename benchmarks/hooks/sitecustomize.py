@@ -27,7 +27,7 @@ POINTS = {
     "pyspark.sql.session": ["SparkSession.Builder.getOrCreate"],
     "shardmean.model.training": ["Training.next_state"],
     "shardmean.model.tasks": ["attempt"],
-    "shardmean.model.meeting": ["Member.__init__"],
+    "shardmean.model.distributed.rendezvous": ["Member.__init__"],
     "torch.optim.optimizer": [],
 }
 _steps: list[float] = []

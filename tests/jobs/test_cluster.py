@@ -103,7 +103,7 @@ def test_a_cluster_gives_the_bits_of_local_workers_also_after_an_executor_was_ki
 LARGE_STATE = """
 import json, sys
 from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
-from shardmean.model.meeting import Meeting
+from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.shards import Dataset
 from shardmean.model.manifest import load_manifest
 from shardmean.model.training import Training
@@ -140,7 +140,7 @@ import json, sys
 from pyspark import BarrierTaskContext, TaskContext
 from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session, run_tasks, task_device
 from model.errors import UserError
-from shardmean.model.meeting import Meeting
+from shardmean.model.distributed.rendezvous import Meeting
 
 def of_etl(_number):
     return sorted(TaskContext.get().resources())

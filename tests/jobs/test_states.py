@@ -11,10 +11,10 @@ from shardmean.jobs import states
 from shardmean.jobs.cluster import BarrierTransport, first_cause
 from shardmean.jobs.states import no_room, num_bytes, packed
 from shardmean.model.config.training import TrainingConfig
+from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.environment import this_environment
 from shardmean.model.errors import UserError
 from shardmean.model.faults import LostWorkerError
-from shardmean.model.meeting import Meeting
 from shardmean.model.tasks import Report, Rounds, Task
 
 MODEL = {"weight": torch.arange(200_000.0)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from shardmean.model.averaging import Averager
 from shardmean.model.config.training import AveragingConfig
-from shardmean.model.meeting import Meeting, Member
+from shardmean.model.distributed.rendezvous import Meeting, Member
 
 if TYPE_CHECKING:
     from collections.abc import Callable

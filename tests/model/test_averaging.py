@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from shardmean.model.averaging import Averager
 from shardmean.model.config.training import AveragingConfig
+from shardmean.model.distributed.rendezvous import Member
 from shardmean.model.errors import UserError
-from shardmean.model.meeting import Member
 
 from .averaging import OPTIMIZERS, State, Worker, assert_bits, is_counter, mean_of, one_round, together
 

@@ -13,7 +13,7 @@ from shardmean.model.config.training import AveragingConfig, OuterConfig
 from .averaging import State, Worker, assert_bits, together
 
 if TYPE_CHECKING:
-    from shardmean.model.meeting import Member
+    from shardmean.model.distributed.rendezvous import Member
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])

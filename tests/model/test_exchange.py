@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardmean.model.board import AbortedError, Board, Progress
-from shardmean.model.exchange import Exchange, UnmetPeersError
-from shardmean.model.meeting import Meeting
+from shardmean.model.distributed.rendezvous import Meeting
+from shardmean.model.distributed.store import AbortedError, Board, Progress
+from shardmean.model.distributed.tcp_allreduce import Exchange, UnmetPeersError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,7 +147,7 @@ def test_a_stranger_is_sent_away(hello):
 
 @pytest.mark.parametrize("is_silent", [True, False])
 def test_a_stranger_that_says_nothing_or_breaks_off_fails_no_segment(monkeypatch, is_silent):
-    monkeypatch.setattr("shardmean.model.exchange._HELLO_S", 0.1)
+    monkeypatch.setattr("shardmean.model.distributed.tcp_allreduce._HELLO_S", 0.1)
     strangers = []
 
     class Watched(Notes):
@@ -185,13 +185,13 @@ def test_workers_meet_by_ipv6():
 
 
 def test_workers_that_do_not_come_are_named(monkeypatch):
-    monkeypatch.setattr("shardmean.model.exchange._SLICE_S", 0.1)
+    monkeypatch.setattr("shardmean.model.distributed.tcp_allreduce._SLICE_S", 0.1)
     with pytest.raises(UnmetPeersError, match=r"worker 0 could not meet workers 1, 2: no connection for 0\.2 s"):
         Exchange(Notes(), secret="secret", rank=0, num_workers=3, own_host="127.0.0.1", timeout_s=0.2)
 
 
 def test_who_waits_for_a_worker_hears_that_the_segment_was_given_up(monkeypatch):
-    monkeypatch.setattr("shardmean.model.exchange._SLICE_S", 0.1)
+    monkeypatch.setattr("shardmean.model.distributed.tcp_allreduce._SLICE_S", 0.1)
     meeting = Meeting()
     for rank in (0, 1):  # one waits for a connection, the other for a word
         address = meeting.new_address()

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from shardmean.model.board import Board
+from shardmean.model.distributed.process_group import GroupExchange, Place, check_alike, check_distinct, place_of
+from shardmean.model.distributed.rendezvous import Meeting
+from shardmean.model.distributed.store import Board
 from shardmean.model.errors import UserError
-from shardmean.model.gpus import GroupExchange, Place, check_alike, check_distinct, place_of
-from shardmean.model.meeting import Meeting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shardmean.model.board import Address
+    from shardmean.model.distributed.store import Address
 
 NUM_WORKERS = 2
 

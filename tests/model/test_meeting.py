@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import pytest
 from torch.distributed import TCPStore
 
-from shardmean.model.board import AbortedError, Board, Progress
+from shardmean.model.distributed.process_group import Place
+from shardmean.model.distributed.rendezvous import Meeting, Member
+from shardmean.model.distributed.store import AbortedError, Board, Progress
+from shardmean.model.distributed.tcp_allreduce import UnmetPeersError
 from shardmean.model.errors import UserError
-from shardmean.model.exchange import UnmetPeersError
-from shardmean.model.gpus import Place
-from shardmean.model.meeting import Meeting, Member
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardmean.model.board import Address
+    from shardmean.model.distributed.store import Address
 
 
 def test_it_listens_at_the_drivers_host_alone():
@@ -156,7 +156,7 @@ def test_workers_that_do_not_come_to_say_where_they_compute_are_named():
 def test_workers_of_which_only_some_have_a_gpu_hear_it_at_once(monkeypatch):
     """As where one machine's driver is broken: by themselves some would wait for NCCL and others for TCP."""
     cpu, gpu = Place("a", "cpu"), Place("b", "cuda", "GPU-1", "13.0")
-    monkeypatch.setattr("shardmean.model.meeting.place_of", {"cpu": cpu, "cuda:0": gpu}.get)
+    monkeypatch.setattr("shardmean.model.distributed.rendezvous.place_of", {"cpu": cpu, "cuda:0": gpu}.get)
     meeting = Meeting()
     address = meeting.new_address()
 

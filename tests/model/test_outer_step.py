@@ -12,7 +12,7 @@ from shardmean.model.config.training import AveragingConfig, OuterConfig
 from .averaging import State, Worker, assert_bits, mean_of, one_round, together
 
 if TYPE_CHECKING:
-    from shardmean.model.meeting import Member
+    from shardmean.model.distributed.rendezvous import Member
 
 
 def run_outer(members, template, outer: OuterConfig, num_rounds: int) -> list[list[tuple[State, State]]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from shardmean.model.board import Progress
+from shardmean.model.distributed.store import Progress
 from shardmean.model.progress import Silence, every
 
 READY = Progress("a", is_ready=True)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # its stubs name them elsewhere
 
-from .board import ABORT, Address, Board, Progress, progress_key
-from .exchange import Exchange, UnmetPeersError
-from .gpus import GroupExchange, Place, check_alike, check_distinct, place_of
+from .process_group import GroupExchange, Place, check_alike, check_distinct, place_of
+from .store import ABORT, Address, Board, Progress, progress_key
+from .tcp_allreduce import Exchange, UnmetPeersError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,15 +15,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from .errors import UserError
-from .exchange import LostPeersError
+from ..errors import UserError
+from .tcp_allreduce import LostPeersError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from .board import Board
+    from .store import Board
 
 T = TypeVar("T")
 _ASKING_S = 0.0005

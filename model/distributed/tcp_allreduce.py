@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .board import Board
+    from .store import Board
 
 T = TypeVar("T")
 _HELLO_BYTES = 4

@@ -1,0 +1,1 @@
+"""How workers meet and sum tensors: store, rendezvous, all-reduce."""
