@@ -21,9 +21,9 @@ from benchmarks.etl_sides import print_aims
 from benchmarks.fashion import fashion_dataset
 from benchmarks.measure import in_turn, parsed, parser, print_compared
 from benchmarks.pictures import photograph_folder
+from shardmean.model.dataset.manifest import load_manifest
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.errors import UserError
-from shardmean.model.manifest import load_manifest
-from shardmean.model.shards import Dataset
 
 if TYPE_CHECKING:
     from pathlib import Path

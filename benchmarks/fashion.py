@@ -13,17 +13,17 @@ from benchmarks.pictures import made_once
 from shardmean.jobs.config import VectorizeJob
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.config.image import ImageConfig, SplitConfig
+from shardmean.model.dataset.manifest import Manifest, Source, load_manifest, publish
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.errors import UserError
-from shardmean.model.manifest import Manifest, Source, load_manifest, publish
 from shardmean.model.shard_writer import ShardWriter
-from shardmean.model.shards import Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from shardmean.model.manifest import Split
+    from shardmean.model.dataset.manifest import Split
 
     Rows = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 

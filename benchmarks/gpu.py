@@ -25,10 +25,10 @@ from torch import nn
 from benchmarks.measure import in_turn, parsed, parser, print_compared, seconds
 from benchmarks.ours import Epochs, recipe
 from shardmean.model.config.image import ImageConfig, SplitConfig
-from shardmean.model.manifest import Manifest, Source, publish
+from shardmean.model.dataset.manifest import Manifest, Source, publish
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.networks.classifier import build_classifier
 from shardmean.model.shard_writer import ShardWriter
-from shardmean.model.shards import Dataset
 from shardmean.model.training import Training
 from shardmean.model.transport import LocalTransport
 

@@ -13,8 +13,8 @@ from benchmarks.fashion import DEFAULT_SOURCE
 from benchmarks.measure import parsed, parser
 from shardmean.jobs.config import TrainJob, VectorizeJob, load_job
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model.manifest import load_manifest
-from shardmean.model.shards import Dataset
+from shardmean.model.dataset.manifest import load_manifest
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.training import Training
 from shardmean.model.transport import LocalTransport
 

@@ -19,8 +19,8 @@ import torch
 from benchmarks.gpu import random_dataset
 from benchmarks.measure import in_turn, parsed, parser, print_compared
 from shardmean.model.config.training import TrainingConfig
+from shardmean.model.dataset.reader import Dataset, Examples
 from shardmean.model.replica import Replica
-from shardmean.model.shards import Dataset, Examples
 
 # Network: images (C, H, W), batch, steps a figure.
 WORKLOADS = {

@@ -26,7 +26,7 @@ from shardmean.model.transport import LocalTransport
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shardmean.model.shards import Dataset
+    from shardmean.model.dataset.reader import Dataset
 
 OUTER = {"learning_rate": 1.0, "momentum": 0.5, "nesterov": True}
 FIRST_RATE = 0.02

@@ -28,11 +28,11 @@ from benchmarks.fashion import DEFAULT_SOURCE, MEAN, STD, read_idx, write_datase
 from benchmarks.measure import parsed, parser, print_compared, print_table
 from benchmarks.ours import recipe
 from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
+from shardmean.model.dataset.manifest import load_manifest
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.errors import UserError
-from shardmean.model.manifest import load_manifest
 from shardmean.model.networks.classifier import lenet
-from shardmean.model.shards import Dataset
 from shardmean.model.training import Training
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardmean.model.shard_file import one_chunk
+from shardmean.model.dataset.shard import one_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

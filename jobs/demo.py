@@ -24,8 +24,8 @@ from shardmean.jobs.config import TrainJob, VectorizeJob, config_folder, load_jo
 from shardmean.jobs.home import home
 from shardmean.jobs.log import LOG_MARK
 from shardmean.jobs.sources import scan
+from shardmean.model.dataset.manifest import load_manifest, manifest_uri
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.manifest import load_manifest, manifest_uri
 from shardmean.model.storage import filesystem
 
 HEARTBEAT_S = 4.0

@@ -14,7 +14,7 @@ from shardmean.model.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shardmean.model.manifest import Split
+    from shardmean.model.dataset.manifest import Split
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",

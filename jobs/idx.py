@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from shardmean.model.manifest import Split
+    from shardmean.model.dataset.manifest import Split
 
 IMAGES, LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
 # Some unpack it to train-images.idx3-ubyte.

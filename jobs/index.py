@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from shardmean.jobs.columns import rows_of
 from shardmean.jobs.splits import HASH_BYTES
+from shardmean.model.dataset.manifest import index_uri
+from shardmean.model.dataset.shard import one_chunk
 from shardmean.model.errors import WorldError
-from shardmean.model.manifest import index_uri
-from shardmean.model.shard_file import one_chunk
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:

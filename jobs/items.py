@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shardmean.model.manifest import Split
+    from shardmean.model.dataset.manifest import Split
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ from shardmean.jobs.index import INDEX, REMEMBERED
 from shardmean.jobs.reading import contents
 from shardmean.jobs.sources import path_hashes
 from shardmean.jobs.splits import HASH_BYTES, fixed_code, split_code
+from shardmean.model.dataset.manifest import SPLITS
+from shardmean.model.dataset.shard import one_chunk
+from shardmean.model.dataset.shard_writer import NewShard
 from shardmean.model.errors import ImageRejectedError
 from shardmean.model.images.decoder import decode_image
-from shardmean.model.manifest import SPLITS
-from shardmean.model.new_shard import NewShard
-from shardmean.model.shard_file import one_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from shardmean.jobs.config import VectorizeJob
     from shardmean.jobs.items import Item, Items
-    from shardmean.model.manifest import Shard
+    from shardmean.model.dataset.manifest import Shard
 
 MAX_PARTITION_ITEMS = 4096
 # What a lost task costs, and how far apart its signs of life are: some seconds of decoding.

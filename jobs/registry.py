@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from shardmean.jobs.config import TrainJob
-    from shardmean.model.manifest import Manifest
+    from shardmean.model.dataset.manifest import Manifest
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 SIGNATURE = ModelSignature(

@@ -14,15 +14,15 @@ from shardmean.jobs.report_figures import NUM_PATHS, Figures, figures
 from shardmean.jobs.report_histogram import say_bytes, say_number
 from shardmean.jobs.report_images import draw
 from shardmean.jobs.shown import shown
-from shardmean.model.manifest import SPLITS
+from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from shardmean.jobs.report_figures import ClassCount
     from shardmean.jobs.report_images import Picture
-    from shardmean.model.manifest import Manifest
-    from shardmean.model.shards import Dataset
+    from shardmean.model.dataset.manifest import Manifest
+    from shardmean.model.dataset.reader import Dataset
 
 MAX_NAME, MAX_PATH, MAX_DETAIL = 60, 110, 160
 MAX_CLASSES, NUM_EXTREME = 100, 50

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from shardmean.jobs.index import bytes_of
 from shardmean.jobs.report_histogram import Histogram, aspect_histogram, histogram, say_bytes, say_number
 from shardmean.jobs.splits import CONFLICT, copies
-from shardmean.model.manifest import SPLITS
+from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from shardmean.model.manifest import Manifest
+    from shardmean.model.dataset.manifest import Manifest
 
 NUM_PATHS = 20
 NUM_GROUPS = 20

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shardmean.model.manifest import Manifest, Shard
-    from shardmean.model.shards import Dataset, Examples
+    from shardmean.model.dataset.manifest import Manifest, Shard
+    from shardmean.model.dataset.reader import Dataset, Examples
 
 MAX_CLASSES, MAX_PER_CLASS = 30, 8
 MAX_MEAN_EXAMPLES = 2000

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardmean.model.manifest import SPLITS
-from shardmean.model.new_shard import write_shard
-from shardmean.model.shard_file import read_shard
+from shardmean.model.dataset.manifest import SPLITS
+from shardmean.model.dataset.shard import read_shard
+from shardmean.model.dataset.shard_writer import write_shard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from shardmean.jobs.config import VectorizeJob
-    from shardmean.model.manifest import Shard
+    from shardmean.model.dataset.manifest import Shard
 
 MAX_SMALL = 4  # small shards of a split that are left alone
 # A shard is small below this share of a whole one, or of what a task makes at most. The shares of validation and test

@@ -13,10 +13,10 @@ from shardmean.jobs.report import facts, plural
 from shardmean.jobs.report_figures import figures, lacking
 from shardmean.jobs.shown import shown
 from shardmean.jobs.verify import Verification
+from shardmean.model.dataset.manifest import SPLITS, load_manifest, report_uri
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.errors import WorldError
-from shardmean.model.manifest import SPLITS, load_manifest, report_uri
 from shardmean.model.progress import INTERVAL_S, every
-from shardmean.model.shards import Dataset
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from shardmean.jobs.report_figures import Figures
     from shardmean.jobs.report_histogram import Histogram
-    from shardmean.model.manifest import Manifest
+    from shardmean.model.dataset.manifest import Manifest
 
 MAX_CLASSES, NUM_EXTREME = 50, 20
 MAX_LACKING, MAX_PATHS, MAX_GROUPS = 10, 5, 5

@@ -21,9 +21,9 @@ from shardmean.jobs.items import ITEMS, Item, Items
 from shardmean.jobs.listing import MAX_PATH, MISSING, find_files, list_files
 from shardmean.jobs.patterns import extract, matches
 from shardmean.jobs.shown import shown
+from shardmean.model.dataset.shard import one_chunk
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.images.decoder import SUFFIXES
-from shardmean.model.shard_file import one_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from shardmean.jobs.config import SourceConfig
-    from shardmean.model.manifest import Split
+    from shardmean.model.dataset.manifest import Split
 
 # What an example is made of, and what rejects it; not where it stands.
 FINGERPRINTED = ("path", "class_name", "size_bytes", "modified_ns", "split", "group", "extra", "reason")

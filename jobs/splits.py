@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardmean.model.manifest import SPLITS
+from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from shardmean.model.config.image import SplitConfig
-    from shardmean.model.manifest import Split
+    from shardmean.model.dataset.manifest import Split
 
 HASH_BYTES = 16
 CONFLICT, IN_OTHER_SPLIT = "conflicting_labels", "duplicate_in_other_split"

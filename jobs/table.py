@@ -11,8 +11,8 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 from pyarrow import fs
 
+from shardmean.model.dataset.shard import one_chunk
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.shard_file import one_chunk
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:

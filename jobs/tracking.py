@@ -24,7 +24,7 @@ from shardmean.jobs import pictures, registry
 from shardmean.jobs.home import artifacts, store_uri
 from shardmean.jobs.mlflow_store import connect, short, unreachable
 from shardmean.jobs.shown import without_secrets
-from shardmean.model.manifest import report_uri
+from shardmean.model.dataset.manifest import report_uri
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from shardmean.jobs.config import TrainJob
     from shardmean.model.checkpoint import Checkpoint
+    from shardmean.model.dataset.manifest import Manifest
     from shardmean.model.evaluation import Evaluation
-    from shardmean.model.manifest import Manifest
     from shardmean.model.progress import Moment
 
 MAX_PARAMS_A_CALL = 100  # MLflow's limit

@@ -14,16 +14,16 @@ from shardmean.jobs.run_folder import RunFolder, folder_of, version_of
 from shardmean.jobs.starting import find
 from shardmean.jobs.tracking import Tracker
 from shardmean.model.accounting import PHASES
+from shardmean.model.dataset.manifest import Manifest, load_manifest
+from shardmean.model.dataset.reader import Dataset
+from shardmean.model.dataset.sampler import plan_evaluation
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.evaluation import evaluate
 from shardmean.model.images.decoder import encode_png
-from shardmean.model.manifest import Manifest, load_manifest
-from shardmean.model.plan import plan_evaluation
 from shardmean.model.preview import preview
 from shardmean.model.replica import build_model
 from shardmean.model.segment import EVALUATION_BATCH, plan_training
-from shardmean.model.shards import Dataset
 from shardmean.model.starting import normalised_as
 from shardmean.model.storage import filesystem
 from shardmean.model.storage.lease import Lease, LeaseLostError
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from shardmean.jobs.tracking import TrainResult
     from shardmean.model.checkpoint import Checkpoint
     from shardmean.model.config.training import TrainingConfig
+    from shardmean.model.dataset.manifest import Split
     from shardmean.model.evaluation import Evaluation
-    from shardmean.model.manifest import Split
     from shardmean.model.packaging import ImageModel
     from shardmean.model.progress import Moment
     from shardmean.model.starting import Origin

@@ -30,8 +30,8 @@ from shardmean.jobs.partition import MAX_PARTITION_ITEMS, REPORT, PartitionTask,
 from shardmean.jobs.rewrite import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
 from shardmean.jobs.runner import Work, run_all
 from shardmean.jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_codes
-from shardmean.model.manifest import SPLITS, Manifest, Source, mean_and_std
-from shardmean.model.shard_file import one_chunk
+from shardmean.model.dataset.manifest import SPLITS, Manifest, Source, mean_and_std
+from shardmean.model.dataset.shard import one_chunk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from shardmean.jobs.partition import PartitionReport
     from shardmean.jobs.runner import Runner
     from shardmean.jobs.sources import Scan
-    from shardmean.model.manifest import Shard
+    from shardmean.model.dataset.manifest import Shard
 
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
 OF_THE_WORLD = ("vanished", "changed", "no_permission", "not_readable", "too_slow")

@@ -23,8 +23,7 @@ from shardmean.jobs.runner import SparkRunner
 from shardmean.jobs.shown import shown
 from shardmean.jobs.sources import scan
 from shardmean.jobs.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
-from shardmean.model.errors import UserError, WorldError
-from shardmean.model.manifest import (
+from shardmean.model.dataset.manifest import (
     SPLITS,
     Manifest,
     index_uri,
@@ -35,8 +34,9 @@ from shardmean.model.manifest import (
     report_uri,
     shards_uri,
 )
-from shardmean.model.shard_file import missing
-from shardmean.model.shards import Dataset
+from shardmean.model.dataset.reader import Dataset
+from shardmean.model.dataset.shard import missing
+from shardmean.model.errors import UserError, WorldError
 from shardmean.model.storage import filesystem
 from shardmean.model.storage.lease import Lease
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from shardmean.jobs.index import is_named_by
 from shardmean.jobs.report_images import pieces
 from shardmean.jobs.splits import HASH_BYTES
+from shardmean.model.dataset.manifest import SPLITS, index_uri, rejected_uri, shard_uri
 from shardmean.model.errors import WorldError
-from shardmean.model.manifest import SPLITS, index_uri, rejected_uri, shard_uri
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shardmean.model.manifest import Manifest, Shard
-    from shardmean.model.shards import Dataset
+    from shardmean.model.dataset.manifest import Manifest, Shard
+    from shardmean.model.dataset.reader import Dataset
 
 HASH_DIGITS = 2 * HASH_BYTES  # of the hash of an image's bytes, with which its id begins
 MAX_FAULTS = 5

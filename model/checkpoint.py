@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from .dataset.sampler import Leg
 from .errors import WorldError
-from .plan import Leg
 from .storage import filesystem
 
 VERSION = 3

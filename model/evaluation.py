@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .dataset.loader import minibatches
 from .errors import UserError
-from .feed import minibatches
 from .metrics import Calibration, ClassCounts, RocCurves, in_units, mean_of_units, tally_scores
 from .replica import on_device
 from .tally import Tally
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .manifest import Split
+    from .dataset.manifest import Split
+    from .dataset.reader import Dataset, Examples
+    from .dataset.sampler import EpochPlan
     from .networks.classifier import Classifier
-    from .plan import EpochPlan
-    from .shards import Dataset, Examples
 
 TOP_KS = (3, 5)
 # ROC curves are exact up to so many scores (rows x classes): 13,107 rows of 10 classes. A key takes 16 bytes.

@@ -8,8 +8,8 @@ from .accounting import PHASES
 from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
+    from .dataset.sampler import EpochPlan, Leg
     from .evaluation import Evaluation
-    from .plan import EpochPlan, Leg
     from .tasks import Report
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .config.image import Settings
-    from .manifest import Manifest
+    from .dataset.manifest import Manifest
 
 SHIPPED_MODULES = (
     "errors", "config", "time_limit", "quiet", "colours", "jpeg", "resizing", "images",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .config.training import TrainingConfig
-    from .shards import Dataset
+    from .dataset.reader import Dataset
 
 NUM_EXAMPLES, NUM_EPOCHS = 6, 7
 

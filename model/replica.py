@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .augmentation import Augmenter
     from .config.optimizer import ScheduleConfig
     from .config.training import TrainingConfig
-    from .manifest import Manifest
-    from .shards import Examples
+    from .dataset.manifest import Manifest
+    from .dataset.reader import Examples
 
 
 def normalisation(config: TrainingConfig, manifest: Manifest) -> tuple[list[float], list[float]]:

@@ -17,9 +17,9 @@ import torch
 
 from .accounting import Clock
 from .averaging import Averager
+from .dataset.loader import minibatches
+from .dataset.sampler import plan_epoch, plan_evaluation
 from .evaluation import evaluate
-from .feed import minibatches
-from .plan import plan_epoch, plan_evaluation
 from .replica import Replica, rate_factor
 from .storage import filesystem
 from .tasks import Report, member_of, seeded
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
     from .augmentation import Augmenter
     from .config.training import TrainingConfig
+    from .dataset.manifest import Manifest, Split
+    from .dataset.reader import Dataset, Examples
+    from .dataset.sampler import EpochPlan, Leg
     from .distributed.rendezvous import Member
     from .distributed.store import Progress
     from .evaluation import Evaluation
-    from .manifest import Manifest, Split
-    from .plan import EpochPlan, Leg
-    from .shards import Dataset, Examples
     from .tasks import ReplicaState, Task
 
 EVALUATION_BATCH = 256

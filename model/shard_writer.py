@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .new_shard import NewShard
+from .dataset.shard_writer import NewShard
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .manifest import Shard, Split
+    from .dataset.manifest import Shard, Split
 
 
 class ShardWriter:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
     from .config.training import TrainingConfig
-    from .manifest import Manifest
+    from .dataset.manifest import Manifest
     from .networks.classifier import Classifier
 
 Config = TypeVar("Config", bound="TrainingConfig")

@@ -12,13 +12,13 @@ import torch
 
 from .checkpoint import Checkpoint
 from .config.training import LOWEST_IS_BEST
+from .dataset.sampler import EpochPlan, Leg
 from .environment import this_environment
 from .errors import UserError, WorldError
 from .evaluation import Evaluation
 from .faults import FailedWorkerError, LostTransportError, blame, cause
 from .merging import merged
 from .packaging import describe
-from .plan import EpochPlan, Leg
 from .progress import Ask, OnProgress, Silence, Watch, every, watched
 from .replica import build_model, normalisation
 from .segment import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from .config.training import FigureName, TrainingConfig
+    from .dataset.manifest import Split
+    from .dataset.reader import Dataset
     from .distributed.rendezvous import Meeting
     from .distributed.store import Address, Progress
-    from .manifest import Split
-    from .shards import Dataset
 
 GRACE_S = 5
 log = logging.getLogger(__name__)

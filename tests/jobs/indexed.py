@@ -15,9 +15,9 @@ from blake3 import blake3
 
 from shardmean.jobs.index import INDEX
 from shardmean.model.config.image import ImageConfig, SplitConfig
-from shardmean.model.manifest import Manifest, Source, publish
+from shardmean.model.dataset.manifest import Manifest, Source, publish
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.shard_writer import ShardWriter
-from shardmean.model.shards import Dataset
 
 if TYPE_CHECKING:
     from pathlib import Path

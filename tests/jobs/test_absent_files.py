@@ -11,8 +11,8 @@ from shardmean.jobs.config import SourceConfig
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.config.image import SplitConfig
+from shardmean.model.dataset.manifest import load_manifest, rejected_uri
 from shardmean.model.errors import UserError
-from shardmean.model.manifest import load_manifest, rejected_uri
 from shardmean.model.storage import filesystem
 
 from .pile import Pile

@@ -20,8 +20,8 @@ import shardmean.jobs.vectorize
 from shardmean.jobs.config import SourceConfig
 from shardmean.jobs.sources import scan
 from shardmean.jobs.vectorize import vectorize
+from shardmean.model.dataset.manifest import load_manifest, rejected_uri
 from shardmean.model.errors import UserError
-from shardmean.model.manifest import load_manifest, rejected_uri
 
 pytestmark = pytest.mark.usefixtures("spark")
 

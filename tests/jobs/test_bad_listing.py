@@ -16,8 +16,8 @@ from shardmean.jobs.reading import read_item
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.sources import scan
 from shardmean.jobs.vectorize import vectorize
+from shardmean.model.dataset.manifest import load_manifest, rejected_uri
 from shardmean.model.errors import ImageRejectedError, UserError, WorldError
-from shardmean.model.manifest import load_manifest, rejected_uri
 from shardmean.model.storage import filesystem
 
 from .whole import check_whole

@@ -10,8 +10,8 @@ import pytest
 
 import shardmean.jobs.vectorize
 from shardmean.jobs.vectorize import vectorize
+from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.manifest import load_manifest
 
 pytestmark = pytest.mark.usefixtures("spark")
 

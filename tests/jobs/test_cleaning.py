@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
+from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.manifest import load_manifest
 from shardmean.model.storage import filesystem
 
 from .whole import check_whole

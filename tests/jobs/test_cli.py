@@ -15,7 +15,7 @@ import pytest
 import shardmean.jobs.doctor
 import shardmean.jobs.vectorize
 from shardmean.jobs.cli import AGAIN_S, main
-from shardmean.model.manifest import load_manifest
+from shardmean.model.dataset.manifest import load_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path

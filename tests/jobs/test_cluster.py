@@ -20,7 +20,7 @@ import torch
 from shardmean.jobs.run_folder import folder_of
 from shardmean.jobs.train import train
 from shardmean.model import checkpoint
-from shardmean.model.manifest import load_manifest
+from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.storage.lease import Lease
 
 from .cluster import running_cluster
@@ -104,8 +104,8 @@ LARGE_STATE = """
 import json, sys
 from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
 from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.shards import Dataset
-from shardmean.model.manifest import load_manifest
+from shardmean.model.dataset.reader import Dataset
+from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.training import Training
 from shardmean.jobs.config import TrainJob
 

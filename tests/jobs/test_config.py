@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shardmean.jobs.config import EXAMPLE_COLUMNS, TrainJob, VectorizeJob, config_folder, load_job
+from shardmean.model.dataset.shard import SCHEMA
 from shardmean.model.errors import UserError
-from shardmean.model.shard_file import SCHEMA
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TRAIN = {"dataset_uri": "/data", "checkpoint_uri": "/checkpoints"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import WorldError
-from shardmean.model.manifest import load_manifest
 
 from .pile import EMPTY, GONE
 from .whole import check_whole, rows_of

@@ -20,8 +20,8 @@ from shardmean.jobs.partition import partitions
 from shardmean.jobs.rewrite import MAX_SMALL, SMALL
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
+from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.manifest import load_manifest
 from shardmean.model.storage import filesystem
 
 from .pile import EMPTY, GONE, SIZE, SPLIT, Pile

@@ -16,8 +16,8 @@ from shardmean.jobs.home import home, store_uri
 from shardmean.jobs.stack import components, prepare
 from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import train
+from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import WorldError
-from shardmean.model.manifest import load_manifest
 
 
 @pytest.fixture

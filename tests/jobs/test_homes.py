@@ -6,7 +6,7 @@ import pytest
 
 import shardmean.jobs.reading
 from shardmean.model.config.image import SplitConfig
-from shardmean.model.manifest import load_manifest
+from shardmean.model.dataset.manifest import load_manifest
 
 from .pile import GONE, Pile
 from .whole import check_whole, index_of, rows_of

@@ -18,8 +18,8 @@ from shardmean.jobs.reading import read_item
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.sources import scan
 from shardmean.jobs.vectorize import vectorize
+from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import ImageRejectedError, UserError
-from shardmean.model.manifest import load_manifest
 from shardmean.model.storage import filesystem
 
 from .scanning import scanned, told

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import WorldError
-from shardmean.model.manifest import load_manifest
 
 from .scanning import scanned
 

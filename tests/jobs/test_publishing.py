@@ -19,8 +19,8 @@ import shardmean.jobs.update
 from shardmean.jobs.config import SourceConfig
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
+from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.manifest import load_manifest
 from shardmean.model.storage import filesystem
 from shardmean.model.storage.atomic_file import LocalFile
 from shardmean.model.storage.lease import LeaseLostError

@@ -26,7 +26,7 @@ from .indexed import Made, publish_indexed
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from shardmean.model.manifest import Manifest
+    from shardmean.model.dataset.manifest import Manifest
 
 NAME = "digits"
 

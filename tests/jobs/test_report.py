@@ -18,9 +18,9 @@ from shardmean.jobs.report import make_report, shown
 from shardmean.jobs.report_figures import figures
 from shardmean.jobs.report_images import MAX_SHARDS, draw
 from shardmean.model.config.image import SplitConfig
+from shardmean.model.dataset.manifest import shard_uri
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.errors import WorldError
-from shardmean.model.manifest import shard_uri
-from shardmean.model.shards import Dataset
 from shardmean.model.storage import filesystem
 
 from .indexed import Made, publish_indexed

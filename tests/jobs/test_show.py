@@ -14,8 +14,8 @@ import pytest
 from shardmean.jobs.cli import main
 from shardmean.jobs.show import show
 from shardmean.model.config.image import ImageConfig
-from shardmean.model.manifest import report_uri
-from shardmean.model.shards import Dataset
+from shardmean.model.dataset.manifest import report_uri
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.storage import filesystem
 
 from .indexed import Made, publish_indexed, write_table

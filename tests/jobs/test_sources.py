@@ -19,7 +19,7 @@ from shardmean.jobs.items import Item, Items
 from shardmean.jobs.reading import read_item
 from shardmean.jobs.sources import Scan, scan
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model.manifest import SPLITS, load_manifest
+from shardmean.model.dataset.manifest import SPLITS, load_manifest
 from shardmean.model.storage import filesystem
 
 from .scanning import NAMES, scanned, told

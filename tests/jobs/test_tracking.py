@@ -22,8 +22,8 @@ from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model import checkpoint, packaging
 from shardmean.model.config.optimizer import OptimizerConfig
+from shardmean.model.dataset.manifest import load_manifest, report_uri
 from shardmean.model.errors import WorldError
-from shardmean.model.manifest import load_manifest, report_uri
 from shardmean.model.progress import Moment
 from shardmean.model.storage import filesystem
 

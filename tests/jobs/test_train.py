@@ -18,12 +18,12 @@ from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import _log_progress, train
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.config.training import AveragingConfig
+from shardmean.model.dataset.manifest import load_manifest
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.environment import this_environment
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.manifest import load_manifest
 from shardmean.model.segment import plan_training, train_rounds
-from shardmean.model.shards import Dataset
 from shardmean.model.storage import filesystem
 from shardmean.model.storage.lease import LeaseLostError
 from shardmean.model.tasks import Report, Rounds, Task

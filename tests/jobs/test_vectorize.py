@@ -15,7 +15,7 @@ from PIL import Image
 
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model.manifest import SPLITS, load_manifest
+from shardmean.model.dataset.manifest import SPLITS, load_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from shardmean.model.config.image import ImageConfig, SplitConfig
+from shardmean.model.dataset.manifest import Manifest, Source, publish
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.distributed.rendezvous import Meeting, Member
-from shardmean.model.manifest import Manifest, Source, publish
 from shardmean.model.shard_writer import ShardWriter
-from shardmean.model.shards import Dataset
 from shardmean.model.transport import LocalTransport
 
 from .averaging import group_of

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from shardmean.model.config.training import TrainingConfig
+from shardmean.model.dataset.sampler import EpochPlan, plan_epoch
 from shardmean.model.networks.classifier import Classifier, build_classifier
-from shardmean.model.plan import EpochPlan, plan_epoch
 from shardmean.model.training import Training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardmean.model.checkpoint import Checkpoint
-    from shardmean.model.shards import Dataset
+    from shardmean.model.dataset.reader import Dataset
 
 BATCH, BUFFER_ROWS = 8, 24
 

@@ -17,9 +17,9 @@ from shardmean.model import checkpoint, segment
 from shardmean.model.augmentation import Augmenter
 from shardmean.model.config.augmentation import AugmentationConfig
 from shardmean.model.config.training import TrainingConfig
+from shardmean.model.dataset.loader import minibatches
 from shardmean.model.draws import example_keys
 from shardmean.model.errors import UserError
-from shardmean.model.feed import minibatches
 from shardmean.model.preview import preview
 from shardmean.model.segment import train_rounds
 from shardmean.model.tasks import Rounds
@@ -29,7 +29,7 @@ from shardmean.model.transport import LocalTransport
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardmean.model.shards import Dataset, Examples
+    from shardmean.model.dataset.reader import Dataset, Examples
     from shardmean.model.tasks import Report, Task
 
 CHANGES = {"flip_horizontal": 0.5, "rotate_degrees": 20, "translate_px": 1, "hue": 0.2, "contrast": 0.4, "erase": 0.3}

@@ -14,8 +14,8 @@ import torch
 
 from shardmean.model import checkpoint
 from shardmean.model.checkpoint import Checkpoint
+from shardmean.model.dataset.sampler import Leg
 from shardmean.model.errors import WorldError
-from shardmean.model.plan import Leg
 
 if TYPE_CHECKING:
     from pathlib import Path

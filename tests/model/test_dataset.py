@@ -18,11 +18,11 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardmean.model import new_shard, shards
 from shardmean.model.config.image import ImageConfig, SplitConfig
+from shardmean.model.dataset import reader, shard_writer
+from shardmean.model.dataset.manifest import Manifest, Shard, Source, load_manifest, manifest_uri, publish
+from shardmean.model.dataset.reader import Dataset
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.manifest import Manifest, Shard, Source, load_manifest, manifest_uri, publish
-from shardmean.model.shards import Dataset
 from shardmean.model.storage import filesystem
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5, unique=True)
@@ -57,9 +57,9 @@ def shard_path(dataset: Dataset, shard: Shard) -> Path:
     return Path(dataset.uri) / "shards" / shard.name
 
 
-def read_all(dataset: Dataset, shard: Shard) -> shards.Examples:
+def read_all(dataset: Dataset, shard: Shard) -> reader.Examples:
     pieces = dataset.read(shard, 0, shard.num_examples)
-    return shards.Examples(
+    return reader.Examples(
         np.concatenate([piece.features_NCHW for piece in pieces]),
         np.concatenate([piece.labels_N for piece in pieces]),
         [name for piece in pieces for name in piece.ids],
@@ -170,7 +170,7 @@ def test_shards_are_named_by_content_and_writing_twice_gives_the_same(make_datas
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
 def test_pyarrow_pandas_and_read_give_the_same_rows(make_dataset, tmp_path, monkeypatch, shape):
-    monkeypatch.setattr(new_shard, "ROW_GROUP_BYTES", 500)
+    monkeypatch.setattr(shard_writer, "ROW_GROUP_BYTES", 500)
     dataset = make_dataset(tmp_path, rows={"train": 50}, shape=shape, shard_bytes=2000)
     for shard in dataset.manifest.shards:
         path = shard_path(dataset, shard)
@@ -186,7 +186,7 @@ def test_pyarrow_pandas_and_read_give_the_same_rows(make_dataset, tmp_path, monk
 
 
 def test_any_range_is_a_slice_of_the_whole(make_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(new_shard, "ROW_GROUP_BYTES", 300)
+    monkeypatch.setattr(shard_writer, "ROW_GROUP_BYTES", 300)
     dataset = make_dataset(tmp_path, rows={"train": 16})
     (shard,) = dataset.manifest.shards
     whole = read_all(dataset, shard)

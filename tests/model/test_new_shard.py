@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardmean.model import new_shard
+from shardmean.model.dataset import shard_writer
+from shardmean.model.dataset.shard import read_shard, rows_table
+from shardmean.model.dataset.shard_writer import NewShard, write_shard
 from shardmean.model.errors import WorldError
-from shardmean.model.new_shard import NewShard, write_shard
-from shardmean.model.shard_file import read_shard, rows_table
 from shardmean.model.storage.atomic_file import LocalFile
 
 
@@ -24,7 +24,7 @@ from shardmean.model.storage.atomic_file import LocalFile
     side=st.integers(1, 12),
     num_extras=st.integers(0, 8),
     letters=st.sampled_from([0, 1, 30, 3000]),
-    group_bytes=st.sampled_from([1, 50, 10_000, new_shard.ROW_GROUP_BYTES]),
+    group_bytes=st.sampled_from([1, 50, 10_000, shard_writer.ROW_GROUP_BYTES]),
     seed=st.integers(0, 2**32),
 )
 def test_rows_come_back_and_one_by_one_give_the_same_file(
@@ -40,7 +40,7 @@ def test_rows_come_back_and_one_by_one_give_the_same_file(
     table = rows_table(pixels_NB, labels_N, ids, paths, extras)
     shape = (channels, side, side)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(new_shard, "ROW_GROUP_BYTES", group_bytes)
+        patch.setattr(shard_writer, "ROW_GROUP_BYTES", group_bytes)
         shard = write_shard(folder, "train", table, shape=shape)
         with NewShard(folder, "train", shape=shape, extra_columns=list(extras)) as one_by_one:
             for row in range(num_rows):
@@ -56,7 +56,7 @@ def test_rows_come_back_and_one_by_one_give_the_same_file(
 
 @pytest.mark.parametrize("where", ["in the middle", "at the end"])
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch, where):
-    monkeypatch.setattr(new_shard, "ROW_GROUP_BYTES", 64)
+    monkeypatch.setattr(shard_writer, "ROW_GROUP_BYTES", 64)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from shardmean.model.dataset.sampler import EpochPlan, Leg, Window, plan_epoch, plan_evaluation
 from shardmean.model.errors import UserError
-from shardmean.model.plan import EpochPlan, Leg, Window, plan_epoch, plan_evaluation
 
 ROWS = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 

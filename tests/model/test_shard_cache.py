@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from shardmean.model.dataset.manifest import shard_uri
+from shardmean.model.dataset.shard_cache import ShardCache
 from shardmean.model.errors import WorldError
-from shardmean.model.manifest import shard_uri
-from shardmean.model.shard_cache import ShardCache
 from shardmean.model.storage import filesystem
 from shardmean.model.tasks import open_dataset
 

@@ -25,7 +25,7 @@ from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, tra
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shardmean.model.shards import Dataset
+    from shardmean.model.dataset.reader import Dataset
 
 OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[[Any], torch.optim.Optimizer]]] = {
     "sgd": ({"name": "sgd"}, lambda p: torch.optim.SGD(p, lr=0.01)),

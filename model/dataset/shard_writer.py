@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
+from ..storage import filesystem
 from .manifest import Shard, shards_uri
-from .shard_file import SCHEMA, features_of, rows_table, schema_with
-from .storage import filesystem
+from .shard import SCHEMA, features_of, rows_table, schema_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from ..storage.filesystem import NewFile
     from .manifest import Split
-    from .storage.filesystem import NewFile
 
 ROW_GROUP_BYTES = 4 * 2**20
 _MAX_SUMMED = 2**16  # squares of so many bytes add up to less than 2**32, and a block stays in the cache

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .draws import example_keys
-from .errors import WorldError
+from ..draws import example_keys
+from ..errors import WorldError
 from .manifest import shard_uri
-from .shard_file import MEND, damaged, features_of, has_hash, one_chunk, open_shard
+from .shard import MEND, damaged, features_of, has_hash, one_chunk, open_shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

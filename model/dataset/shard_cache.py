@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import WorldError
+from ..errors import WorldError
+from ..storage import filesystem
 from .manifest import SHARD_NAME
-from .storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from .config.image import ImageConfig, Settings, SplitConfig
-from .errors import UserError, WorldError
-from .storage import filesystem
+from ..config.image import ImageConfig, Settings, SplitConfig
+from ..errors import UserError, WorldError
+from ..storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .accounting import Clock
+    from ..accounting import Clock
     from .manifest import Split
-    from .plan import Window
-    from .shards import Dataset, Examples
+    from .reader import Dataset, Examples
+    from .sampler import Window
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from .errors import WorldError
+from ..errors import WorldError
+from ..storage import filesystem
 from .manifest import Shard, shard_uri
-from .storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

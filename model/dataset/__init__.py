@@ -1,0 +1,1 @@
+"""A DataSet on disk and in epochs: manifest, shards, sampler, loader."""
