@@ -20,7 +20,7 @@ from .optimizers import build_optimizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .augmentation import Augmenter
+    from .augmentation.augmenter import Augmenter
     from .config.optimizer import ScheduleConfig
     from .config.training import TrainingConfig
     from .dataset.manifest import Manifest

@@ -27,7 +27,7 @@ from .tasks import Report, member_of, seeded
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from .augmentation import Augmenter
+    from .augmentation.augmenter import Augmenter
     from .config.training import TrainingConfig
     from .dataset.manifest import Manifest, Split
     from .dataset.reader import Dataset, Examples
@@ -119,7 +119,7 @@ def new_augmenter(config: TrainingConfig, manifest: Manifest, epoch: int) -> Aug
     if not config.augmentation.is_on:
         return None
     # Kornia takes a while to import, and only here is it needed.
-    from .augmentation import Augmenter
+    from .augmentation.augmenter import Augmenter
 
     return Augmenter(config.augmentation, seed=config.seed, epoch=epoch, mean=manifest.mean)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..draws import example_keys
+from ..augmentation.random import example_keys
 from ..errors import WorldError
 from .manifest import shard_uri
 from .shard import MEND, damaged, features_of, has_hash, one_chunk, open_shard

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from shardmean.model.augmentation import Augmenter
-from shardmean.model.draws import Draws
+from shardmean.model.augmentation.augmenter import Augmenter
+from shardmean.model.augmentation.random import Draws
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shardmean.model.augmentation import CPU_PIECE_BYTES, Augmenter
+from shardmean.model.augmentation.augmenter import CPU_PIECE_BYTES, Augmenter
+from shardmean.model.augmentation.random import Draws, Stream
 from shardmean.model.config.augmentation import AugmentationConfig
 from shardmean.model.config.image import ImageConfig
-from shardmean.model.draws import Draws, Stream
 from shardmean.model.errors import UserError
 
 from .augmenting import CHANGES, KEYS, RGB_ONLY, augmented, draws_of, random_images

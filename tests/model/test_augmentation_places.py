@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from shardmean.model.augmentation.affine import matrices
+from shardmean.model.augmentation.random import NUM_STREAMS, Draws, Stream
 from shardmean.model.config.augmentation import AugmentationConfig
-from shardmean.model.draws import NUM_STREAMS, Draws, Stream
-from shardmean.model.geometry import matrices
 
 from .augmenting import CHANGES, RGB_ONLY, augmented, draws_of, random_images
 

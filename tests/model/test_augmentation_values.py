@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
+from shardmean.model.augmentation.random import Stream
 from shardmean.model.config.augmentation import AugmentationConfig
-from shardmean.model.draws import Stream
 
 from .augmenting import augmented, draws_of, random_images
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from shardmean.model import checkpoint, segment
-from shardmean.model.augmentation import Augmenter
+from shardmean.model.augmentation.augmenter import Augmenter
+from shardmean.model.augmentation.random import example_keys
 from shardmean.model.config.augmentation import AugmentationConfig
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.dataset.loader import minibatches
-from shardmean.model.draws import example_keys
 from shardmean.model.errors import UserError
 from shardmean.model.preview import preview
 from shardmean.model.segment import train_rounds

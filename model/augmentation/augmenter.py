@@ -25,15 +25,15 @@ from kornia.geometry.transform import hflip, vflip, warp_affine, warp_perspectiv
 from torch import Tensor
 from torch.nn import functional
 
-from .draws import Draws, Stream
-from .geometry import matrices
+from .affine import matrices
+from .random import Draws, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from .config.augmentation import AugmentationConfig
+    from ..config.augmentation import AugmentationConfig
 
     Change = Callable[[Tensor, Draws], Tensor]
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from kornia.geometry.transform import get_perspective_transform
 
-from .draws import Draws, Stream
+from .random import Draws, Stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .config.augmentation import AugmentationConfig
+    from ..config.augmentation import AugmentationConfig
 
 _CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 
