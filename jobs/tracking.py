@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shardmean.jobs.config import TrainJob
     from shardmean.model.checkpoint import Checkpoint
     from shardmean.model.dataset.manifest import Manifest
-    from shardmean.model.evaluation import Evaluation
+    from shardmean.model.evaluation.evaluator import Evaluation
     from shardmean.model.progress import Moment
 
 MAX_PARAMS_A_CALL = 100  # MLflow's limit

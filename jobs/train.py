@@ -19,7 +19,7 @@ from shardmean.model.dataset.reader import Dataset
 from shardmean.model.dataset.sampler import plan_evaluation
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.evaluation import evaluate
+from shardmean.model.evaluation.evaluator import evaluate
 from shardmean.model.images.decoder import encode_png
 from shardmean.model.preview import preview
 from shardmean.model.replica import build_model
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shardmean.model.checkpoint import Checkpoint
     from shardmean.model.config.training import TrainingConfig
     from shardmean.model.dataset.manifest import Split
-    from shardmean.model.evaluation import Evaluation
+    from shardmean.model.evaluation.evaluator import Evaluation
     from shardmean.model.packaging import ImageModel
     from shardmean.model.progress import Moment
     from shardmean.model.starting import Origin

@@ -9,7 +9,7 @@ from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from .dataset.sampler import EpochPlan, Leg
-    from .evaluation import Evaluation
+    from .evaluation.evaluator import Evaluation
     from .tasks import Report
 
 

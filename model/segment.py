@@ -19,7 +19,7 @@ from .accounting import Clock
 from .averaging import Averager
 from .dataset.loader import minibatches
 from .dataset.sampler import plan_epoch, plan_evaluation
-from .evaluation import evaluate
+from .evaluation.evaluator import evaluate
 from .replica import Replica, rate_factor
 from .storage import filesystem
 from .tasks import Report, member_of, seeded
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .dataset.sampler import EpochPlan, Leg
     from .distributed.rendezvous import Member
     from .distributed.store import Progress
-    from .evaluation import Evaluation
+    from .evaluation.evaluator import Evaluation
     from .tasks import ReplicaState, Task
 
 EVALUATION_BATCH = 256

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .dataset.manifest import Split
     from .dataset.sampler import Leg
     from .distributed.store import Address
-    from .evaluation import Evaluation
+    from .evaluation.evaluator import Evaluation
 
 ReplicaState = dict[str, Any]
 # How a worker sees that another left or stopped it: the other's own report names the cause.

@@ -15,7 +15,7 @@ from .config.training import LOWEST_IS_BEST
 from .dataset.sampler import EpochPlan, Leg
 from .environment import this_environment
 from .errors import UserError, WorldError
-from .evaluation import Evaluation
+from .evaluation.evaluator import Evaluation
 from .faults import FailedWorkerError, LostTransportError, blame, cause
 from .merging import merged
 from .packaging import describe

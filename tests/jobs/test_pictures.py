@@ -11,7 +11,7 @@ import pytest
 
 from shardmean.jobs import pictures
 from shardmean.jobs.timeline import _spans, timeline
-from shardmean.model.evaluation import Evaluation, Mistake
+from shardmean.model.evaluation.evaluator import Evaluation, Mistake
 
 HISTORY = [{"train_loss": 1.0 / n, "validation_loss": 2.0 / n, "validation_accuracy": n / 9} for n in range(1, 6)]
 MISTAKE = Mistake("a/x.png", 0, 1, 0.7, 1.2, np.zeros((1, 8, 8), np.uint8))

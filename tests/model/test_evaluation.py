@@ -7,15 +7,15 @@ import pickle
 
 import numpy as np
 import pytest
+import shardmean.model.evaluation.evaluator.evaluator
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shardmean.model.evaluation.evaluator.evaluator import Evaluation, Mistake
 from sklearn.metrics import confusion_matrix
 
-import shardmean.model.evaluation
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
-from shardmean.model.evaluation import Evaluation, Mistake
 from shardmean.model.replica import build_model
 from shardmean.model.segment import NUM_MISTAKES as NUM_KEPT
 from shardmean.model.training import Training
@@ -50,8 +50,8 @@ def evaluation_of(rows: list[Row], first: int = 0) -> Evaluation:
 def tight_memory():
     """Room for so few scores that most examples of a test have to drop bits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shardmean.model.evaluation, "MIN_SCORE_KEYS", 2 * NUM_CLASSES)
-        patch.setattr(shardmean.model.evaluation, "SCORE_KEYS_PER_CLASS", 4)
+        patch.setattr(shardmean.model.evaluation.evaluator, "MIN_SCORE_KEYS", 2 * NUM_CLASSES)
+        patch.setattr(shardmean.model.evaluation.evaluator, "SCORE_KEYS_PER_CLASS", 4)
         yield
 
 

@@ -15,8 +15,8 @@ from sklearn import metrics as theirs
 from sklearn.calibration import calibration_curve
 
 from shardmean.model.config.training import FigureName
-from shardmean.model.evaluation import Evaluation
-from shardmean.model.metrics import RocCurves, in_units, mean_of_units, tally_scores
+from shardmean.model.evaluation.evaluator import Evaluation
+from shardmean.model.evaluation.metrics import RocCurves, in_units, mean_of_units, tally_scores
 
 # More classes than the largest k of top-k.
 NUM_CLASSES = 7

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmean.model.tally import Tally
+from shardmean.model.evaluation.bounded_histogram import Tally
 
 NUMBERS = st.lists(st.one_of(st.integers(0, 50), st.integers(0, 2**53 - 1)), max_size=60)
 LIMITS = st.integers(1, 20)

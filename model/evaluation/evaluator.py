@@ -18,21 +18,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from .dataset.loader import minibatches
-from .errors import UserError
+from ..dataset.loader import minibatches
+from ..errors import UserError
+from ..replica import on_device
+from .bounded_histogram import Tally
 from .metrics import Calibration, ClassCounts, RocCurves, in_units, mean_of_units, tally_scores
-from .replica import on_device
-from .tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from .dataset.manifest import Split
-    from .dataset.reader import Dataset, Examples
-    from .dataset.sampler import EpochPlan
-    from .networks.classifier import Classifier
+    from ..dataset.manifest import Split
+    from ..dataset.reader import Dataset, Examples
+    from ..dataset.sampler import EpochPlan
+    from ..networks.classifier import Classifier
 
 TOP_KS = (3, 5)
 # ROC curves are exact up to so many scores (rows x classes): 13,107 rows of 10 classes. A key takes 16 bytes.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .tally import Tally
+from .bounded_histogram import Tally
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
