@@ -18,9 +18,9 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 
 from shardmean.jobs.shown import without_secrets
-from shardmean.model import packaging
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.replica import normalisation
+from shardmean.model.serving import image_model
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -40,7 +40,7 @@ SIGNATURE = ModelSignature(
     ),
 )
 # Another model's accuracy on the rows in question, or None when it can't be compared.
-RivalAccuracy = Callable[[packaging.ImageModel], float | None]
+RivalAccuracy = Callable[[image_model.ImageModel], float | None]
 log = logging.getLogger(__name__)
 
 
@@ -55,11 +55,11 @@ def register(run_id: str, job: TrainJob, manifest: Manifest, state: dict[str, An
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
         data = Path(folder) / "classifier"
         mean, std = normalisation(job, manifest)
-        packaging.save_model(data, manifest, job.network, state, layers=job.layers, mean=mean, std=std)
-        code, search_path = packaging.copy_code(Path(folder) / "code"), list(sys.path)
+        image_model.save_model(data, manifest, job.network, state, layers=job.layers, mean=mean, std=std)
+        code, search_path = image_model.copy_code(Path(folder) / "code"), list(sys.path)
         logged = mlflow.pyfunc.log_model(
             name="model",
-            loader_module=packaging.loader_module(code),
+            loader_module=image_model.loader_module(code),
             data_path=str(data),
             code_paths=[str(code)],
             signature=SIGNATURE,
@@ -108,7 +108,7 @@ def set_aliases(
 def download(uri: str, folder: str) -> tuple[str, Path]:
     """Fetch a registered model (models:/NAME@ALIAS or models:/NAME/VERSION) into `folder`, by the version it has now.
 
-    Returns that version's URI and where `packaging.read_parts` finds the model. Raises UserError and WorldError.
+    Returns that version's URI and where `image_model.read_parts` finds the model. Raises UserError and WorldError.
     """
     client, place = mlflow.MlflowClient(), uri.removeprefix("models:/")
     try:
@@ -145,7 +145,7 @@ def _accuracy_of(
         return float(version.tags["accuracy"])
     try:
         with tempfile.TemporaryDirectory() as folder:
-            rival = packaging.load_model(_fetch(f"models:/{version.name}/{version.version}", folder))
+            rival = image_model.load_model(_fetch(f"models:/{version.name}/{version.version}", folder))
         return rival_accuracy(rival)
     except WorldError:
         raise

@@ -6,9 +6,10 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from shardmean.jobs import registry
-from shardmean.model import checkpoint, packaging
+from shardmean.model import checkpoint
 from shardmean.model.config.fine_tuning import REGISTERED
 from shardmean.model.errors import UserError
+from shardmean.model.serving import image_model
 from shardmean.model.starting import Origin
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def find(uri: str) -> Origin:
         with tempfile.TemporaryDirectory() as folder:
             found, path = registry.download(uri, folder)
             try:
-                about, state = packaging.read_parts(path)
+                about, state = image_model.read_parts(path)
                 return Origin(found, {key: about[key] for key in _ABOUT}, state)
             except Exception as error:  # torch raises many kinds for what is no state dict
                 raise UserError(f"{found} cannot be read ({registry.cause_of(error)}); start from another") from error

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from shardmean.model.config.training import TrainingConfig
     from shardmean.model.dataset.manifest import Split
     from shardmean.model.evaluation.evaluator import Evaluation
-    from shardmean.model.packaging import ImageModel
     from shardmean.model.progress import Moment
+    from shardmean.model.serving.image_model import ImageModel
     from shardmean.model.starting import Origin
 
 log = logging.getLogger(__name__)

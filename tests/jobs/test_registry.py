@@ -16,10 +16,10 @@ from mlflow.exceptions import MlflowException
 
 from shardmean.jobs import registry
 from shardmean.jobs.config import TrainJob
-from shardmean.model import packaging
 from shardmean.model.errors import WorldError
 from shardmean.model.images.decoder import encode_png
 from shardmean.model.networks.classifier import build_classifier
+from shardmean.model.serving import image_model
 
 from .indexed import Made, publish_indexed
 
@@ -53,7 +53,7 @@ class Shelf:
     def add(self, manifest: Manifest, folder: Path) -> str:
         m, classifier = manifest, folder / "data" / "classifier"
         net = build_classifier("small_cnn", shape=m.image.shape, num_classes=2, mean=m.mean, std=m.std)
-        packaging.save_model(classifier, m, "small_cnn", dict(net.state_dict()))
+        image_model.save_model(classifier, m, "small_cnn", dict(net.state_dict()))
         return str(self.client.create_model_version(NAME, source=str(folder)).version)
 
     def set_aliases(self, version: str, rival_accuracy=lambda _rival: 0.6) -> list[str]:
@@ -87,7 +87,7 @@ def test_a_champion_of_other_rows_is_measured_and_leaves_no_files(shelf, second,
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     measured = []
     assert shelf.set_aliases(second, lambda rival: measured.append(rival) or 0.6) == ["challenger", "champion"]
-    assert [type(rival) for rival in measured] == [packaging.ImageModel]
+    assert [type(rival) for rival in measured] == [image_model.ImageModel]
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -128,7 +128,7 @@ def test_a_champion_that_cannot_be_read_stays_and_stops_nobody(shelf, second, da
 
 
 def test_a_champion_that_fails_on_the_images_stays_too(shelf, second, caplog):
-    def fails(_rival: packaging.ImageModel) -> float:
+    def fails(_rival: image_model.ImageModel) -> float:
         raise IndexError("index 3 of https://ann:secret@host/a is out of bounds")
 
     assert shelf.set_aliases(second, fails) == ["challenger"]
@@ -148,7 +148,7 @@ def test_a_server_that_goes_away_is_no_fault_of_the_champion(shelf, second, monk
 
 
 def test_a_dataset_that_goes_away_is_no_fault_of_the_champion(shelf, second):
-    def away(_rival: packaging.ImageModel) -> float:
+    def away(_rival: image_model.ImageModel) -> float:
         raise WorldError("cannot read the shard")
 
     with pytest.raises(WorldError, match="cannot read the shard"):

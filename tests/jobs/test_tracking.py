@@ -20,11 +20,12 @@ from shardmean.jobs.report import make_report
 from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import checkpoint, packaging
+from shardmean.model import checkpoint
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.dataset.manifest import load_manifest, report_uri
 from shardmean.model.errors import WorldError
 from shardmean.model.progress import Moment
+from shardmean.model.serving import image_model
 from shardmean.model.storage import filesystem
 
 from .indexed import Made, publish_indexed
@@ -265,8 +266,8 @@ def test_progress_within_an_epoch_is_shown_live(job, client, dataset):
 
 def test_a_stored_model_asks_for_all_that_its_code_imports():
     """Pinned to the versions here, so that a served model decodes as the ETL did."""
-    folder, imported = Path(packaging.__file__).parent, set()
-    for name in packaging.SHIPPED_MODULES:
+    folder, imported = Path(image_model.__file__).parent, set()
+    for name in image_model.SHIPPED_MODULES:
         for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
             if isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(str(node.module).split(".")[0])

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from shardmean.model import packaging
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.replica import build_model
+from shardmean.model.serving import image_model
 
 from .fitting import built, fit, training
 
@@ -143,12 +143,12 @@ def test_a_stored_model_has_what_its_network_needs(factories, tiny_data, tmp_pat
         monkeypatch.setattr("shardmean.model.networks.resnet._check_size", lambda shape, fewest: None)
     model = build_model(config, tiny_data.manifest).eval()
     state = dict(model.state_dict())
-    packaging.save_model(tmp_path / "stored", tiny_data.manifest, network, state, layers=config.layers)
-    loaded = packaging.load_model(tmp_path / "stored")
+    image_model.save_model(tmp_path / "stored", tiny_data.manifest, network, state, layers=config.layers)
+    loaded = image_model.load_model(tmp_path / "stored")
     images = torch.arange(2 * 192, dtype=torch.uint8).reshape(2, *shape)
     assert torch.equal(loaded.classifier(images), model(images))
     assert json.loads((tmp_path / "stored" / "classifier.json").read_text())["network"] == network
     if ":" in network:
         monkeypatch.delenv("SHARDMEAN_FACTORIES")
         with pytest.raises(UserError, match="and where a model made of it is loaded"):
-            packaging.load_model(tmp_path / "stored")
+            image_model.load_model(tmp_path / "stored")

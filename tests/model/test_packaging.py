@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 import torch
 
-from shardmean.model import packaging
 from shardmean.model.images.decoder import decode, encode_png
 from shardmean.model.networks.classifier import Classifier, build_classifier
+from shardmean.model.serving import image_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def classifier(dataset) -> Classifier:
 @pytest.fixture(scope="module")
 def folder(dataset, classifier, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "classifier"
-    packaging.save_model(folder, dataset.manifest, "small_cnn", dict(classifier.state_dict()))
+    image_model.save_model(folder, dataset.manifest, "small_cnn", dict(classifier.state_dict()))
     return folder
 
 
@@ -77,14 +77,14 @@ def probabilities_of(answer: pd.DataFrame) -> np.ndarray:
 
 
 def test_a_loaded_model_answers_as_the_classifier(folder, files, expected):
-    answer = packaging.load_model(folder).predict(files)
+    answer = image_model.load_model(folder).predict(files)
     np.testing.assert_allclose(probabilities_of(answer), expected, rtol=1e-6)
     assert answer["label"].tolist() == [CLASS_NAMES[best] for best in expected.argmax(axis=1)]
     np.testing.assert_allclose(answer["probability"], expected.max(axis=1), rtol=1e-6)
 
 
 def test_lists_and_frames_give_the_same(folder, files, expected):
-    model = packaging.load_model(folder)
+    model = image_model.load_model(folder)
     frame = pd.DataFrame({"image": files, "other": range(len(files))})
     for given in (frame, tuple(files), [bytearray(data) for data in files], pd.Series(files)):
         np.testing.assert_allclose(probabilities_of(model.predict(given)), expected, rtol=1e-6)
@@ -92,14 +92,14 @@ def test_lists_and_frames_give_the_same(folder, files, expected):
 
 @pytest.mark.parametrize("given", [[], pd.DataFrame({"image": []})])
 def test_no_images_give_no_rows(folder, given):
-    answer = packaging.load_model(folder).predict(given)
+    answer = image_model.load_model(folder).predict(given)
     assert list(answer.columns) == ["label", "probability", "probabilities"]
     assert len(answer) == 0
 
 
 def test_more_images_than_a_batch_keep_their_order(folder, files, expected, monkeypatch):
-    monkeypatch.setattr(packaging, "BATCH", 2)
-    answer = packaging.load_model(folder).predict(files)
+    monkeypatch.setattr(image_model, "BATCH", 2)
+    answer = image_model.load_model(folder).predict(files)
     np.testing.assert_allclose(probabilities_of(answer), expected, rtol=1e-5)
 
 
@@ -110,14 +110,14 @@ def test_more_images_than_a_batch_keep_their_order(folder, files, expected, monk
 ])  # fmt: skip
 @pytest.mark.parametrize("batch", [256, 2])
 def test_an_error_names_the_images_index(folder, files, monkeypatch, bad, message, batch):
-    monkeypatch.setattr(packaging, "BATCH", batch)
+    monkeypatch.setattr(image_model, "BATCH", batch)
     with pytest.raises(ValueError, match=f"^{message}"):
-        packaging.load_model(folder).predict([*files[:3], bad, *files[3:]])
+        image_model.load_model(folder).predict([*files[:3], bad, *files[3:]])
 
 
 def test_loading_leaves_the_programs_random_numbers_alone(folder):
     before = torch.get_rng_state()
-    packaging.load_model(folder)
+    image_model.load_model(folder)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -154,12 +154,12 @@ def check_answer(answer: dict[str, Any], expected: np.ndarray) -> None:
 
 def test_the_copied_package_loads_without_shardmean(folder, expected, elsewhere, tmp_path):
     code = tmp_path / "code"
-    package = packaging.copy_code(code)
+    package = image_model.copy_code(code)
     assert re.fullmatch(r"shardmean_model_[0-9a-f]{12}", package.name)
     # An installed Shardmean must not help: importing it is made to fail.
     script = LOAD.format(
         before="sys.modules |= dict.fromkeys(['model', 'jobs', 'pyspark', 'mlflow', 'pyarrow'])\n"
-        f"from {packaging.loader_module(package)} import load_model",
+        f"from {image_model.loader_module(package)} import load_model",
         load="load_model(Path(sys.argv[1]))",
     )
     answer = run_elsewhere(script, elsewhere[0], [code], folder, *elsewhere[1])
@@ -177,7 +177,7 @@ def log_model(tmp_path):
     def log(folder: Path, package: Path) -> str:
         with mlflow.start_run(experiment_id=experiment):
             logged = mlflow.pyfunc.log_model(
-                name="model", loader_module=packaging.loader_module(package), data_path=str(folder),
+                name="model", loader_module=image_model.loader_module(package), data_path=str(folder),
                 code_paths=[str(package)], pip_requirements=[],
             )  # fmt: skip
         return logged.model_uri
@@ -188,7 +188,7 @@ def log_model(tmp_path):
 
 def test_mlflow_loads_it_beside_a_module_named_model(folder, expected, elsewhere, tmp_path, log_model):
     log, store = log_model
-    uri = log(folder, packaging.copy_code(tmp_path / "code"))
+    uri = log(folder, image_model.copy_code(tmp_path / "code"))
     script = LOAD.format(
         before=f"import model, mlflow\nassert model.MINE\nmlflow.set_tracking_uri({store!r})",
         load="mlflow.pyfunc.load_model(sys.argv[1]); import model as own; assert own.MINE",
@@ -201,12 +201,12 @@ def test_mlflow_loads_it_beside_a_module_named_model(folder, expected, elsewhere
 def test_models_of_two_versions_in_one_program_run_their_own_code(folder, elsewhere, tmp_path, log_model, monkeypatch):
     """The older one's code, made up here, names the least probable class."""
     log, store = log_model
-    packages = [packaging.copy_code(tmp_path / "code")]
+    packages = [image_model.copy_code(tmp_path / "code")]
     source = shutil.copytree(packages[0], tmp_path / "older") / "packaging.py"
     assert "row.argmax()" in source.read_text()
     source.write_text(source.read_text().replace("row.argmax()", "row.argmin()"))
-    monkeypatch.setattr(packaging, "__file__", str(source))
-    packages.append(packaging.copy_code(tmp_path / "code"))
+    monkeypatch.setattr(image_model, "__file__", str(source))
+    packages.append(image_model.copy_code(tmp_path / "code"))
     assert packages[0].name != packages[1].name
     uris = [log(folder, package) for package in packages]
     script = (
@@ -222,4 +222,4 @@ def test_models_of_two_versions_in_one_program_run_their_own_code(folder, elsewh
 
 
 def test_the_same_code_has_the_same_name_each_time(tmp_path):
-    assert packaging.copy_code(tmp_path / "one").name == packaging.copy_code(tmp_path / "two").name
+    assert image_model.copy_code(tmp_path / "one").name == image_model.copy_code(tmp_path / "two").name

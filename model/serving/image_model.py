@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from .config.image import ImageConfig
-from .config.network import Layers
-from .errors import ImageRejectedError
-from .images.decoder import decode
-from .networks.classifier import Classifier, build_classifier
+from ..config.image import ImageConfig
+from ..config.network import Layers
+from ..errors import ImageRejectedError
+from ..images.decoder import decode
+from ..networks.classifier import Classifier, build_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import pandas as pd
 
-    from .config.image import Settings
-    from .dataset.manifest import Manifest
+    from ..config.image import Settings
+    from ..dataset.manifest import Manifest
 
 SHIPPED_MODULES = (
     "errors", "config", "time_limit", "quiet", "colours", "jpeg", "resizing", "images",

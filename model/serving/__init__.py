@@ -1,0 +1,1 @@
+"""The model that MLflow stores and a program loads."""
