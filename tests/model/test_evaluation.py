@@ -7,15 +7,15 @@ import pickle
 
 import numpy as np
 import pytest
-import shardmean.model.evaluation.evaluator.evaluator
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shardmean.model.evaluation.evaluator.evaluator import Evaluation, Mistake
 from sklearn.metrics import confusion_matrix
 
+import shardmean.model.evaluation.evaluator
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
+from shardmean.model.evaluation.evaluator import Evaluation, Mistake
 from shardmean.model.replica import build_model
 from shardmean.model.segment import NUM_MISTAKES as NUM_KEPT
 from shardmean.model.training import Training
