@@ -22,10 +22,10 @@ from torch import distributed, nn
 
 from benchmarks.measure import in_turn, parsed, parser, print_compared
 from benchmarks.processes import Processes
-from shardmean.model.averaging import Averager
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.distributed.rendezvous import Meeting, Member
 from shardmean.model.networks.classifier import lenet
+from shardmean.model.optimization.averaging import Averager
 
 if TYPE_CHECKING:
     from benchmarks.processes import Answer

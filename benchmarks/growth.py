@@ -26,9 +26,9 @@ from benchmarks.measure import in_turn, parsed, parser, peak_mib, print_compared
 from benchmarks.ours import BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
 from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
-from shardmean.model.averaging import Averager
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.distributed.rendezvous import Meeting, Member
+from shardmean.model.optimization.averaging import Averager
 from shardmean.model.training import Training
 from shardmean.model.transport import LocalTransport
 

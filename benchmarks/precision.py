@@ -20,7 +20,7 @@ from benchmarks.gpu import random_dataset
 from benchmarks.measure import in_turn, parsed, parser, print_compared
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.dataset.reader import Dataset, Examples
-from shardmean.model.replica import Replica
+from shardmean.model.optimization.replica import Replica
 
 # Network: images (C, H, W), batch, steps a figure.
 WORKLOADS = {

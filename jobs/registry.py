@@ -19,7 +19,7 @@ from mlflow.types.schema import Map
 
 from shardmean.jobs.shown import without_secrets
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.replica import normalisation
+from shardmean.model.optimization.replica import normalisation
 from shardmean.model.serving import image_model
 
 if TYPE_CHECKING:

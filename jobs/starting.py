@@ -9,8 +9,8 @@ from shardmean.jobs import registry
 from shardmean.model import checkpoint
 from shardmean.model.config.fine_tuning import REGISTERED
 from shardmean.model.errors import UserError
+from shardmean.model.optimization.fine_tuning import Origin
 from shardmean.model.serving import image_model
-from shardmean.model.starting import Origin
 
 if TYPE_CHECKING:
     from shardmean.model.checkpoint import Checkpoint

@@ -21,10 +21,10 @@ from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.evaluation.evaluator import evaluate
 from shardmean.model.images.decoder import encode_png
+from shardmean.model.optimization.fine_tuning import normalised_as
+from shardmean.model.optimization.replica import build_model
 from shardmean.model.preview import preview
-from shardmean.model.replica import build_model
 from shardmean.model.segment import EVALUATION_BATCH, plan_training
-from shardmean.model.starting import normalised_as
 from shardmean.model.storage import filesystem
 from shardmean.model.storage.lease import Lease, LeaseLostError
 from shardmean.model.training import Training
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from shardmean.model.config.training import TrainingConfig
     from shardmean.model.dataset.manifest import Split
     from shardmean.model.evaluation.evaluator import Evaluation
+    from shardmean.model.optimization.fine_tuning import Origin
     from shardmean.model.progress import Moment
     from shardmean.model.serving.image_model import ImageModel
-    from shardmean.model.starting import Origin
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .accounting import Clock
-from .averaging import Averager
 from .dataset.loader import minibatches
 from .dataset.sampler import plan_epoch, plan_evaluation
 from .evaluation.evaluator import evaluate
-from .replica import Replica, rate_factor
+from .optimization.averaging import Averager
+from .optimization.replica import Replica, rate_factor
 from .storage import filesystem
 from .tasks import Report, member_of, seeded
 

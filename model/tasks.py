@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.distributed import DistError
 
-from .averaging import DivergedError, PeerDivergedError, PeerLostError
 from .dataset.manifest import load_manifest
 from .dataset.reader import Dataset
 from .dataset.shard_cache import ShardCache, cache_folder
@@ -23,6 +22,7 @@ from .distributed.store import AbortedError, Board, Progress
 from .distributed.tcp_allreduce import LostPeersError
 from .environment import Environment, this_environment
 from .errors import UserError, WorldError
+from .optimization.averaging import DivergedError, PeerDivergedError, PeerLostError
 from .storage import filesystem
 
 if TYPE_CHECKING:

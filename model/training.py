@@ -18,11 +18,11 @@ from .errors import UserError, WorldError
 from .evaluation.evaluator import Evaluation
 from .faults import FailedWorkerError, LostTransportError, blame, cause
 from .merging import merged
+from .optimization.fine_tuning import Origin, begin
+from .optimization.replica import build_model, normalisation
 from .progress import Ask, OnProgress, Silence, Watch, every, watched
-from .replica import build_model, normalisation
 from .segment import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
 from .serving.image_model import describe
-from .starting import Origin, begin
 from .tasks import Failure, ReplicaState, Report, Rounds, Task, Work
 
 if TYPE_CHECKING:

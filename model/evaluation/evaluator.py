@@ -20,7 +20,7 @@ from torch import nn
 
 from ..dataset.loader import minibatches
 from ..errors import UserError
-from ..replica import on_device
+from ..optimization.replica import on_device
 from .bounded_histogram import Tally
 from .metrics import Calibration, ClassCounts, RocCurves, in_units, mean_of_units, tally_scores
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from shardmean.model.averaging import Averager
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.distributed.rendezvous import Meeting, Member
+from shardmean.model.optimization.averaging import Averager
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shardmean.model.averaging import Averager
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.distributed.rendezvous import Member
 from shardmean.model.errors import UserError
+from shardmean.model.optimization.averaging import Averager
 
 from .averaging import OPTIMIZERS, State, Worker, assert_bits, is_counter, mean_of, one_round, together
 

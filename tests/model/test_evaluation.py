@@ -16,7 +16,7 @@ import shardmean.model.evaluation.evaluator
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.evaluation.evaluator import Evaluation, Mistake
-from shardmean.model.replica import build_model
+from shardmean.model.optimization.replica import build_model
 from shardmean.model.segment import NUM_MISTAKES as NUM_KEPT
 from shardmean.model.training import Training
 from shardmean.model.transport import LocalTransport

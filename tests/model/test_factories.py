@@ -9,7 +9,7 @@ import torch
 
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
-from shardmean.model.replica import build_model
+from shardmean.model.optimization.replica import build_model
 from shardmean.model.serving import image_model
 
 from .fitting import built, fit, training

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.distributed import DistBackendError, DistStoreError
 
-from shardmean.model.averaging import DivergedError, PeerDivergedError, PeerLostError
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.distributed.store import AbortedError
 from shardmean.model.distributed.tcp_allreduce import LostPeersError, UnmetPeersError
 from shardmean.model.environment import this_environment
 from shardmean.model.errors import UserError, WorldError
+from shardmean.model.optimization.averaging import DivergedError, PeerDivergedError, PeerLostError
 from shardmean.model.tasks import Failure, Report, Task, attempt, seeded
 from shardmean.model.transport import LocalTransport
 

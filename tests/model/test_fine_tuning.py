@@ -11,10 +11,10 @@ from torch import nn
 
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
-from shardmean.model.freezing import freeze
 from shardmean.model.networks.classifier import Classifier
-from shardmean.model.replica import build_model
-from shardmean.model.starting import Origin, normalised_as
+from shardmean.model.optimization.fine_tuning import Origin, normalised_as
+from shardmean.model.optimization.freezing import freeze
+from shardmean.model.optimization.replica import build_model
 
 from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
 

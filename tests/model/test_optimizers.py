@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from shardmean.model.config.optimizer import OPTIONS, OptimizerConfig, num_moments
-from shardmean.model.optimizers import OPTIMIZERS, build_optimizer
+from shardmean.model.optimization.optimizers import OPTIMIZERS, build_optimizer
 
 from .fitting import bits, fit, training
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shardmean.model.averaging import Averager
 from shardmean.model.config.optimizer import ScheduleConfig
 from shardmean.model.config.training import AveragingConfig, FigureName, TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.evaluation.evaluator import Evaluation
-from shardmean.model.replica import Replica, rate_factor
+from shardmean.model.optimization.averaging import Averager
+from shardmean.model.optimization.replica import Replica, rate_factor
 from shardmean.model.training import Training, score
 from shardmean.model.transport import LocalTransport
 

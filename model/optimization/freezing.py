@@ -5,12 +5,12 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from .errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .networks.classifier import Classifier
+    from ..networks.classifier import Classifier
 
 _NUM_NAMES = 8
 

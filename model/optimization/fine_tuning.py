@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from .config.fine_tuning import NormalisationConfig
-from .errors import UserError
+from ..config.fine_tuning import NormalisationConfig
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .checkpoint import Checkpoint
-    from .config.training import TrainingConfig
-    from .dataset.manifest import Manifest
-    from .networks.classifier import Classifier
+    from ..checkpoint import Checkpoint
+    from ..config.training import TrainingConfig
+    from ..dataset.manifest import Manifest
+    from ..networks.classifier import Classifier
 
 Config = TypeVar("Config", bound="TrainingConfig")
 

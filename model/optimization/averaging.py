@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .distributed.tcp_allreduce import LostPeersError
-from .errors import UserError, WorldError
+from ..distributed.tcp_allreduce import LostPeersError
+from ..errors import UserError, WorldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
-    from .config.training import AveragingConfig
-    from .distributed.rendezvous import Member
+    from ..config.training import AveragingConfig
+    from ..distributed.rendezvous import Member
 
 EXCHANGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .config.optimizer import OPTIONS
+from ..config.optimizer import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
-    from .config.optimizer import OptimizerConfig, OptimizerName
+    from ..config.optimizer import OptimizerConfig, OptimizerName
 
 OPTIMIZERS: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .compute import Compute
-from .errors import UserError
+from ..errors import UserError
+from ..networks.classifier import Classifier, build_classifier
+from .forward import Compute
 from .freezing import freeze
-from .networks.classifier import Classifier, build_classifier
 from .optimizers import build_optimizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .augmentation.augmenter import Augmenter
-    from .config.optimizer import ScheduleConfig
-    from .config.training import TrainingConfig
-    from .dataset.manifest import Manifest
-    from .dataset.reader import Examples
+    from ..augmentation.augmenter import Augmenter
+    from ..config.optimizer import ScheduleConfig
+    from ..config.training import TrainingConfig
+    from ..dataset.manifest import Manifest
+    from ..dataset.reader import Examples
 
 
 def normalisation(config: TrainingConfig, manifest: Manifest) -> tuple[list[float], list[float]]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .config.network import ZOO
-from .errors import UserError
+from ..config.network import ZOO
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .config.training import ComputeConfig
+    from ..config.training import ComputeConfig
 
 # As measured (docs/networks.md). No GPU was at hand, so there `auto` leaves all as PyTorch has it.
 FASTER_CHANNELS_LAST_ON_A_CPU = ZOO

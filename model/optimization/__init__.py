@@ -1,0 +1,1 @@
+"""What one worker does: forward, optimizer, averaging with its peers."""
