@@ -18,7 +18,7 @@ from benchmarks.ours import ACCOUNT, BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
 from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
 from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.training import Training
+from shardmean.model.training.trainer import Training
 
 WORKERS = 2
 

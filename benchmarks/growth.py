@@ -29,8 +29,8 @@ from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.distributed.rendezvous import Meeting, Member
 from shardmean.model.optimization.averaging import Averager
-from shardmean.model.training import Training
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.trainer import Training
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,8 @@ from shardmean.jobs.config import TrainJob, VectorizeJob, load_job
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.training import Training
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.trainer import Training
 
 CONFIG = Path(__file__).parent.parent / "configs" / "lenet_mnist.yaml"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import RATE, WEIGHT_DECAY
-from shardmean.model.accounting import PHASES
 from shardmean.model.config.training import TrainingConfig
+from shardmean.model.training.phase_timer import PHASES
 
 if TYPE_CHECKING:
-    from shardmean.model.training import Training
+    from shardmean.model.training.trainer import Training
 
 BATCH = 32
 MANY_EPOCHS = 100_000

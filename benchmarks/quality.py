@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.fashion import official_dataset
 from benchmarks.measure import commit, parsed, parser, print_table
 from shardmean.model.config.training import TrainingConfig
-from shardmean.model.training import Training
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.trainer import Training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,7 +25,7 @@ from benchmarks.processes import RATE, WEIGHT_DECAY
 from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.networks.classifier import lenet
-from shardmean.model.training import Training
+from shardmean.model.training.trainer import Training
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -33,7 +33,7 @@ from shardmean.model.dataset.reader import Dataset
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.errors import UserError
 from shardmean.model.networks.classifier import lenet
-from shardmean.model.training import Training
+from shardmean.model.training.trainer import Training
 
 if TYPE_CHECKING:
     import argparse

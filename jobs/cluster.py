@@ -23,8 +23,8 @@ from shardmean.jobs import jvm
 from shardmean.jobs.java import LOCAL_SETTINGS, java_environment
 from shardmean.jobs.states import no_room, packed, unpacked
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.faults import LostTransportError, LostWorkerError
-from shardmean.model.progress import INTERVAL_S, every
+from shardmean.model.training.failures import LostTransportError, LostWorkerError
+from shardmean.model.training.progress import INTERVAL_S, every
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from shardmean.jobs.states import Parcel
     from shardmean.model.distributed.rendezvous import Meeting
-    from shardmean.model.tasks import Failure, Report, Task, Work
+    from shardmean.model.training.messages import Failure, Report, Task, Work
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -199,7 +199,7 @@ class BarrierTransport:
         large = parcel.large
 
         def in_task(mine: Iterable[Task]) -> Iterator[Report | Failure]:
-            from shardmean.model.tasks import attempt
+            from shardmean.model.training.messages import attempt
 
             _spare_the_collector()
             for task in mine:

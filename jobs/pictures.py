@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shardmean.model.checkpoint import Checkpoint
     from shardmean.model.evaluation.evaluator import Evaluation
+    from shardmean.model.training.checkpoint import Checkpoint
 
 MAX_CLASSES, MAX_CURVES = 30, 10
 INK, TRAIN, HELD_OUT, GAP = "#1f2933", "#9aa5b1", "#0b6bcb", "#e8833a"

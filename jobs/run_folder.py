@@ -8,14 +8,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from shardmean.jobs.tracking import TrainResult
-from shardmean.model import checkpoint
 from shardmean.model.errors import WorldError
 from shardmean.model.storage import filesystem
+from shardmean.model.training import checkpoint
 
 if TYPE_CHECKING:
     from shardmean.jobs.config import TrainJob
-    from shardmean.model.checkpoint import Checkpoint
     from shardmean.model.storage.lease import Lease
+    from shardmean.model.training.checkpoint import Checkpoint
 
 # What may differ between two tries of one run: where things lie and how long to wait, not what comes out.
 _PLACES = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from shardmean.jobs.cluster import open_session, run_tasks
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.progress import INTERVAL_S, every
+from shardmean.model.training.progress import INTERVAL_S, every
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -16,8 +16,8 @@ from shardmean.jobs.verify import Verification
 from shardmean.model.dataset.manifest import SPLITS, load_manifest, report_uri
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.errors import WorldError
-from shardmean.model.progress import INTERVAL_S, every
 from shardmean.model.storage import filesystem
+from shardmean.model.training.progress import INTERVAL_S, every
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

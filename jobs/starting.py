@@ -6,14 +6,14 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from shardmean.jobs import registry
-from shardmean.model import checkpoint
 from shardmean.model.config.fine_tuning import REGISTERED
 from shardmean.model.errors import UserError
 from shardmean.model.optimization.fine_tuning import Origin
 from shardmean.model.serving import image_model
+from shardmean.model.training import checkpoint
 
 if TYPE_CHECKING:
-    from shardmean.model.checkpoint import Checkpoint
+    from shardmean.model.training.checkpoint import Checkpoint
 
 _ABOUT = ("image", "class_names", "network", "layers", "mean", "std")
 

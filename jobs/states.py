@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pyspark import Broadcast, SparkContext
 
-    from shardmean.model.tasks import Task
+    from shardmean.model.training.messages import Task
 
 LARGE_BYTES = 2**18
 # Of what comes back, in the driver's heap: measured with 1 GiB, where 250 MiB had room and 330 MiB had none, and in

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from shardmean.model.accounting import PHASES
+from shardmean.model.training.phase_timer import PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

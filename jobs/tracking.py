@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from shardmean.jobs.config import TrainJob
-    from shardmean.model.checkpoint import Checkpoint
     from shardmean.model.dataset.manifest import Manifest
     from shardmean.model.evaluation.evaluator import Evaluation
-    from shardmean.model.progress import Moment
+    from shardmean.model.training.checkpoint import Checkpoint
+    from shardmean.model.training.progress import Moment
 
 MAX_PARAMS_A_CALL = 100  # MLflow's limit
 log = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from shardmean.jobs.mlflow_store import connect
 from shardmean.jobs.run_folder import RunFolder, folder_of, version_of
 from shardmean.jobs.starting import find
 from shardmean.jobs.tracking import Tracker
-from shardmean.model.accounting import PHASES
 from shardmean.model.dataset.manifest import Manifest, load_manifest
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.dataset.sampler import plan_evaluation
@@ -23,22 +22,23 @@ from shardmean.model.evaluation.evaluator import evaluate
 from shardmean.model.images.decoder import encode_png
 from shardmean.model.optimization.fine_tuning import normalised_as
 from shardmean.model.optimization.replica import build_model
-from shardmean.model.preview import preview
-from shardmean.model.segment import EVALUATION_BATCH, plan_training
 from shardmean.model.storage import filesystem
 from shardmean.model.storage.lease import Lease, LeaseLostError
-from shardmean.model.training import Training
+from shardmean.model.training.augmentation_preview import preview
+from shardmean.model.training.phase_timer import PHASES
+from shardmean.model.training.trainer import Training
+from shardmean.model.training.worker import EVALUATION_BATCH, plan_training
 
 if TYPE_CHECKING:
     from shardmean.jobs.config import TrainJob
     from shardmean.jobs.tracking import TrainResult
-    from shardmean.model.checkpoint import Checkpoint
     from shardmean.model.config.training import TrainingConfig
     from shardmean.model.dataset.manifest import Split
     from shardmean.model.evaluation.evaluator import Evaluation
     from shardmean.model.optimization.fine_tuning import Origin
-    from shardmean.model.progress import Moment
     from shardmean.model.serving.image_model import ImageModel
+    from shardmean.model.training.checkpoint import Checkpoint
+    from shardmean.model.training.progress import Moment
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ POINTS = {
     "shardmean.jobs.train": ["train"],
     "shardmean.jobs.tracking": ["Tracker.__init__"],
     "pyspark.sql.session": ["SparkSession.Builder.getOrCreate"],
-    "shardmean.model.training": ["Training.next_state"],
-    "shardmean.model.tasks": ["attempt"],
+    "shardmean.model.training.trainer": ["Training.next_state"],
+    "shardmean.model.training.messages": ["attempt"],
     "shardmean.model.distributed.rendezvous": ["Member.__init__"],
     "torch.optim.optimizer": [],
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..accounting import Clock
+    from ..training.phase_timer import Clock
     from .manifest import Split
     from .reader import Dataset, Examples
     from .sampler import Window

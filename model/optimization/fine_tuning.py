@@ -13,10 +13,10 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..checkpoint import Checkpoint
     from ..config.training import TrainingConfig
     from ..dataset.manifest import Manifest
     from ..networks.classifier import Classifier
+    from ..training.checkpoint import Checkpoint
 
 Config = TypeVar("Config", bound="TrainingConfig")
 

@@ -19,9 +19,9 @@ import torch
 
 from shardmean.jobs.run_folder import folder_of
 from shardmean.jobs.train import train
-from shardmean.model import checkpoint
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.storage.lease import Lease
+from shardmean.model.training import checkpoint
 
 from .cluster import running_cluster
 
@@ -106,7 +106,7 @@ from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.dataset.manifest import load_manifest
-from shardmean.model.training import Training
+from shardmean.model.training.trainer import Training
 from shardmean.jobs.config import TrainJob
 
 with open(sys.argv[1]) as file:

@@ -18,7 +18,7 @@ from shardmean.jobs.config import TrackingConfig, TrainJob
 from shardmean.jobs.jvm import ENDED
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import checkpoint
+from shardmean.model.training import checkpoint
 
 if TYPE_CHECKING:
     import subprocess

@@ -13,9 +13,9 @@ from shardmean.jobs.run_folder import RunFolder, folder_of
 from shardmean.jobs.starting import find
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import checkpoint
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.errors import UserError
+from shardmean.model.training import checkpoint
 
 pytestmark = pytest.mark.usefixtures("spark")
 CHAMPION = "models:/shardmean@champion"

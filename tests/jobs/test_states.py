@@ -12,10 +12,10 @@ from shardmean.jobs.cluster import BarrierTransport, first_cause
 from shardmean.jobs.states import no_room, num_bytes, packed
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.environment import this_environment
 from shardmean.model.errors import UserError
-from shardmean.model.faults import LostWorkerError
-from shardmean.model.tasks import Report, Rounds, Task
+from shardmean.model.training.environment import this_environment
+from shardmean.model.training.failures import LostWorkerError
+from shardmean.model.training.messages import Report, Rounds, Task
 
 MODEL = {"weight": torch.arange(200_000.0)}
 TOO_LONG = (

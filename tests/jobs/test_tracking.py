@@ -20,13 +20,13 @@ from shardmean.jobs.report import make_report
 from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize
-from shardmean.model import checkpoint
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.dataset.manifest import load_manifest, report_uri
 from shardmean.model.errors import WorldError
-from shardmean.model.progress import Moment
 from shardmean.model.serving import image_model
 from shardmean.model.storage import filesystem
+from shardmean.model.training import checkpoint
+from shardmean.model.training.progress import Moment
 
 from .indexed import Made, publish_indexed
 

@@ -21,14 +21,14 @@ from shardmean.model.config.training import AveragingConfig
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.environment import this_environment
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.segment import plan_training, train_rounds
 from shardmean.model.storage import filesystem
 from shardmean.model.storage.lease import LeaseLostError
-from shardmean.model.tasks import Report, Rounds, Task
-from shardmean.model.training import Training
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training.environment import this_environment
+from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.messages import Report, Rounds, Task
+from shardmean.model.training.trainer import Training
+from shardmean.model.training.worker import plan_training, train_rounds
 
 pytestmark = pytest.mark.usefixtures("spark")
 

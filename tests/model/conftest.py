@@ -14,7 +14,7 @@ from shardmean.model.dataset.manifest import Manifest, Source, publish
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.distributed.rendezvous import Meeting, Member
 from shardmean.model.shard_writer import ShardWriter
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training.local_launcher import LocalTransport
 
 from .averaging import group_of
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shardmean.model import segment
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
-from shardmean.model.training import Training
+from shardmean.model.training import worker
+from shardmean.model.training.trainer import Training
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from shardmean.model.tasks import Report, Task, Work
-    from shardmean.model.transport import LocalTransport
+    from shardmean.model.training.local_launcher import LocalTransport
+    from shardmean.model.training.messages import Report, Task, Work
 
 RANK = 1
 
@@ -58,7 +58,7 @@ class Fault:
 
 def struck(work: Work, fault: Fault, task: Task, device: str) -> Report:
     """Do a task in which the fault befalls its worker."""
-    average, step = segment.Averager.average, segment.Replica.backward
+    average, step = worker.Averager.average, worker.Replica.backward
 
     def average_after_fault(self: Any, weight: float, *, rank: int, round_index: int, loss: float) -> None:
         if (rank, round_index) == (RANK, fault.round_index):
@@ -70,11 +70,11 @@ def struck(work: Work, fault: Fault, task: Task, device: str) -> Report:
             time.sleep(fault.slows_peers_by_s / 12)
         step(self, batch)
 
-    segment.Averager.average, segment.Replica.backward = average_after_fault, slow_step
+    worker.Averager.average, worker.Replica.backward = average_after_fault, slow_step
     try:
         return work(task, device)
     finally:
-        segment.Averager.average, segment.Replica.backward = average, step
+        worker.Averager.average, worker.Replica.backward = average, step
 
 
 class Struck:

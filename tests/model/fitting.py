@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.dataset.sampler import EpochPlan, plan_epoch
 from shardmean.model.networks.classifier import Classifier, build_classifier
-from shardmean.model.training import Training
+from shardmean.model.training.trainer import Training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardmean.model.checkpoint import Checkpoint
     from shardmean.model.dataset.reader import Dataset
+    from shardmean.model.training.checkpoint import Checkpoint
 
 BATCH, BUFFER_ROWS = 8, 24
 

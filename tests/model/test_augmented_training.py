@@ -13,24 +13,24 @@ import pyarrow as pa
 import pytest
 import torch
 
-from shardmean.model import checkpoint, segment
 from shardmean.model.augmentation.augmenter import Augmenter
 from shardmean.model.augmentation.random import example_keys
 from shardmean.model.config.augmentation import AugmentationConfig
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.dataset.loader import minibatches
 from shardmean.model.errors import UserError
-from shardmean.model.preview import preview
-from shardmean.model.segment import train_rounds
-from shardmean.model.tasks import Rounds
-from shardmean.model.training import Training
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training import checkpoint, worker
+from shardmean.model.training.augmentation_preview import preview
+from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.messages import Rounds
+from shardmean.model.training.trainer import Training
+from shardmean.model.training.worker import train_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardmean.model.dataset.reader import Dataset, Examples
-    from shardmean.model.tasks import Report, Task
+    from shardmean.model.training.messages import Report, Task
 
 CHANGES = {"flip_horizontal": 0.5, "rotate_degrees": 20, "translate_px": 1, "hue": 0.2, "contrast": 0.4, "erase": 0.3}
 Seen = dict[str, tuple[int, str]]
@@ -65,10 +65,10 @@ def digest(image_CHW: torch.Tensor) -> str:
 
 def recorded(task: Task, device: str) -> Report:
     """A worker's epoch whose report tells, in place of ids, what the model was given: id, label and image."""
-    backward = segment.Replica.backward
+    backward = worker.Replica.backward
     seen: list[str] = []
 
-    def backward_and_record(self: segment.Replica, batch: Examples) -> None:
+    def backward_and_record(self: worker.Replica, batch: Examples) -> None:
         def record(_model: object, inputs: tuple[torch.Tensor]) -> None:
             rows = zip(batch.ids, batch.labels_N, inputs[0], strict=True)
             seen.extend(f"{example_id} {label} {digest(image)}" for example_id, label, image in rows)
@@ -77,17 +77,17 @@ def recorded(task: Task, device: str) -> Report:
         backward(self, batch)
         hook.remove()
 
-    segment.Replica.backward = backward_and_record
+    worker.Replica.backward = backward_and_record
     try:
         return replace(train_rounds(task, device), ids=seen)
     finally:
-        segment.Replica.backward = backward
+        worker.Replica.backward = backward
 
 
 def seen_in_training(trained: Training, *, epoch: int) -> Seen:
     config, manifest = trained.config, trained.dataset.manifest
     state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
-    plan = segment.plan_training(config, manifest, epoch=epoch, num_workers=config.num_workers)
+    plan = worker.plan_training(config, manifest, epoch=epoch, num_workers=config.num_workers)
     tasks = {"rounds": Rounds(epoch=epoch, first=0, stop=plan.num_rounds), "trace_ids": True}
     reports, _ = trained._run(recorded, lambda: ([state] * config.num_workers, tasks))
     lines = [line.split() for report in reports for line in report.ids]
@@ -186,7 +186,7 @@ def test_what_cannot_be_done_to_grey_images_is_refused_before_a_worker_starts(ma
 
 
 def test_keys_are_those_of_the_ids_and_read_only_when_asked_for(dataset):
-    plan = segment.plan_training(TrainingConfig(batch_size_per_worker=7), dataset.manifest, epoch=0, num_workers=1)
+    plan = worker.plan_training(TrainingConfig(batch_size_per_worker=7), dataset.manifest, epoch=0, num_workers=1)
 
     def batches(**wanted: bool) -> Iterator[Examples]:
         return minibatches(dataset, plan.windows(0), "train", batch_size=7, **wanted)

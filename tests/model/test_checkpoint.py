@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from shardmean.model import checkpoint
-from shardmean.model.checkpoint import Checkpoint
 from shardmean.model.dataset.sampler import Leg
 from shardmean.model.errors import WorldError
+from shardmean.model.training import checkpoint
+from shardmean.model.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path

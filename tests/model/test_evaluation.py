@@ -17,9 +17,9 @@ from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.evaluation.evaluator import Evaluation, Mistake
 from shardmean.model.optimization.replica import build_model
-from shardmean.model.segment import NUM_MISTAKES as NUM_KEPT
-from shardmean.model.training import Training
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.trainer import Training
+from shardmean.model.training.worker import NUM_MISTAKES as NUM_KEPT
 
 NUM_CLASSES, NUM_MISTAKES = 5, 4
 CLASSES = st.integers(0, NUM_CLASSES - 1)

@@ -15,17 +15,17 @@ from shardmean.model.config.training import TrainingConfig
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.distributed.store import AbortedError
 from shardmean.model.distributed.tcp_allreduce import LostPeersError, UnmetPeersError
-from shardmean.model.environment import this_environment
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.optimization.averaging import DivergedError, PeerDivergedError, PeerLostError
-from shardmean.model.tasks import Failure, Report, Task, attempt, seeded
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training.environment import this_environment
+from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.messages import Failure, Report, Task, attempt, seeded
 
 from .faults import Struck, training
 from .fitting import fit
 
 if TYPE_CHECKING:
-    from shardmean.model.tasks import Work
+    from shardmean.model.training.messages import Work
 
 
 class Scripted(Struck):

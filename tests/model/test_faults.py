@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training.local_launcher import LocalTransport
 
 from .faults import RANK, Fault, Struck, training
 from .fitting import fit
@@ -20,8 +20,8 @@ from .fitting import fit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardmean.model.checkpoint import Checkpoint
-    from shardmean.model.tasks import Task, Work
+    from shardmean.model.training.checkpoint import Checkpoint
+    from shardmean.model.training.messages import Task, Work
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from shardmean.model.accounting import Clock
 from shardmean.model.dataset.loader import ahead, minibatches
 from shardmean.model.dataset.sampler import plan_epoch
 from shardmean.model.errors import WorldError
+from shardmean.model.training.phase_timer import Clock
 
 from .fitting import bits, fit, plan_of, training
 

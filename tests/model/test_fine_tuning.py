@@ -195,7 +195,7 @@ def test_a_state_that_does_not_fit_is_refused(source):
 def test_a_network_whose_last_layer_is_no_head(source, monkeypatch):
     trained, state = source
     monkeypatch.setattr(
-        "shardmean.model.training.build_model", lambda *_: Classifier(nn.Flatten(), [0.5] * 3, [0.5] * 3)
+        "shardmean.model.training.trainer.build_model", lambda *_: Classifier(nn.Flatten(), [0.5] * 3, [0.5] * 3)
     )
     with pytest.raises(UserError, match="the network's last linear layer does not give the 3 classes"):
         tuned(trained, origin_of(trained, state), replace_head=True).first_state()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from shardmean.model.distributed.store import Progress
-from shardmean.model.progress import Silence, every
+from shardmean.model.training.progress import Silence, every
 
 READY = Progress("a", is_ready=True)
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from shardmean.model import checkpoint
+from shardmean.model.training import checkpoint
 
 from .fitting import bits, fit, state_bits, training
 
 if TYPE_CHECKING:
-    from shardmean.model.checkpoint import Checkpoint
+    from shardmean.model.training.checkpoint import Checkpoint
 
 OUTER = {"learning_rate": 0.8, "momentum": 0.6}
 RESUMED = {

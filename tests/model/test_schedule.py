@@ -17,8 +17,8 @@ from shardmean.model.errors import UserError
 from shardmean.model.evaluation.evaluator import Evaluation
 from shardmean.model.optimization.averaging import Averager
 from shardmean.model.optimization.replica import Replica, rate_factor
-from shardmean.model.training import Training, score
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.trainer import Training, score
 
 
 @given(

@@ -13,7 +13,7 @@ from shardmean.model.dataset.manifest import shard_uri
 from shardmean.model.dataset.shard_cache import ShardCache
 from shardmean.model.errors import WorldError
 from shardmean.model.storage import filesystem
-from shardmean.model.tasks import open_dataset
+from shardmean.model.training.messages import open_dataset
 
 
 class Store:

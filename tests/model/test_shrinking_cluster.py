@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from shardmean.model.errors import WorldError
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training.local_launcher import LocalTransport
 
 from .faults import Fault, Struck, training
 from .fitting import fit
@@ -16,8 +16,8 @@ from .fitting import fit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardmean.model.checkpoint import Checkpoint
-    from shardmean.model.tasks import Task, Work
+    from shardmean.model.training.checkpoint import Checkpoint
+    from shardmean.model.training.messages import Task, Work
 
 
 class Shrinking(Struck):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from shardmean.model.config.training import TrainingConfig
-from shardmean.model.environment import this_environment
 from shardmean.model.errors import UserError, WorldError
-from shardmean.model.segment import evaluate_split, train_rounds
-from shardmean.model.tasks import Failure, Rounds, Task, attempt, flushes_denormals, seeded
-from shardmean.model.transport import LocalTransport
+from shardmean.model.training.environment import this_environment
+from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.messages import Failure, Rounds, Task, attempt, flushes_denormals, seeded
+from shardmean.model.training.worker import evaluate_split, train_rounds
 
 from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
 

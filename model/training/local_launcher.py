@@ -7,10 +7,10 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Self
 
-from .distributed.rendezvous import Meeting
-from .errors import WorldError
-from .faults import LostWorkerError
-from .tasks import Failure, Report, Task, Work, attempt
+from ..distributed.rendezvous import Meeting
+from ..errors import WorldError
+from .failures import LostWorkerError
+from .messages import Failure, Report, Task, Work, attempt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

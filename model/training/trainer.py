@@ -10,30 +10,30 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ..config.training import LOWEST_IS_BEST
+from ..dataset.sampler import EpochPlan, Leg
+from ..errors import UserError, WorldError
+from ..evaluation.evaluator import Evaluation
+from ..optimization.fine_tuning import Origin, begin
+from ..optimization.replica import build_model, normalisation
+from ..serving.image_model import describe
 from .checkpoint import Checkpoint
-from .config.training import LOWEST_IS_BEST
-from .dataset.sampler import EpochPlan, Leg
 from .environment import this_environment
-from .errors import UserError, WorldError
-from .evaluation.evaluator import Evaluation
-from .faults import FailedWorkerError, LostTransportError, blame, cause
-from .merging import merged
-from .optimization.fine_tuning import Origin, begin
-from .optimization.replica import build_model, normalisation
+from .failures import FailedWorkerError, LostTransportError, blame, cause
+from .merge import merged
+from .messages import Failure, ReplicaState, Report, Rounds, Task, Work
 from .progress import Ask, OnProgress, Silence, Watch, every, watched
-from .segment import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
-from .serving.image_model import describe
-from .tasks import Failure, ReplicaState, Report, Rounds, Task, Work
+from .worker import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from .config.training import FigureName, TrainingConfig
-    from .dataset.manifest import Split
-    from .dataset.reader import Dataset
-    from .distributed.rendezvous import Meeting
-    from .distributed.store import Address, Progress
+    from ..config.training import FigureName, TrainingConfig
+    from ..dataset.manifest import Split
+    from ..dataset.reader import Dataset
+    from ..distributed.rendezvous import Meeting
+    from ..distributed.store import Address, Progress
 
 GRACE_S = 5
 log = logging.getLogger(__name__)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .segment import new_augmenter
+from .worker import new_augmenter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .config.training import TrainingConfig
-    from .dataset.reader import Dataset
+    from ..config.training import TrainingConfig
+    from ..dataset.reader import Dataset
 
 NUM_EXAMPLES, NUM_EPOCHS = 6, 7
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from .dataset.sampler import Leg
-from .errors import WorldError
-from .storage import filesystem
+from ..dataset.sampler import Leg
+from ..errors import WorldError
+from ..storage import filesystem
 
 VERSION = 3
 _DIGEST_BYTES = 32

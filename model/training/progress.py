@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .distributed.store import Progress
+    from ..distributed.store import Progress
 
 INTERVAL_S = 2.0
 log = logging.getLogger(__name__)

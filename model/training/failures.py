@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from .errors import UserError, WorldError
+from ..errors import UserError, WorldError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .distributed.store import Progress
-    from .tasks import Failure
+    from ..distributed.store import Progress
+    from .messages import Failure
 
 # The user's mistake is shown before the world's fault, that before our bug, and that before lost peers.
 ORDER = ("user", "diverged", "world", "bug", "peer")

@@ -15,27 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .accounting import Clock
-from .dataset.loader import minibatches
-from .dataset.sampler import plan_epoch, plan_evaluation
-from .evaluation.evaluator import evaluate
-from .optimization.averaging import Averager
-from .optimization.replica import Replica, rate_factor
-from .storage import filesystem
-from .tasks import Report, member_of, seeded
+from ..dataset.loader import minibatches
+from ..dataset.sampler import plan_epoch, plan_evaluation
+from ..evaluation.evaluator import evaluate
+from ..optimization.averaging import Averager
+from ..optimization.replica import Replica, rate_factor
+from ..storage import filesystem
+from .messages import Report, member_of, seeded
+from .phase_timer import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from .augmentation.augmenter import Augmenter
-    from .config.training import TrainingConfig
-    from .dataset.manifest import Manifest, Split
-    from .dataset.reader import Dataset, Examples
-    from .dataset.sampler import EpochPlan, Leg
-    from .distributed.rendezvous import Member
-    from .distributed.store import Progress
-    from .evaluation.evaluator import Evaluation
-    from .tasks import ReplicaState, Task
+    from ..augmentation.augmenter import Augmenter
+    from ..config.training import TrainingConfig
+    from ..dataset.manifest import Manifest, Split
+    from ..dataset.reader import Dataset, Examples
+    from ..dataset.sampler import EpochPlan, Leg
+    from ..distributed.rendezvous import Member
+    from ..distributed.store import Progress
+    from ..evaluation.evaluator import Evaluation
+    from .messages import ReplicaState, Task
 
 EVALUATION_BATCH = 256
 NUM_MISTAKES = 24
@@ -119,7 +119,7 @@ def new_augmenter(config: TrainingConfig, manifest: Manifest, epoch: int) -> Aug
     if not config.augmentation.is_on:
         return None
     # Kornia takes a while to import, and only here is it needed.
-    from .augmentation.augmenter import Augmenter
+    from ..augmentation.augmenter import Augmenter
 
     return Augmenter(config.augmentation, seed=config.seed, epoch=epoch, mean=manifest.mean)
 

@@ -14,23 +14,23 @@ import numpy as np
 import torch
 from torch.distributed import DistError
 
-from .dataset.manifest import load_manifest
-from .dataset.reader import Dataset
-from .dataset.shard_cache import ShardCache, cache_folder
-from .distributed.rendezvous import Member
-from .distributed.store import AbortedError, Board, Progress
-from .distributed.tcp_allreduce import LostPeersError
+from ..dataset.manifest import load_manifest
+from ..dataset.reader import Dataset
+from ..dataset.shard_cache import ShardCache, cache_folder
+from ..distributed.rendezvous import Member
+from ..distributed.store import AbortedError, Board, Progress
+from ..distributed.tcp_allreduce import LostPeersError
+from ..errors import UserError, WorldError
+from ..optimization.averaging import DivergedError, PeerDivergedError, PeerLostError
+from ..storage import filesystem
 from .environment import Environment, this_environment
-from .errors import UserError, WorldError
-from .optimization.averaging import DivergedError, PeerDivergedError, PeerLostError
-from .storage import filesystem
 
 if TYPE_CHECKING:
-    from .config.training import TrainingConfig
-    from .dataset.manifest import Split
-    from .dataset.sampler import Leg
-    from .distributed.store import Address
-    from .evaluation.evaluator import Evaluation
+    from ..config.training import TrainingConfig
+    from ..dataset.manifest import Split
+    from ..dataset.sampler import Leg
+    from ..distributed.store import Address
+    from ..evaluation.evaluator import Evaluation
 
 ReplicaState = dict[str, Any]
 # How a worker sees that another left or stopped it: the other's own report names the cause.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .accounting import PHASES
 from .checkpoint import Checkpoint
+from .phase_timer import PHASES
 
 if TYPE_CHECKING:
-    from .dataset.sampler import EpochPlan, Leg
-    from .evaluation.evaluator import Evaluation
-    from .tasks import Report
+    from ..dataset.sampler import EpochPlan, Leg
+    from ..evaluation.evaluator import Evaluation
+    from .messages import Report
 
 
 MAX_MOMENTS = 500

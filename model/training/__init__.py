@@ -1,0 +1,1 @@
+"""What all workers do together: segments, failures, checkpoints, the epoch loop."""
