@@ -22,7 +22,7 @@ from airflow.sdk.exceptions import (
 import shardmean.jobs.config
 from shardmean.dags.events import datasets_told, version_told
 from shardmean.jobs.airflow_config import MAX_RETRY_DELAY_S
-from shardmean.jobs.home import home
+from shardmean.jobs.common.local_paths import home
 from shardmean.model.errors import UserError
 from shardmean.model.storage import filesystem
 

@@ -19,9 +19,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Wi
 from yaml import YAMLError
 
 from shardmean.jobs.airflow_config import AirflowConfig
+from shardmean.jobs.common.redaction import holds_password
 from shardmean.jobs.complaints import plain_sections, problems
 from shardmean.jobs.patterns import check_expression, check_glob
-from shardmean.jobs.shown import holds_password
 from shardmean.model.config.image import Fraction, ImageConfig, Settings, SplitConfig
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from shardmean.jobs.home import home, store_uri
+from shardmean.jobs.common.local_paths import home, store_uri
+from shardmean.jobs.common.redaction import without_secrets
 from shardmean.jobs.java import MIN_VERSION, java_version, packaged_java, system_java
-from shardmean.jobs.shown import without_secrets
 from shardmean.jobs.stack import scripts_folder
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import pyarrow as pa
 
-from shardmean.jobs.columns import Rows, rows_of
+from shardmean.jobs.common.arrow_tables import Rows, rows_of
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:

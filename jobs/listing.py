@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from shardmean.jobs.columns import Rows, batches
-from shardmean.jobs.shown import shown
+from shardmean.jobs.common.arrow_tables import Rows, batches
+from shardmean.jobs.common.redaction import shown
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.storage import filesystem
 

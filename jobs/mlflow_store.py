@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import mlflow
 
-from shardmean.jobs.home import home, store_uri
-from shardmean.jobs.shown import without_secrets
+from shardmean.jobs.common.local_paths import home, store_uri
+from shardmean.jobs.common.redaction import without_secrets
 from shardmean.model.errors import WorldError
 
 if TYPE_CHECKING:

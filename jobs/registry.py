@@ -17,7 +17,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 
-from shardmean.jobs.shown import without_secrets
+from shardmean.jobs.common.redaction import without_secrets
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.optimization.replica import normalisation
 from shardmean.model.serving import image_model

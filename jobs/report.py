@@ -10,10 +10,10 @@ from urllib.parse import unquote, urlsplit
 
 from jinja2 import Environment, StrictUndefined
 
+from shardmean.jobs.common.redaction import shown
 from shardmean.jobs.report_figures import NUM_PATHS, Figures, figures
 from shardmean.jobs.report_histogram import say_bytes, say_number
 from shardmean.jobs.report_images import draw
-from shardmean.jobs.shown import shown
 from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:

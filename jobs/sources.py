@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardmean.jobs import idx, table
-from shardmean.jobs.columns import batches, by_path, give_back_memory, kept, rows_of
+from shardmean.jobs.common.arrow_tables import batches, by_path, give_back_memory, kept, rows_of
+from shardmean.jobs.common.redaction import shown
 from shardmean.jobs.folders import WORDS, Folders, named_split
 from shardmean.jobs.items import ITEMS, Item, Items
 from shardmean.jobs.listing import MAX_PATH, MISSING, find_files, list_files
 from shardmean.jobs.patterns import extract, matches
-from shardmean.jobs.shown import shown
 from shardmean.model.dataset.shard import one_chunk
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.images.decoder import SUFFIXES

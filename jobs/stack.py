@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from shardmean.jobs.home import artifacts, home, store_uri
+from shardmean.jobs.common.local_paths import artifacts, home, store_uri
 from shardmean.jobs.java import LOCAL_SETTINGS, java_environment
 from shardmean.model.errors import UserError, WorldError
 

@@ -21,9 +21,9 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from shardmean.jobs import pictures, registry
-from shardmean.jobs.home import artifacts, store_uri
+from shardmean.jobs.common.local_paths import artifacts, store_uri
+from shardmean.jobs.common.redaction import without_secrets
 from shardmean.jobs.mlflow_store import connect, short, unreachable
-from shardmean.jobs.shown import without_secrets
 from shardmean.model.dataset.manifest import report_uri
 from shardmean.model.storage import filesystem
 

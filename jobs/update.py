@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardmean.jobs.columns import give_back_memory
+from shardmean.jobs.common.arrow_tables import give_back_memory
 from shardmean.jobs.index import (
     INDEX,
     REMEMBERED,

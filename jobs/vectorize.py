@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardmean.jobs.cleaning import clean
+from shardmean.jobs.common.redaction import shown
 from shardmean.jobs.index import rejected_table, to_parquet
 from shardmean.jobs.report import make_report
 from shardmean.jobs.runner import SparkRunner
-from shardmean.jobs.shown import shown
 from shardmean.jobs.sources import scan
 from shardmean.jobs.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
 from shardmean.model.dataset.manifest import (

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from shardmean.dags.spark_job import results_uri
-from shardmean.jobs.home import home, store_uri
+from shardmean.jobs.common.local_paths import home, store_uri
 from shardmean.jobs.stack import components, prepare
 from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import train

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmean.jobs.columns import BATCH_ROWS
+from shardmean.jobs.common.arrow_tables import BATCH_ROWS
 from shardmean.jobs.items import Item, Items
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

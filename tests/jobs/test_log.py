@@ -7,7 +7,7 @@ import sys
 
 SCRIPT = """
 import logging
-from shardmean.jobs.log import set_up_logging
+from shardmean.jobs.common.logging import set_up_logging
 set_up_logging()
 try:
     raise BrokenPipeError("the driver was told to end")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmean.jobs.shown import holds_password, without_secrets
+from shardmean.jobs.common.redaction import holds_password, without_secrets
 
 USERS = st.text("ab1@%&=.$", max_size=4)
 SIGNS = st.text("ab1@:/?#%&=.$", max_size=4)
