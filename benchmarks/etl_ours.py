@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from shardmean.jobs.config import VectorizeJob
+from shardmean.jobs.config.job import VectorizeJob
 from shardmean.jobs.runner import Failed, SparkRunner, Work
 from shardmean.jobs.vectorize import vectorize
 

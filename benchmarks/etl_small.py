@@ -19,7 +19,7 @@ from benchmarks.fashion import fashion_pngs
 from benchmarks.measure import in_turn, parsed, parser, print_compared, print_table, seconds
 from benchmarks.pictures import link_all, listing_folder
 from benchmarks.processes import Processes
-from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.sources import scan
 from shardmean.model.config.image import ImageConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from shardmean.jobs.config import DIGEST
+from shardmean.jobs.config.job import DIGEST
 from shardmean.model.errors import UserError
 from shardmean.model.storage.filesystem import absolute
 

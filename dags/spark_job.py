@@ -19,10 +19,10 @@ from airflow.sdk.exceptions import (
     AirflowSkipException,
 )
 
-import shardmean.jobs.config
+import shardmean.jobs.config.job
 from shardmean.dags.events import datasets_told, version_told
-from shardmean.jobs.airflow_config import MAX_RETRY_DELAY_S
 from shardmean.jobs.common.local_paths import home
+from shardmean.jobs.config.airflow import MAX_RETRY_DELAY_S
 from shardmean.model.errors import UserError
 from shardmean.model.storage import filesystem
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.types import TaskInstanceKey
 
-    from shardmean.jobs.airflow_config import AirflowConfig
-    from shardmean.jobs.config import Job
+    from shardmean.jobs.config.airflow import AirflowConfig
+    from shardmean.jobs.config.job import Job
 
 DATASET = Asset(name="shardmean_dataset", uri="shardmean://dataset")
 MODEL = Asset(name="shardmean_model", uri="shardmean://model")
@@ -65,7 +65,7 @@ class SparkJobOperator(SparkSubmitOperator):
         self.asset = asset
         self.link_url = ""
         super().__init__(
-            application=str(Path(shardmean.jobs.config.__file__).with_name("cli.py")),
+            application=str(Path(shardmean.jobs.config.job.__file__).with_name("cli.py")),
             application_args=[
                 command,
                 f"--config={config_file}",

@@ -7,7 +7,7 @@ from airflow.sdk import dag
 
 from shardmean.dags.forms import config_file, form, load_defaults
 from shardmean.dags.spark_job import DATASET, MODEL, SparkJobOperator
-from shardmean.jobs.config import TrainJob
+from shardmean.jobs.config.job import TrainJob
 
 JOB = load_defaults(TrainJob, "train.yaml")
 MAIN = [

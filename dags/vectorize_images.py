@@ -7,7 +7,7 @@ from airflow.sdk import dag
 
 from shardmean.dags.forms import config_file, form, load_defaults
 from shardmean.dags.spark_job import DATASET, SparkJobOperator
-from shardmean.jobs.config import VectorizeJob
+from shardmean.jobs.config.job import VectorizeJob
 
 JOB = load_defaults(VectorizeJob, "vectorize.yaml")
 MAIN = ["source.uri", "dataset_uri", "image.height_px", "image.width_px", "image.channels", "max_rejected_fraction"]

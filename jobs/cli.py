@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardmean.jobs.common.logging import set_up_logging
-from shardmean.jobs.config import TrainJob, VectorizeJob, load_job
+from shardmean.jobs.config.job import TrainJob, VectorizeJob, load_job
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.storage import filesystem
 

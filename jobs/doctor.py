@@ -156,7 +156,7 @@ def _place(connection: str) -> str:
 
 
 def _mlflow() -> Finding:
-    from shardmean.jobs.config import TrackingConfig
+    from shardmean.jobs.config.job import TrackingConfig
     from shardmean.jobs.mlflow_store import connect
     from shardmean.model.errors import WorldError
 

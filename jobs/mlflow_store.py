@@ -14,7 +14,7 @@ from shardmean.jobs.common.redaction import without_secrets
 from shardmean.model.errors import WorldError
 
 if TYPE_CHECKING:
-    from shardmean.jobs.config import TrackingConfig
+    from shardmean.jobs.config.job import TrackingConfig
 
 
 def connect(tracking: TrackingConfig) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shardmean.jobs.config import VectorizeJob
+    from shardmean.jobs.config.job import VectorizeJob
     from shardmean.jobs.items import Item, Items
     from shardmean.model.dataset.manifest import Shard
 

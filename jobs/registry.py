@@ -25,7 +25,7 @@ from shardmean.model.serving import image_model
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from shardmean.jobs.config import TrainJob
+    from shardmean.jobs.config.job import TrainJob
     from shardmean.model.dataset.manifest import Manifest
 
 CHALLENGER, CHAMPION = "challenger", "champion"

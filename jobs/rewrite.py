@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shardmean.jobs.config import VectorizeJob
+    from shardmean.jobs.config.job import VectorizeJob
     from shardmean.model.dataset.manifest import Shard
 
 MAX_SMALL = 4  # small shards of a split that are left alone

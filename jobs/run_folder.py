@@ -13,7 +13,7 @@ from shardmean.model.storage import filesystem
 from shardmean.model.training import checkpoint
 
 if TYPE_CHECKING:
-    from shardmean.jobs.config import TrainJob
+    from shardmean.jobs.config.job import TrainJob
     from shardmean.model.storage.lease import Lease
     from shardmean.model.training.checkpoint import Checkpoint
 

@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 from shardmean.jobs import idx, table
 from shardmean.jobs.common.arrow_tables import batches, by_path, give_back_memory, kept, rows_of
 from shardmean.jobs.common.redaction import shown
+from shardmean.jobs.config.patterns import extract, matches
 from shardmean.jobs.folders import WORDS, Folders, named_split
 from shardmean.jobs.items import ITEMS, Item, Items
 from shardmean.jobs.listing import MAX_PATH, MISSING, find_files, list_files
-from shardmean.jobs.patterns import extract, matches
 from shardmean.model.dataset.shard import one_chunk
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.images.decoder import SUFFIXES
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shardmean.jobs.config import SourceConfig
+    from shardmean.jobs.config.job import SourceConfig
     from shardmean.model.dataset.manifest import Split
 
 # What an example is made of, and what rejects it; not where it stands.

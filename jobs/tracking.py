@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from shardmean.jobs.config import TrainJob
+    from shardmean.jobs.config.job import TrainJob
     from shardmean.model.dataset.manifest import Manifest
     from shardmean.model.evaluation.evaluator import Evaluation
     from shardmean.model.training.checkpoint import Checkpoint

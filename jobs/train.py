@@ -30,7 +30,7 @@ from shardmean.model.training.trainer import Training
 from shardmean.model.training.worker import EVALUATION_BATCH, plan_training
 
 if TYPE_CHECKING:
-    from shardmean.jobs.config import TrainJob
+    from shardmean.jobs.config.job import TrainJob
     from shardmean.jobs.tracking import TrainResult
     from shardmean.model.config.training import TrainingConfig
     from shardmean.model.dataset.manifest import Split

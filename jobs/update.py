@@ -36,7 +36,7 @@ from shardmean.model.dataset.shard import one_chunk
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from shardmean.jobs.config import VectorizeJob
+    from shardmean.jobs.config.job import VectorizeJob
     from shardmean.jobs.partition import PartitionReport
     from shardmean.jobs.runner import Runner
     from shardmean.jobs.sources import Scan

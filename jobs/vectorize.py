@@ -43,7 +43,7 @@ from shardmean.model.storage.lease import Lease
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shardmean.jobs.config import VectorizeJob
+    from shardmean.jobs.config.job import VectorizeJob
     from shardmean.jobs.runner import Runner
     from shardmean.jobs.sources import Scan
     from shardmean.jobs.update import Counts

@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from shardmean.jobs.config import TrainJob, load_job
+from shardmean.jobs.config.job import TrainJob, load_job
 from shardmean.jobs.stack import STOP_TIMEOUT_S
 
 from .readme_tree import ROOT

@@ -6,8 +6,8 @@ import re
 import subprocess
 from typing import TYPE_CHECKING
 
-from shardmean.jobs.complaints import leaves
-from shardmean.jobs.config import TrainJob, VectorizeJob
+from shardmean.jobs.config.job import TrainJob, VectorizeJob
+from shardmean.jobs.config.validation_errors import leaves
 
 from .readme_tree import BLOCK, ROOT, tree
 

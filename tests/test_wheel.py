@@ -15,7 +15,7 @@ from .readme_tree import ROOT
 FOLDERS = ("configs", "dags", "jobs", "model")
 READ = """
 import shardmean.dags.train_cnn, shardmean.dags.vectorize_images
-from shardmean.jobs.config import config_folder
+from shardmean.jobs.config.job import config_folder
 print(shardmean.dags.vectorize_images.JOB.image.height_px, shardmean.dags.train_cnn.JOB.network, config_folder())
 """
 

@@ -12,8 +12,8 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from shardmean.dags.forms import config_file, form
-from shardmean.jobs.complaints import leaves
-from shardmean.jobs.config import TrainJob, VectorizeJob, load_job
+from shardmean.jobs.config.job import TrainJob, VectorizeJob, load_job
+from shardmean.jobs.config.validation_errors import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

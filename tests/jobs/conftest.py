@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from shardmean.jobs.config import SourceConfig, TrackingConfig, TrainJob, VectorizeJob
+from shardmean.jobs.config.job import SourceConfig, TrackingConfig, TrainJob, VectorizeJob
 from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.config.training import AveragingConfig

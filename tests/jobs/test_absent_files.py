@@ -7,7 +7,7 @@ import os
 import pyarrow.parquet as pq
 import pytest
 
-from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.config.image import SplitConfig

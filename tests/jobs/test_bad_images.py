@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import shardmean.jobs.vectorize
-from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.sources import scan
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.dataset.manifest import load_manifest, rejected_uri

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.reading import read_item
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.sources import scan

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.sources import scan
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.errors import UserError

@@ -26,7 +26,7 @@ from shardmean.model.training import checkpoint
 from .cluster import running_cluster
 
 if TYPE_CHECKING:
-    from shardmean.jobs.config import TrainJob
+    from shardmean.jobs.config.job import TrainJob
 
 pytestmark = pytest.mark.timeout(400)
 NUM_EPOCHS = 3
@@ -107,7 +107,7 @@ from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.training.trainer import Training
-from shardmean.jobs.config import TrainJob
+from shardmean.jobs.config.job import TrainJob
 
 with open(sys.argv[1]) as file:
     job = TrainJob.model_validate_json(file.read())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmean.jobs.config import EXAMPLE_COLUMNS, TrainJob, VectorizeJob, config_folder, load_job
+from shardmean.jobs.config.job import EXAMPLE_COLUMNS, TrainJob, VectorizeJob, config_folder, load_job
 from shardmean.model.dataset.shard import SCHEMA
 from shardmean.model.errors import UserError
 

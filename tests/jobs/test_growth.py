@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import shardmean.jobs.partition
 import shardmean.jobs.update
 import shardmean.jobs.vectorize
-from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.partition import partitions
 from shardmean.jobs.rewrite import MAX_SMALL, SMALL
 from shardmean.jobs.runner import LocalRunner

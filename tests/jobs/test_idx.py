@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import shardmean.jobs.idx
-from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.reading import read_item
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.sources import scan

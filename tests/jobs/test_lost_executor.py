@@ -24,7 +24,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 import psutil
-from shardmean.jobs.config import VectorizeJob
+from shardmean.jobs.config.job import VectorizeJob
 from shardmean.jobs.partition import PartitionTask
 from shardmean.jobs.runner import SparkRunner
 from shardmean.jobs.vectorize import vectorize

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import shardmean.jobs.update
-from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.dataset.manifest import load_manifest
@@ -30,7 +30,7 @@ from .whole import check_whole, rows_of
 
 KILLED_RUN = """
 import os, signal, sys
-from shardmean.jobs.config import VectorizeJob
+from shardmean.jobs.config.job import VectorizeJob
 from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from model import storage

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardmean.jobs.reading
-from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.items import Item
 from shardmean.jobs.partition import PartitionTask, vectorize_partition
 from shardmean.jobs.reading import NUM_READ_AHEAD, READ_AHEAD_BYTES

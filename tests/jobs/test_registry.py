@@ -15,7 +15,7 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from shardmean.jobs import registry
-from shardmean.jobs.config import TrainJob
+from shardmean.jobs.config.job import TrainJob
 from shardmean.model.errors import WorldError
 from shardmean.model.images.decoder import encode_png
 from shardmean.model.networks.classifier import build_classifier

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from shardmean.jobs.config import TrackingConfig, TrainJob
+from shardmean.jobs.config.job import TrackingConfig, TrainJob
 from shardmean.jobs.jvm import ENDED
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize

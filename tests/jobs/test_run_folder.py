@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
-from shardmean.jobs.config import TrackingConfig
+from shardmean.jobs.config.job import TrackingConfig
 from shardmean.jobs.run_folder import RunFolder, folder_of
 from shardmean.jobs.train import train
 from shardmean.model.errors import WorldError

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from shardmean.jobs.config import TrackingConfig, TrainJob
+from shardmean.jobs.config.job import TrackingConfig, TrainJob
 from shardmean.jobs.mlflow_store import connect
 from shardmean.jobs.run_folder import RunFolder, folder_of
 from shardmean.jobs.starting import find

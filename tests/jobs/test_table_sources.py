@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmean.jobs.config import SourceConfig
+from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.reading import read_item
 from shardmean.jobs.sources import scan
 from shardmean.model.storage import filesystem

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from shardmean.jobs import registry
-from shardmean.jobs.airflow_config import AirflowConfig
+from shardmean.jobs.config.airflow import AirflowConfig
 from shardmean.jobs.report import make_report
 from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import train

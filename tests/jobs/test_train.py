@@ -12,7 +12,7 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from shardmean.jobs.cluster import BarrierTransport
-from shardmean.jobs.config import TrackingConfig
+from shardmean.jobs.config.job import TrackingConfig
 from shardmean.jobs.run_folder import RunFolder
 from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import _log_progress, train

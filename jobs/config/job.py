@@ -18,10 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 from yaml import YAMLError
 
-from shardmean.jobs.airflow_config import AirflowConfig
 from shardmean.jobs.common.redaction import holds_password
-from shardmean.jobs.complaints import plain_sections, problems
-from shardmean.jobs.patterns import check_expression, check_glob
+from shardmean.jobs.config.airflow import AirflowConfig
+from shardmean.jobs.config.patterns import check_expression, check_glob
+from shardmean.jobs.config.validation_errors import plain_sections, problems
 from shardmean.model.config.image import Fraction, ImageConfig, Settings, SplitConfig
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
