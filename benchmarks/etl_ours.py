@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from shardmean.jobs.config.job import VectorizeJob
-from shardmean.jobs.runner import Failed, SparkRunner, Work
+from shardmean.jobs.spark.task_runner import Failed, SparkRunner, Work
 from shardmean.jobs.vectorize import vectorize
 
 if TYPE_CHECKING:

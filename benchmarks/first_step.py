@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.fashion import fashion_dataset
 from benchmarks.measure import parsed, parser, print_table
-from shardmean.jobs.java import java_environment
+from shardmean.jobs.spark.java import java_environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from shardmean.jobs.java import system_java
+from shardmean.jobs.spark.java import system_java
 
 REPOSITORY = Path(__file__).parents[2]
 VENV = REPOSITORY / ".venv"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from shardmean.jobs.common.local_paths import artifacts, home, store_uri
-from shardmean.jobs.java import LOCAL_SETTINGS, java_environment
+from shardmean.jobs.spark.java import LOCAL_SETTINGS, java_environment
 from shardmean.model.errors import UserError, WorldError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
 from shardmean.jobs.mlflow_store import connect
 from shardmean.jobs.run_folder import RunFolder, folder_of, version_of
+from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session
 from shardmean.jobs.starting import find
 from shardmean.jobs.tracking import Tracker
 from shardmean.model.dataset.manifest import Manifest, load_manifest

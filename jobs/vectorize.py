@@ -20,8 +20,8 @@ from shardmean.jobs.cleaning import clean
 from shardmean.jobs.common.redaction import shown
 from shardmean.jobs.index import rejected_table, to_parquet
 from shardmean.jobs.report import make_report
-from shardmean.jobs.runner import SparkRunner
 from shardmean.jobs.sources import scan
+from shardmean.jobs.spark.task_runner import SparkRunner
 from shardmean.jobs.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
 from shardmean.model.dataset.manifest import (
     SPLITS,
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardmean.jobs.config.job import VectorizeJob
-    from shardmean.jobs.runner import Runner
     from shardmean.jobs.sources import Scan
+    from shardmean.jobs.spark.task_runner import Runner
     from shardmean.jobs.update import Counts
 
 MAX_TOLD, MAX_TEXT = 20, 300

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyspark
 
-from shardmean.jobs.java import java_environment
+from shardmean.jobs.spark.java import java_environment
 
 READY_S = 90
 LEAN = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"

@@ -38,8 +38,8 @@ def spark():
     """One session for all tests: `open_session` finds it running, and its `stop` waits for the end of the tests."""
     from pyspark.sql import SparkSession
 
-    from shardmean.jobs.cluster import DEFAULTS
-    from shardmean.jobs.java import java_environment
+    from shardmean.jobs.spark.java import java_environment
+    from shardmean.jobs.spark.session import DEFAULTS
 
     os.environ |= java_environment()
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardmean.jobs.config.job import SourceConfig, VectorizeJob
-from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.config.image import ImageConfig, SplitConfig
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.config.image import SplitConfig
 from shardmean.model.dataset.manifest import load_manifest, rejected_uri

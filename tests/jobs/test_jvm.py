@@ -8,8 +8,8 @@ import sys
 # 300 MiB a task come back to a heap of 512 MiB; then the JVM is killed from outside; then all is well.
 SCRIPT = """
 import psutil
-from shardmean.jobs.cluster import open_session, run_tasks
-from shardmean.jobs.runner import SparkRunner, Work
+from shardmean.jobs.spark.session import open_session, run_tasks
+from shardmean.jobs.spark.task_runner import SparkRunner, Work
 from model.errors import WorldError
 
 def kill(jvm):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 
 from .whole import check_whole, rows_of
@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 from shardmean.jobs.config.job import VectorizeJob
 from shardmean.jobs.partition import PartitionTask
-from shardmean.jobs.runner import SparkRunner
+from shardmean.jobs.spark.task_runner import SparkRunner
 from shardmean.jobs.vectorize import vectorize
 
 def kill_executor():

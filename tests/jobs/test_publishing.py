@@ -17,7 +17,7 @@ import pytest
 
 import shardmean.jobs.update
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import UserError, WorldError
@@ -31,7 +31,7 @@ from .whole import check_whole, rows_of
 KILLED_RUN = """
 import os, signal, sys
 from shardmean.jobs.config.job import VectorizeJob
-from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from model import storage
 

@@ -16,8 +16,8 @@ from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.items import Item
 from shardmean.jobs.partition import PartitionTask, vectorize_partition
 from shardmean.jobs.reading import NUM_READ_AHEAD, READ_AHEAD_BYTES
-from shardmean.jobs.runner import LocalRunner
 from shardmean.jobs.sources import scan
+from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.update import OF_THE_WORLD
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.config.image import ImageConfig

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from shardmean.jobs.config.job import TrackingConfig, TrainJob
-from shardmean.jobs.jvm import ENDED
+from shardmean.jobs.spark.jvm import ENDED
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.training import checkpoint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardmean.jobs.runner import LocalRunner, Work, progress, run_all
+from shardmean.jobs.spark.task_runner import LocalRunner, Work, progress, run_all
 from shardmean.model.errors import UserError, WorldError
 
 

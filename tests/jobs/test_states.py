@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 import torch
 
-from shardmean.jobs import states
-from shardmean.jobs.cluster import BarrierTransport, first_cause
-from shardmean.jobs.states import no_room, num_bytes, packed
+from shardmean.jobs.spark import state_broadcast
+from shardmean.jobs.spark.session import BarrierTransport, first_cause
+from shardmean.jobs.spark.state_broadcast import no_room, num_bytes, packed
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.errors import UserError
@@ -47,7 +47,7 @@ def _echo(task: Task, _device: str) -> Report:
 
 @pytest.mark.parametrize("large_bytes", [1, 500_000, 10**9])
 def test_each_worker_gets_the_state_that_was_meant_for_it(transport, monkeypatch, large_bytes):
-    monkeypatch.setattr(states, "LARGE_BYTES", large_bytes)
+    monkeypatch.setattr(state_broadcast, "LARGE_BYTES", large_bytes)
     optimizers = [{"state": {0: {"step": torch.tensor(rank), "sum": torch.full((9,), rank)}}} for rank in (1.0, 2.0)]
     reports = transport.run(_echo, tasks_with(transport, optimizers))
     for report, optimizer in zip(reports, optimizers, strict=True):
@@ -88,18 +88,18 @@ def test_what_an_interrupted_job_was_sent_is_let_go_by_the_next(transport, spark
 @pytest.mark.parametrize(("policy", "copies"), [("average", 3), ("keep", 5), ("reset", 1)])
 def test_states_over_the_limit_of_results_are_refused_before_a_task_starts(transport, monkeypatch, policy, copies):
     total_bytes = copies * num_bytes(MODEL)
-    monkeypatch.setattr(states, "_bytes_of", lambda *_names: total_bytes - 1)
+    monkeypatch.setattr(state_broadcast, "_bytes_of", lambda *_names: total_bytes - 1)
     tasks = tasks_with(
         transport, [None, None], rounds=Rounds(epoch=0, first=0, stop=1), averaging={"optimizer_state": policy}
     )
     with pytest.raises(UserError, match=r"states are \d+ MiB, more .* raise spark.driver.maxResultSize \(not set\)"):
         transport.run(_echo, tasks)
-    monkeypatch.setattr(states, "_bytes_of", lambda *_names: total_bytes)
+    monkeypatch.setattr(state_broadcast, "_bytes_of", lambda *_names: total_bytes)
     assert len(transport.run(_echo, tasks)) == 2
 
 
 def test_states_over_the_drivers_memory_are_refused_before_a_task_starts(transport, monkeypatch):
-    monkeypatch.setattr(states, "COPIES_IN_LOCAL_MODE", 10**6)
+    monkeypatch.setattr(state_broadcast, "COPIES_IN_LOCAL_MODE", 10**6)
     tasks = tasks_with(transport, [None, None], rounds=Rounds(epoch=0, first=0, stop=1))
     with pytest.raises(
         UserError, match=r"needs about \d+ MiB of memory, and it has \d+ MiB: raise spark.driver.memory"

@@ -11,9 +11,9 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
-from shardmean.jobs.cluster import BarrierTransport
 from shardmean.jobs.config.job import TrackingConfig
 from shardmean.jobs.run_folder import RunFolder
+from shardmean.jobs.spark.session import BarrierTransport
 from shardmean.jobs.tracking import Tracker
 from shardmean.jobs.train import _log_progress, train
 from shardmean.model.config.optimizer import OptimizerConfig

@@ -13,7 +13,7 @@ import pytest
 from blake3 import blake3
 from PIL import Image
 
-from shardmean.jobs.runner import LocalRunner
+from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.dataset.manifest import SPLITS, load_manifest
 

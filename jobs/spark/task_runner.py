@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from shardmean.jobs.cluster import open_session, run_tasks
+from shardmean.jobs.spark.session import open_session, run_tasks
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.training.progress import INTERVAL_S, every
 

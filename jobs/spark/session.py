@@ -19,9 +19,9 @@ from pyspark.errors import PySparkException
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import SparkSession
 
-from shardmean.jobs import jvm
-from shardmean.jobs.java import LOCAL_SETTINGS, java_environment
-from shardmean.jobs.states import no_room, packed, unpacked
+from shardmean.jobs.spark import jvm
+from shardmean.jobs.spark.java import LOCAL_SETTINGS, java_environment
+from shardmean.jobs.spark.state_broadcast import no_room, packed, unpacked
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.training.failures import LostTransportError, LostWorkerError
 from shardmean.model.training.progress import INTERVAL_S, every
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pyspark import Broadcast, SparkContext
     from pyspark.resource import ResourceProfile
 
-    from shardmean.jobs.states import Parcel
+    from shardmean.jobs.spark.state_broadcast import Parcel
     from shardmean.model.distributed.rendezvous import Meeting
     from shardmean.model.training.messages import Failure, Report, Task, Work
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 # Settings that every job wants; those of the job's own `spark` win over them.
 DEFAULTS = {
     "spark.ui.showConsoleProgress": "false",
-    "spark.python.daemon.module": "shardmean.jobs.spark_daemon",
+    "spark.python.daemon.module": "shardmean.jobs.spark.worker_daemon",
     "spark.python.worker.faulthandler.enabled": "true",
     # By TCP, each task waits 40 ms for an acknowledgement that is held back.
     "spark.python.unix.domain.socket.enabled": "true",

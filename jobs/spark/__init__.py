@@ -1,0 +1,1 @@
+"""Everything that imports Spark: sessions, barrier stages, broadcasts, tasks with progress."""
