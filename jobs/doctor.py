@@ -157,7 +157,7 @@ def _place(connection: str) -> str:
 
 def _mlflow() -> Finding:
     from shardmean.jobs.config.job import TrackingConfig
-    from shardmean.jobs.mlflow_store import connect
+    from shardmean.jobs.tracking.client import connect
     from shardmean.model.errors import WorldError
 
     if not os.environ.get("MLFLOW_TRACKING_URI"):

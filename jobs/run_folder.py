@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from shardmean.jobs.tracking import TrainResult
+from shardmean.jobs.tracking.run import TrainResult
 from shardmean.model.errors import WorldError
 from shardmean.model.storage import filesystem
 from shardmean.model.training import checkpoint

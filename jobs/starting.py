@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from typing import TYPE_CHECKING
 
-from shardmean.jobs import registry
+from shardmean.jobs.tracking import registry
 from shardmean.model.config.fine_tuning import REGISTERED
 from shardmean.model.errors import UserError
 from shardmean.model.optimization.fine_tuning import Origin

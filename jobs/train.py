@@ -8,11 +8,11 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardmean.jobs.mlflow_store import connect
 from shardmean.jobs.run_folder import RunFolder, folder_of, version_of
 from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session
 from shardmean.jobs.starting import find
-from shardmean.jobs.tracking import Tracker
+from shardmean.jobs.tracking.client import connect
+from shardmean.jobs.tracking.run import Tracker
 from shardmean.model.dataset.manifest import Manifest, load_manifest
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.dataset.sampler import plan_evaluation
@@ -31,7 +31,7 @@ from shardmean.model.training.worker import EVALUATION_BATCH, plan_training
 
 if TYPE_CHECKING:
     from shardmean.jobs.config.job import TrainJob
-    from shardmean.jobs.tracking import TrainResult
+    from shardmean.jobs.tracking.run import TrainResult
     from shardmean.model.config.training import TrainingConfig
     from shardmean.model.dataset.manifest import Split
     from shardmean.model.evaluation.evaluator import Evaluation

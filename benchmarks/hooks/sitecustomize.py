@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EVENTS = os.environ.get("SHARDMEAN_EVENTS", "")
 POINTS = {
     "shardmean.jobs.train": ["train"],
-    "shardmean.jobs.tracking": ["Tracker.__init__"],
+    "shardmean.jobs.tracking.run": ["Tracker.__init__"],
     "pyspark.sql.session": ["SparkSession.Builder.getOrCreate"],
     "shardmean.model.training.trainer": ["Training.next_state"],
     "shardmean.model.training.messages": ["attempt"],

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from shardmean.jobs import pictures
-from shardmean.jobs.timeline import _spans, timeline
+from shardmean.jobs.tracking import plots
+from shardmean.jobs.tracking.timeline import _spans, timeline
 from shardmean.model.evaluation.evaluator import Evaluation, Mistake
 
 HISTORY = [{"train_loss": 1.0 / n, "validation_loss": 2.0 / n, "validation_accuracy": n / 9} for n in range(1, 6)]
@@ -32,7 +32,7 @@ def draw(figure) -> int:
 
 @pytest.mark.parametrize("shape", [(1, 2, 1, 8, 8), (6, 8, 3, 9, 5), (2, 1, 3, 1, 1)])
 def test_augmented_images_of_any_shape_are_drawn(shape):
-    figure = pictures.augmentation(np.zeros(shape, np.uint8))
+    figure = plots.augmentation(np.zeros(shape, np.uint8))
     assert [axes.get_title() for axes in figure.axes[:2]] == ["as it is", "epoch 1"][: shape[1]] + [""] * (shape[1] < 2)
     assert draw(figure)
 
@@ -43,10 +43,10 @@ NAMES = [("cat", "dog"), ("$1", "$5"), ("$_a", "$_b"), ("$\\x$", "b"), ("a_b^c",
 def drawings(found: Evaluation, names):
     """Every picture that shows classes."""
     return {
-        "matrix": pictures.confusion_matrix(found, names, "test"),
-        "mistakes": pictures.worst_mistakes(found, names, "test"),
-        "figures": pictures.class_figures(found, names, "test"),
-        "curves": pictures.roc_curves(found, names, "test"),
+        "matrix": plots.confusion_matrix(found, names, "test"),
+        "mistakes": plots.worst_mistakes(found, names, "test"),
+        "figures": plots.class_figures(found, names, "test"),
+        "curves": plots.roc_curves(found, names, "test"),
     }
 
 
@@ -60,14 +60,14 @@ def test_any_class_name_is_drawn(names):
 @pytest.mark.parametrize("names", [names for names in NAMES if "$" in names[0]])
 def test_dollars_are_shown_as_they_are(names):
     """Matplotlib takes what stands between two dollars for a formula."""
-    figure = pictures.worst_mistakes(evaluation(2, MISTAKE), names, "test")
+    figure = plots.worst_mistakes(evaluation(2, MISTAKE), names, "test")
     (axes, *_) = figure.axes
     assert not axes.title.get_parse_math() or "\\$" in axes.title.get_text()
 
 
 @pytest.mark.parametrize("path", ["a/$_b$.png", "a/%s.png", "x" * 300])
 def test_any_file_name_is_drawn(path):
-    assert draw(pictures.worst_mistakes(evaluation(2, replace(MISTAKE, path=path)), ["a", "b"], "test"))
+    assert draw(plots.worst_mistakes(evaluation(2, replace(MISTAKE, path=path)), ["a", "b"], "test"))
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 30, 31, 200])
@@ -89,13 +89,13 @@ def test_any_number_of_classes_is_drawn_and_what_is_left_out_is_said(num_classes
 def test_few_rows_are_drawn(labels):
     labels_B, probabilities_BK = np.array(labels, dtype=int), np.tile(np.float32([0.3, 0.7]), (len(labels), 1))
     few = Evaluation.of(labels_B, probabilities_BK, np.ones(len(labels), dtype=np.float32))
-    for figure in (*drawings(few, ["a", "b"]).values(), pictures.calibration(few, "test")):
+    for figure in (*drawings(few, ["a", "b"]).values(), plots.calibration(few, "test")):
         assert draw(figure)
 
 
 def test_a_reliability_diagram_shows_shares_and_counts():
     found = evaluation(4)
-    upper, lower = pictures.calibration(found, "test").axes
+    upper, lower = plots.calibration(found, "test").axes
     num_M = found.calibration.num_M
     assert [bar.get_height() for bar in lower.patches] == num_M[num_M > 0].tolist()
     assert [bar.get_height() for bar in upper.patches] == found.calibration.accuracies()[num_M > 0].tolist()
@@ -105,14 +105,14 @@ def test_a_reliability_diagram_shows_shares_and_counts():
 def test_no_and_many_mistakes_of_colour_images_are_drawn():
     coloured = replace(MISTAKE, pixels_CHW=np.zeros((3, 8, 8), np.uint8))
     for count in (0, 1, 24):
-        figure = pictures.worst_mistakes(evaluation(2, *[coloured] * count), ["a", "b"], "test")
+        figure = plots.worst_mistakes(evaluation(2, *[coloured] * count), ["a", "b"], "test")
         assert sum(bool(axes.images) for axes in figure.axes) == count
         assert draw(figure)
 
 
 @pytest.mark.parametrize("num_epochs", [1, 5])
 def test_learning_curves_show_all_epochs(num_epochs):
-    figure = pictures.learning_curves(HISTORY[:num_epochs], 1)
+    figure = plots.learning_curves(HISTORY[:num_epochs], 1)
     loss, accuracy = figure.axes
     assert [len(line.get_xdata()) for line in (*loss.lines[:2], accuracy.lines[0])] == [num_epochs] * 3
     assert accuracy.lines[0].get_ydata()[0] == pytest.approx(100 / 9)
@@ -146,12 +146,12 @@ def test_a_timelines_phases_fill_each_segment():
 @pytest.mark.parametrize(("metric", "shown"), [("loss", "accuracy"), ("roc_auc_macro", "roc auc macro")])
 def test_learning_curves_show_the_figure_that_decides(metric, shown):
     history = [h | {"validation_roc_auc_macro": 0.5} for h in HISTORY]
-    loss, deciding = pictures.learning_curves(history, 2, metric).axes
+    loss, deciding = plots.learning_curves(history, 2, metric).axes
     assert deciding.get_title() == f"Validation {shown} (%)"
     assert loss.get_legend().get_texts()[-1].get_text() == f"chosen by {metric.replace('_', ' ')}: epoch 2"
 
 
 def test_learning_curves_without_a_validation_split_say_so():
-    loss, deciding = pictures.learning_curves([{"train_loss": 1.0}, {"train_loss": 0.5}], 2, "f1_macro").axes
+    loss, deciding = plots.learning_curves([{"train_loss": 1.0}, {"train_loss": 0.5}], 2, "f1_macro").axes
     assert deciding.get_title() == "No validation split"
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "chosen by train loss: epoch 2"]

@@ -14,8 +14,8 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
-from shardmean.jobs import registry
 from shardmean.jobs.config.job import TrainJob
+from shardmean.jobs.tracking import registry
 from shardmean.model.errors import WorldError
 from shardmean.model.images.decoder import encode_png
 from shardmean.model.networks.classifier import build_classifier

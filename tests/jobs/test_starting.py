@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from shardmean.jobs.config.job import TrackingConfig, TrainJob
-from shardmean.jobs.mlflow_store import connect
 from shardmean.jobs.run_folder import RunFolder, folder_of
 from shardmean.jobs.starting import find
+from shardmean.jobs.tracking.client import connect
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.config.optimizer import OptimizerConfig

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from shardmean.jobs import registry
 from shardmean.jobs.config.airflow import AirflowConfig
 from shardmean.jobs.report import make_report
-from shardmean.jobs.tracking import Tracker
+from shardmean.jobs.tracking import registry
+from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize import vectorize
 from shardmean.model.config.optimizer import OptimizerConfig

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from shardmean.jobs.config.job import TrackingConfig
 from shardmean.jobs.run_folder import RunFolder
 from shardmean.jobs.spark.session import BarrierTransport
-from shardmean.jobs.tracking import Tracker
+from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train import _log_progress, train
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.config.training import AveragingConfig

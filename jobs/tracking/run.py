@@ -20,10 +20,10 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from shardmean.jobs import pictures, registry
 from shardmean.jobs.common.local_paths import artifacts, store_uri
 from shardmean.jobs.common.redaction import without_secrets
-from shardmean.jobs.mlflow_store import connect, short, unreachable
+from shardmean.jobs.tracking import plots, registry
+from shardmean.jobs.tracking.client import connect, short, unreachable
 from shardmean.model.dataset.manifest import report_uri
 from shardmean.model.storage import filesystem
 
@@ -120,7 +120,7 @@ class Tracker:
     def log_augmentation(self, images_NECHW: NDArray[np.uint8]) -> None:
         """Show what augmentation does (see `model.preview`); when MLflow is away, warn and go on."""
         try:
-            self._log_picture("augmentation", pictures.augmentation(images_NECHW))
+            self._log_picture("augmentation", plots.augmentation(images_NECHW))
         except (MlflowException, OSError) as error:
             log.warning("MLflow at %s is away (%s): no picture of augmentation", self.tracking_uri, short(error))
 
@@ -234,7 +234,7 @@ class Tracker:
 
     def _log_pictures(self, final: Checkpoint, evaluation: Evaluation, split: str) -> None:
         names, metric = self._manifest.class_names, self._job.early_stopping.metric
-        for name, figure in pictures.of_training(final, evaluation, names, split=split, metric=metric).items():
+        for name, figure in plots.of_training(final, evaluation, names, split=split, metric=metric).items():
             self._log_picture(name, figure)
 
     def _log_picture(self, name: str, figure: Figure) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from shardmean.jobs.timeline import timeline
+from shardmean.jobs.tracking.timeline import timeline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
