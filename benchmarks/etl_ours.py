@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from shardmean.jobs.config.job import VectorizeJob
 from shardmean.jobs.spark.task_runner import Failed, SparkRunner, Work
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

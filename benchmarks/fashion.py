@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.pictures import made_once
 from shardmean.jobs.config.job import VectorizeJob
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, load_manifest, publish
 from shardmean.model.dataset.reader import Dataset

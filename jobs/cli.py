@@ -128,7 +128,7 @@ def _add_job(commands: Any, name: str, run: Any, text: str) -> None:
 
 
 def _vectorize(options: argparse.Namespace) -> int:
-    from shardmean.jobs.vectorize import vectorize
+    from shardmean.jobs.vectorize.job import vectorize
 
     job = load_job(VectorizeJob, options.config, options.overrides, options.params)
     _check_result(options)

@@ -109,7 +109,7 @@ def pile(tmp_path):
 @pytest.fixture(scope="session")
 def dataset(spark, tmp_path_factory) -> Path:
     """A DataSet of three classes in several shards, of images that LeNet takes. Read only."""
-    from shardmean.jobs.vectorize import vectorize
+    from shardmean.jobs.vectorize.job import vectorize
 
     home = tmp_path_factory.mktemp("dataset")
     images = _make_images(home / "images", num_per_class=70, size=28)

@@ -10,7 +10,7 @@ import numpy as np
 
 from shardmean.jobs.config.job import SourceConfig, VectorizeJob
 from shardmean.jobs.spark.task_runner import LocalRunner
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.config.image import ImageConfig, SplitConfig
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import shardmean.jobs.vectorize
+import shardmean.jobs.vectorize.job
 from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.sources import scan
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest, rejected_uri
 from shardmean.model.errors import UserError
 
@@ -155,7 +155,7 @@ def test_a_file_that_vanishes_between_scan_and_read(images, run, monkeypatch):
         (images / "low" / "007.png").unlink()
         return found
 
-    monkeypatch.setattr(shardmean.jobs.vectorize, "scan", scan_and_delete)
+    monkeypatch.setattr(shardmean.jobs.vectorize.job, "scan", scan_and_delete)
     rejected, accepted = run()
     assert rejected.reason.to_dict() == {"low/007.png": "vanished"}
     assert len(accepted) == 59

@@ -15,7 +15,7 @@ from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.reading import read_item
 from shardmean.jobs.sources import scan
 from shardmean.jobs.spark.task_runner import LocalRunner
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest, rejected_uri
 from shardmean.model.errors import ImageRejectedError, UserError, WorldError
 from shardmean.model.storage import filesystem
@@ -218,7 +218,7 @@ def test_changes_between_listing_and_reading_are_counted_and_mended_by_the_next_
     spark, images, tmp_path, vectorize_job, monkeypatch
 ):
     """Another program writes into the source as soon as it was listed."""
-    from shardmean.jobs import vectorize as module
+    from shardmean.jobs.vectorize import job as module
 
     def scan_and_change(config):
         found = scan(config)

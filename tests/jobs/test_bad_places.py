@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import shardmean.jobs.vectorize
-from shardmean.jobs.vectorize import vectorize
+import shardmean.jobs.vectorize.job
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import UserError, WorldError
 
@@ -66,7 +66,7 @@ def test_a_half_written_dataset_is_never_read_and_the_next_run_publishes(images,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shardmean.jobs.vectorize, "publish", killed)
+        patch.setattr(shardmean.jobs.vectorize.job, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
             vectorize(job)
     assert list((tmp_path / "set" / "shards").glob("*.parquet"))

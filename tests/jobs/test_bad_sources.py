@@ -12,7 +12,7 @@ import pytest
 
 from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.sources import scan
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import shardmean.jobs.doctor
-import shardmean.jobs.vectorize
+import shardmean.jobs.vectorize.job
 from shardmean.jobs.cli import AGAIN_S, main
 from shardmean.model.dataset.manifest import load_manifest
 
@@ -140,7 +140,7 @@ def test_a_bug_shows_its_traceback_and_ends_with_1(command, tmp_path, monkeypatc
     def broken(_job):
         return {}["no key"]
 
-    monkeypatch.setattr(shardmean.jobs.vectorize, "vectorize", broken)
+    monkeypatch.setattr(shardmean.jobs.vectorize.job, "vectorize", broken)
     code, text = command("vectorize", "source.uri=/x", "dataset_uri=/y", "--result", tmp_path / "result.json")
     assert code == 1
     assert "Traceback" in text

@@ -9,7 +9,7 @@ import pytest
 
 from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.spark.task_runner import LocalRunner
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.storage import filesystem
 
 from .pile import GONE, Pile

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import shardmean.jobs.partition
-import shardmean.jobs.update
-import shardmean.jobs.vectorize
+import shardmean.jobs.vectorize.job
+import shardmean.jobs.vectorize.shard_task
+import shardmean.jobs.vectorize.update
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.partition import partitions
-from shardmean.jobs.rewrite import MAX_SMALL, SMALL
 from shardmean.jobs.spark.task_runner import LocalRunner
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.compaction import MAX_SMALL, SMALL
+from shardmean.jobs.vectorize.job import vectorize
+from shardmean.jobs.vectorize.shard_task import partitions
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.storage import filesystem
@@ -37,8 +37,8 @@ def read_paths(monkeypatch):
         read.extend(item.path for item in task.items)
         return original(task, job, class_names)
 
-    original = shardmean.jobs.update.vectorize_partition
-    monkeypatch.setattr(shardmean.jobs.update, "vectorize_partition", spy)
+    original = shardmean.jobs.vectorize.job.update.vectorize_partition
+    monkeypatch.setattr(shardmean.jobs.vectorize.job.update, "vectorize_partition", spy)
     return read
 
 
@@ -135,7 +135,7 @@ def test_a_first_run_writes_no_shard_twice(pile, monkeypatch):
     def rewrite(*_):
         pytest.fail("a shard was written anew")
 
-    monkeypatch.setattr(shardmean.jobs.update, "rewrite", rewrite)
+    monkeypatch.setattr(shardmean.jobs.vectorize.job.update, "rewrite", rewrite)
     pile.write({f"a/{number}": number for number in range(400)})
     pile.run()
     assert len(check_whole(pile.uri).shards) > 3 * MAX_SMALL
@@ -232,7 +232,7 @@ def test_a_version_that_would_name_a_lost_shard_is_not_published(pile):
 
 def test_a_run_that_waited_for_another_goes_by_the_source_of_now(pile, monkeypatch):
     """Another run publishes after this one has listed the source."""
-    original, other = shardmean.jobs.vectorize.scan, []
+    original, other = shardmean.jobs.vectorize.job.scan, []
 
     def scan(source):
         found = original(source)
@@ -242,7 +242,7 @@ def test_a_run_that_waited_for_another_goes_by_the_source_of_now(pile, monkeypat
             pile.run()
         return found
 
-    monkeypatch.setattr(shardmean.jobs.vectorize, "scan", scan)
+    monkeypatch.setattr(shardmean.jobs.vectorize.job, "scan", scan)
     pile.run()
     assert "a/late.ppm" in set(rows_of(pile.uri).path)
 

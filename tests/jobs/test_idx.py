@@ -17,7 +17,7 @@ from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.reading import read_item
 from shardmean.jobs.sources import scan
 from shardmean.jobs.spark.task_runner import LocalRunner
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import ImageRejectedError, UserError
 from shardmean.model.storage import filesystem

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shardmean.jobs.spark.task_runner import LocalRunner
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 
 from .whole import check_whole, rows_of
 
@@ -25,9 +25,9 @@ from itertools import islice
 from pathlib import Path
 import psutil
 from shardmean.jobs.config.job import VectorizeJob
-from shardmean.jobs.partition import PartitionTask
+from shardmean.jobs.vectorize.shard_task import PartitionTask
 from shardmean.jobs.spark.task_runner import SparkRunner
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 
 def kill_executor():
     backend = "CoarseGrainedExecutorBackend"

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-import shardmean.jobs.update
+import shardmean.jobs.vectorize.update
 from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.spark.task_runner import LocalRunner
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.storage import filesystem
@@ -32,7 +32,7 @@ KILLED_RUN = """
 import os, signal, sys
 from shardmean.jobs.config.job import VectorizeJob
 from shardmean.jobs.spark.task_runner import LocalRunner
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from model import storage
 
 original = filesystem.write_bytes
@@ -165,14 +165,14 @@ def meanwhile(monkeypatch):
     """A function that has something done while a run reads its images."""
 
     def meanwhile(act):
-        original = shardmean.jobs.update.vectorize_partition
+        original = shardmean.jobs.vectorize.update.vectorize_partition
 
         def meddled(*arguments):
-            monkeypatch.setattr(shardmean.jobs.update, "vectorize_partition", original)
+            monkeypatch.setattr(shardmean.jobs.vectorize.update, "vectorize_partition", original)
             act()
             return original(*arguments)
 
-        monkeypatch.setattr(shardmean.jobs.update, "vectorize_partition", meddled)
+        monkeypatch.setattr(shardmean.jobs.vectorize.update, "vectorize_partition", meddled)
 
     return meanwhile
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 import shardmean.jobs.reading
 from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.items import Item
-from shardmean.jobs.partition import PartitionTask, vectorize_partition
 from shardmean.jobs.reading import NUM_READ_AHEAD, READ_AHEAD_BYTES
 from shardmean.jobs.sources import scan
 from shardmean.jobs.spark.task_runner import LocalRunner
-from shardmean.jobs.update import OF_THE_WORLD
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
+from shardmean.jobs.vectorize.shard_task import PartitionTask, vectorize_partition
+from shardmean.jobs.vectorize.update import OF_THE_WORLD
 from shardmean.model.config.image import ImageConfig
 from shardmean.model.errors import ImageRejectedError, WorldError
 from shardmean.model.storage import filesystem

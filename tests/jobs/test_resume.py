@@ -17,7 +17,7 @@ import torch
 from shardmean.jobs.config.job import TrackingConfig, TrainJob
 from shardmean.jobs.spark.jvm import ENDED
 from shardmean.jobs.train import train
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.training import checkpoint
 
 if TYPE_CHECKING:

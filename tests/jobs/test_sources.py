@@ -18,7 +18,7 @@ from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.items import Item, Items
 from shardmean.jobs.reading import read_item
 from shardmean.jobs.sources import Scan, scan
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import SPLITS, load_manifest
 from shardmean.model.storage import filesystem
 

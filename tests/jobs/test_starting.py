@@ -12,7 +12,7 @@ from shardmean.jobs.run_folder import RunFolder, folder_of
 from shardmean.jobs.starting import find
 from shardmean.jobs.tracking.client import connect
 from shardmean.jobs.train import train
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.errors import UserError
 from shardmean.model.training import checkpoint

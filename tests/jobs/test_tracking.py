@@ -19,7 +19,7 @@ from shardmean.jobs.report import make_report
 from shardmean.jobs.tracking import registry
 from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train import train
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.dataset.manifest import load_manifest, report_uri
 from shardmean.model.errors import WorldError

@@ -162,7 +162,7 @@ def test_a_dataset_that_is_none(train_job, tmp_path):
 
 
 def test_images_too_small_for_the_network(tmp_path, train_job, make_images, vectorize_job):
-    from shardmean.jobs.vectorize import vectorize
+    from shardmean.jobs.vectorize.job import vectorize
 
     vectorize(vectorize_job(make_images(tmp_path / "images"), tmp_path / "set"))
     with pytest.raises(UserError, match=r"network lenet cannot take images of 1 x 12 x 12 .* larger images"):

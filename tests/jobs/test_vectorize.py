@@ -14,7 +14,7 @@ from blake3 import blake3
 from PIL import Image
 
 from shardmean.jobs.spark.task_runner import LocalRunner
-from shardmean.jobs.vectorize import vectorize
+from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import SPLITS, load_manifest
 
 if TYPE_CHECKING:

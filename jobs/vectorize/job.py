@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardmean.jobs.cleaning import clean
 from shardmean.jobs.common.redaction import shown
 from shardmean.jobs.index import rejected_table, to_parquet
 from shardmean.jobs.report import make_report
 from shardmean.jobs.sources import scan
 from shardmean.jobs.spark.task_runner import SparkRunner
-from shardmean.jobs.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
+from shardmean.jobs.vectorize.garbage_collection import clean
+from shardmean.jobs.vectorize.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
 from shardmean.model.dataset.manifest import (
     SPLITS,
     Manifest,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from shardmean.jobs.config.job import VectorizeJob
     from shardmean.jobs.sources import Scan
     from shardmean.jobs.spark.task_runner import Runner
-    from shardmean.jobs.update import Counts
+    from shardmean.jobs.vectorize.update import Counts
 
 MAX_TOLD, MAX_TEXT = 20, 300
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""The ETL: images of any source layout become a published DataSet."""
