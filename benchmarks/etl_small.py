@@ -20,7 +20,7 @@ from benchmarks.measure import in_turn, parsed, parser, print_compared, print_ta
 from benchmarks.pictures import link_all, listing_folder
 from benchmarks.processes import Processes
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.sources import scan
+from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.config.image import ImageConfig
 
 if TYPE_CHECKING:

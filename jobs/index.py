@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shardmean.jobs.items import Items
+    from shardmean.jobs.vectorize.source.items import Items
 
 INDEX = pa.schema(
     [

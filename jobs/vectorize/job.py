@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from shardmean.jobs.common.redaction import shown
 from shardmean.jobs.index import rejected_table, to_parquet
 from shardmean.jobs.report import make_report
-from shardmean.jobs.sources import scan
 from shardmean.jobs.spark.task_runner import SparkRunner
 from shardmean.jobs.vectorize.garbage_collection import clean
+from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.jobs.vectorize.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
 from shardmean.model.dataset.manifest import (
     SPLITS,
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardmean.jobs.config.job import VectorizeJob
-    from shardmean.jobs.sources import Scan
     from shardmean.jobs.spark.task_runner import Runner
+    from shardmean.jobs.vectorize.source.scan import Scan
     from shardmean.jobs.vectorize.update import Counts
 
 MAX_TOLD, MAX_TEXT = 20, 300

@@ -13,9 +13,9 @@ import pyarrow as pa
 from blake3 import blake3
 
 from shardmean.jobs.index import INDEX, REMEMBERED
-from shardmean.jobs.reading import contents
-from shardmean.jobs.sources import path_hashes
 from shardmean.jobs.splits import HASH_BYTES, fixed_code, split_code
+from shardmean.jobs.vectorize.source.reader import contents
+from shardmean.jobs.vectorize.source.scan import path_hashes
 from shardmean.model.dataset.manifest import SPLITS
 from shardmean.model.dataset.shard import one_chunk
 from shardmean.model.dataset.shard_writer import NewShard
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from shardmean.jobs.config.job import VectorizeJob
-    from shardmean.jobs.items import Item, Items
+    from shardmean.jobs.vectorize.source.items import Item, Items
     from shardmean.model.dataset.manifest import Shard
 
 MAX_PARTITION_ITEMS = 4096

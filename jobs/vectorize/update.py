@@ -25,7 +25,6 @@ from shardmean.jobs.index import (
     places_of,
     read_index,
 )
-from shardmean.jobs.listing import MISSING, NOT_A_FILE
 from shardmean.jobs.spark.task_runner import Work, run_all
 from shardmean.jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_codes
 from shardmean.jobs.vectorize.compaction import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
@@ -36,6 +35,7 @@ from shardmean.jobs.vectorize.shard_task import (
     plan_tasks,
     vectorize_partition,
 )
+from shardmean.jobs.vectorize.source.listing import MISSING, NOT_A_FILE
 from shardmean.model.dataset.manifest import SPLITS, Manifest, Source, mean_and_std
 from shardmean.model.dataset.shard import one_chunk
 
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from shardmean.jobs.config.job import VectorizeJob
-    from shardmean.jobs.sources import Scan
     from shardmean.jobs.spark.task_runner import Runner
     from shardmean.jobs.vectorize.shard_task import PartitionReport
+    from shardmean.jobs.vectorize.source.scan import Scan
     from shardmean.model.dataset.manifest import Shard
 
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)

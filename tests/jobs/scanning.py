@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.sources import scan
+from shardmean.jobs.vectorize.source.scan import scan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from shardmean.jobs.items import Item
+    from shardmean.jobs.vectorize.source.items import Item
 
 # What Linux allows in a name and Unicode can tell; \x85 and others are line breaks to some readers.
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20).filter(

@@ -18,8 +18,8 @@ from PIL import Image
 
 import shardmean.jobs.vectorize.job
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.sources import scan
 from shardmean.jobs.vectorize.job import vectorize
+from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest, rejected_uri
 from shardmean.model.errors import UserError
 

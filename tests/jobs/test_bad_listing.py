@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.reading import read_item
-from shardmean.jobs.sources import scan
 from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize.job import vectorize
+from shardmean.jobs.vectorize.source.reader import read_item
+from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest, rejected_uri
 from shardmean.model.errors import ImageRejectedError, UserError, WorldError
 from shardmean.model.storage import filesystem

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.sources import scan
 from shardmean.jobs.vectorize.job import vectorize
+from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.errors import UserError
 
 if TYPE_CHECKING:

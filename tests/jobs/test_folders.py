@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmean.jobs.folders import SPLIT_NAMES, Folders
+from shardmean.jobs.vectorize.source.folders import SPLIT_NAMES, Folders
 from shardmean.model.errors import UserError
 
 NAMES = st.sampled_from(["a", "b\n", "caf\xe9", "train", "Val", "TEST", ""])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import shardmean.jobs.reading
+import shardmean.jobs.vectorize.source.reader
 from shardmean.model.config.image import SplitConfig
 from shardmean.model.dataset.manifest import load_manifest
 
@@ -48,7 +48,7 @@ def test_a_conflict_that_passes_leaves_an_image_in_its_split(dealt):
 
 def test_images_out_of_reach_for_a_while_come_back_into_their_splits(dealt, monkeypatch):
     pile, before = dealt
-    original = shardmean.jobs.reading.read_item
+    original = shardmean.jobs.vectorize.source.reader.read_item
 
     def read_item(item):
         if item.path.startswith("a/"):
@@ -56,7 +56,7 @@ def test_images_out_of_reach_for_a_while_come_back_into_their_splits(dealt, monk
         return original(item)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shardmean.jobs.reading, "read_item", read_item)
+        patch.setattr(shardmean.jobs.vectorize.source.reader, "read_item", read_item)
         for number in range(20):
             pile.touch(f"a/{number}")
         pile.run()

@@ -12,12 +12,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-import shardmean.jobs.idx
+import shardmean.jobs.vectorize.source.idx
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.reading import read_item
-from shardmean.jobs.sources import scan
 from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize.job import vectorize
+from shardmean.jobs.vectorize.source.reader import read_item
+from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import ImageRejectedError, UserError
 from shardmean.model.storage import filesystem
@@ -186,7 +186,7 @@ def test_a_small_packed_idx_may_be_packed_well(idx):
 def test_an_idx_file_that_changes_after_it_was_listed(idx, pixels_NHW, num_changed):
     items = scan(SourceConfig(uri=str(idx(idx_images(), idx_labels())), layout="idx")).items
     idx(idx_images(pixels_NHW), idx_labels())
-    shardmean.jobs.idx._open_images.cache_clear()  # as in a task, which is another process
+    shardmean.jobs.vectorize.source.idx._open_images.cache_clear()  # as in a task, which is another process
     details = []
     for item in items:
         try:
@@ -209,7 +209,7 @@ def test_single_images_of_a_file_larger_than_any_memory(tmp_path):
         stream.write(struct.pack(">4I", 2051, num_images, 1024, 1024))
         stream.seek(16 + (num_images - 1) * num_bytes)
         stream.write(last)
-    images = shardmean.jobs.idx.open_images(str(file), 0)
+    images = shardmean.jobs.vectorize.source.idx.open_images(str(file), 0)
     assert images.shape == (num_images, 1024, 1024)
     assert images.read(num_images - 1) == last
     assert images.read(5) == bytes(num_bytes)
@@ -233,7 +233,7 @@ def test_a_file_that_is_cut_while_it_is_read(idx):
 @pytest.mark.parametrize("whole_bytes", [0, 10**6], ids=["rows", "whole"])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_a_store_gives_what_a_disk_gives(idx, new_bucket, tmp_path, vectorize_job, monkeypatch, whole_bytes, pack):
-    monkeypatch.setattr(shardmean.jobs.idx, "_WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr(shardmean.jobs.vectorize.source.idx, "_WHOLE_BYTES", whole_bytes)
     folder = idx(pack(idx_images()), pack(idx_labels()))
     bucket = new_bucket()
     for file in folder.iterdir():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardmean.jobs.common.arrow_tables import BATCH_ROWS
-from shardmean.jobs.items import Item, Items
+from shardmean.jobs.vectorize.source.items import Item, Items
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 ITEMS = st.builds(

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import shardmean.jobs.reading
+import shardmean.jobs.vectorize.source.reader
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.items import Item
-from shardmean.jobs.reading import NUM_READ_AHEAD, READ_AHEAD_BYTES
-from shardmean.jobs.sources import scan
 from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.jobs.vectorize.shard_task import PartitionTask, vectorize_partition
+from shardmean.jobs.vectorize.source.items import Item
+from shardmean.jobs.vectorize.source.reader import NUM_READ_AHEAD, READ_AHEAD_BYTES
+from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.jobs.vectorize.update import OF_THE_WORLD
 from shardmean.model.config.image import ImageConfig
 from shardmean.model.errors import ImageRejectedError, WorldError
@@ -90,7 +90,7 @@ def test_why_an_image_is_not_read(images, reasons, monkeypatch, cause, reason):
     def refuse(item: Item) -> bytes:
         raise WorldError(f"cannot read {item.uri}") from cause
 
-    monkeypatch.setattr(shardmean.jobs.reading, "read_item", refuse)
+    monkeypatch.setattr(shardmean.jobs.vectorize.source.reader, "read_item", refuse)
     assert reasons(images) == {reason: 20}
 
 
@@ -103,7 +103,7 @@ def test_a_store_out_of_reach_stops_the_task(images, reasons, monkeypatch, cause
     def fail(item: Item) -> bytes:
         raise WorldError(f"cannot read {item.uri}") from cause
 
-    monkeypatch.setattr(shardmean.jobs.reading, "read_item", fail)
+    monkeypatch.setattr(shardmean.jobs.vectorize.source.reader, "read_item", fail)
     with pytest.raises(WorldError, match="cannot read"):
         reasons(images)
 
@@ -120,9 +120,9 @@ def test_no_more_is_read_ahead_than_memory_is_meant_for(sizes):
     items = [Item(str(n), f"s3://bucket/{n}", "a", size, 0) for n, size in enumerate(sizes)]
     config = ImageConfig()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shardmean.jobs.reading, "read_item", read)
+        patch.setattr(shardmean.jobs.vectorize.source.reader, "read_item", read)
         read_bytes = 0
-        for number, content in enumerate(shardmean.jobs.reading.contents(items, config)):
+        for number, content in enumerate(shardmean.jobs.vectorize.source.reader.contents(items, config)):
             if sizes[number] > config.max_file_bytes:
                 assert isinstance(content, ImageRejectedError)
                 assert (content.reason, str(sizes[number]) in content.detail) == ("too_large", True)

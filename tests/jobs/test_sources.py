@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.items import Item, Items
-from shardmean.jobs.reading import read_item
-from shardmean.jobs.sources import Scan, scan
 from shardmean.jobs.vectorize.job import vectorize
+from shardmean.jobs.vectorize.source.items import Item, Items
+from shardmean.jobs.vectorize.source.reader import read_item
+from shardmean.jobs.vectorize.source.scan import Scan, scan
 from shardmean.model.dataset.manifest import SPLITS, load_manifest
 from shardmean.model.storage import filesystem
 

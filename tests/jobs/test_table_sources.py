@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardmean.jobs.config.job import SourceConfig
-from shardmean.jobs.reading import read_item
-from shardmean.jobs.sources import scan
+from shardmean.jobs.vectorize.source.reader import read_item
+from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.storage import filesystem
 
 from .scanning import NAMES, scanned, told

@@ -7,8 +7,8 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from shardmean.jobs import idx
-from shardmean.jobs.listing import MISSING
+from shardmean.jobs.vectorize.source import idx
+from shardmean.jobs.vectorize.source.listing import MISSING
 from shardmean.model.errors import ImageRejectedError, WorldError
 from shardmean.model.images.decoder import check_file_bytes, printable
 from shardmean.model.storage import filesystem
@@ -16,7 +16,7 @@ from shardmean.model.storage import filesystem
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from shardmean.jobs.items import Item
+    from shardmean.jobs.vectorize.source.items import Item
     from shardmean.model.config.image import ImageConfig
 
 NUM_READ_AHEAD = 16

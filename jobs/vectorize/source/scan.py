@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardmean.jobs import idx, table
 from shardmean.jobs.common.arrow_tables import batches, by_path, give_back_memory, kept, rows_of
 from shardmean.jobs.common.redaction import shown
 from shardmean.jobs.config.patterns import extract, matches
-from shardmean.jobs.folders import WORDS, Folders, named_split
-from shardmean.jobs.items import ITEMS, Item, Items
-from shardmean.jobs.listing import MAX_PATH, MISSING, find_files, list_files
+from shardmean.jobs.vectorize.source import idx, table
+from shardmean.jobs.vectorize.source.folders import WORDS, Folders, named_split
+from shardmean.jobs.vectorize.source.items import ITEMS, Item, Items
+from shardmean.jobs.vectorize.source.listing import MAX_PATH, MISSING, find_files, list_files
 from shardmean.model.dataset.shard import one_chunk
 from shardmean.model.errors import UserError, WorldError
 from shardmean.model.images.decoder import SUFFIXES

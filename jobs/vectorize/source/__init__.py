@@ -1,0 +1,1 @@
+"""How images are listed and read: folders, tables, IDX files."""
