@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from shardmean.jobs.common.redaction import shown
-from shardmean.jobs.index import read_index
 from shardmean.jobs.report import facts, plural
 from shardmean.jobs.report_figures import figures, lacking
+from shardmean.jobs.vectorize.index.table import read_index
 from shardmean.jobs.verify import Verification
 from shardmean.model.dataset.manifest import SPLITS, load_manifest, report_uri
 from shardmean.model.dataset.reader import Dataset

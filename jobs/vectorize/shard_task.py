@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from blake3 import blake3
 
-from shardmean.jobs.index import INDEX, REMEMBERED
-from shardmean.jobs.splits import HASH_BYTES, fixed_code, split_code
+from shardmean.jobs.vectorize.index.split_assignment import HASH_BYTES, fixed_code, split_code
+from shardmean.jobs.vectorize.index.table import INDEX, REMEMBERED
 from shardmean.jobs.vectorize.source.reader import contents
 from shardmean.jobs.vectorize.source.scan import path_hashes
 from shardmean.model.dataset.manifest import SPLITS

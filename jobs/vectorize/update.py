@@ -14,7 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardmean.jobs.common.arrow_tables import give_back_memory
-from shardmean.jobs.index import (
+from shardmean.jobs.spark.task_runner import Work, run_all
+from shardmean.jobs.vectorize.compaction import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
+from shardmean.jobs.vectorize.index.split_assignment import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_codes
+from shardmean.jobs.vectorize.index.table import (
     INDEX,
     REMEMBERED,
     Comparison,
@@ -25,9 +28,6 @@ from shardmean.jobs.index import (
     places_of,
     read_index,
 )
-from shardmean.jobs.spark.task_runner import Work, run_all
-from shardmean.jobs.splits import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_codes
-from shardmean.jobs.vectorize.compaction import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
 from shardmean.jobs.vectorize.shard_task import (
     MAX_PARTITION_ITEMS,
     REPORT,

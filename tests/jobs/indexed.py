@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from shardmean.jobs.index import INDEX
+from shardmean.jobs.vectorize.index.table import INDEX
 from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, publish
 from shardmean.model.dataset.reader import Dataset

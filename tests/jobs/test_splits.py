@@ -9,7 +9,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmean.jobs.splits import Candidates, apportion, decide
+from shardmean.jobs.vectorize.index.split_assignment import Candidates, apportion, decide
 from shardmean.model.config.image import SplitConfig
 
 SHARES = st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(0, 20)).map(

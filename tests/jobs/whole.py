@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from shardmean.jobs.index import INDEX, read_index
+from shardmean.jobs.vectorize.index.table import INDEX, read_index
 from shardmean.model.dataset.manifest import Manifest, load_manifest, rejected_uri, shard_uri
 from shardmean.model.storage import filesystem
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shardmean.jobs.common.arrow_tables import rows_of
-from shardmean.jobs.splits import HASH_BYTES
+from shardmean.jobs.vectorize.index.split_assignment import HASH_BYTES
 from shardmean.model.dataset.manifest import index_uri
 from shardmean.model.dataset.shard import one_chunk
 from shardmean.model.errors import WorldError
