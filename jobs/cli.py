@@ -146,7 +146,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from shardmean.jobs.show import show_dataset
+    from shardmean.jobs.vectorize.report.terminal import show_dataset
 
     return show_dataset(filesystem.absolute(options.dataset), verify=options.verify, digest=options.digest)
 

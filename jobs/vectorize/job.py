@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardmean.jobs.common.redaction import shown
-from shardmean.jobs.report import make_report
 from shardmean.jobs.spark.task_runner import SparkRunner
 from shardmean.jobs.vectorize.garbage_collection import clean
 from shardmean.jobs.vectorize.index.table import rejected_table, to_parquet
+from shardmean.jobs.vectorize.report.html import make_report
 from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.jobs.vectorize.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
 from shardmean.model.dataset.manifest import (

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shardmean.jobs.report import make_report, shown
-from shardmean.jobs.report_figures import figures
-from shardmean.jobs.report_images import MAX_SHARDS, draw
+from shardmean.jobs.vectorize.report.html import make_report, shown
+from shardmean.jobs.vectorize.report.statistics import figures
+from shardmean.jobs.vectorize.report.thumbnails import MAX_SHARDS, draw
 from shardmean.model.config.image import SplitConfig
 from shardmean.model.dataset.manifest import shard_uri
 from shardmean.model.dataset.reader import Dataset

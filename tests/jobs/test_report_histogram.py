@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmean.jobs.report_histogram import MAX_BINS, aspect_histogram, histogram, say_bytes, say_number
+from shardmean.jobs.vectorize.report.histogram import MAX_BINS, aspect_histogram, histogram, say_bytes, say_number
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1))

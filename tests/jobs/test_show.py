@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardmean.jobs.cli import main
-from shardmean.jobs.show import show
+from shardmean.jobs.vectorize.report.terminal import show
 from shardmean.model.config.image import ImageConfig
 from shardmean.model.dataset.manifest import report_uri
 from shardmean.model.dataset.reader import Dataset

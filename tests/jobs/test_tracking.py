@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from shardmean.jobs.config.airflow import AirflowConfig
-from shardmean.jobs.report import make_report
 from shardmean.jobs.tracking import registry
 from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train import train
 from shardmean.jobs.vectorize.job import vectorize
+from shardmean.jobs.vectorize.report.html import make_report
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.dataset.manifest import load_manifest, report_uri
 from shardmean.model.errors import WorldError

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shardmean.jobs.report_images import pieces
 from shardmean.jobs.vectorize.index.split_assignment import HASH_BYTES
 from shardmean.jobs.vectorize.index.table import is_named_by
+from shardmean.jobs.vectorize.report.thumbnails import pieces
 from shardmean.model.dataset.manifest import SPLITS, index_uri, rejected_uri, shard_uri
 from shardmean.model.errors import WorldError
 from shardmean.model.storage import filesystem

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from shardmean.jobs.common.redaction import shown
-from shardmean.jobs.report import facts, plural
-from shardmean.jobs.report_figures import figures, lacking
 from shardmean.jobs.vectorize.index.table import read_index
-from shardmean.jobs.verify import Verification
+from shardmean.jobs.vectorize.report.html import facts, plural
+from shardmean.jobs.vectorize.report.statistics import figures, lacking
+from shardmean.jobs.vectorize.report.verify import Verification
 from shardmean.model.dataset.manifest import SPLITS, load_manifest, report_uri
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.errors import WorldError
@@ -22,8 +22,8 @@ from shardmean.model.training.progress import INTERVAL_S, every
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shardmean.jobs.report_figures import Figures
-    from shardmean.jobs.report_histogram import Histogram
+    from shardmean.jobs.vectorize.report.histogram import Histogram
+    from shardmean.jobs.vectorize.report.statistics import Figures
     from shardmean.model.dataset.manifest import Manifest
 
 MAX_CLASSES, NUM_EXTREME = 50, 20

@@ -11,16 +11,16 @@ from urllib.parse import unquote, urlsplit
 from jinja2 import Environment, StrictUndefined
 
 from shardmean.jobs.common.redaction import shown
-from shardmean.jobs.report_figures import NUM_PATHS, Figures, figures
-from shardmean.jobs.report_histogram import say_bytes, say_number
-from shardmean.jobs.report_images import draw
+from shardmean.jobs.vectorize.report.histogram import say_bytes, say_number
+from shardmean.jobs.vectorize.report.statistics import NUM_PATHS, Figures, figures
+from shardmean.jobs.vectorize.report.thumbnails import draw
 from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from shardmean.jobs.report_figures import ClassCount
-    from shardmean.jobs.report_images import Picture
+    from shardmean.jobs.vectorize.report.statistics import ClassCount
+    from shardmean.jobs.vectorize.report.thumbnails import Picture
     from shardmean.model.dataset.manifest import Manifest
     from shardmean.model.dataset.reader import Dataset
 
@@ -32,7 +32,9 @@ MAX_LACKING = 50
 def make_report(dataset: Dataset, index: pa.Table) -> bytes:
     """The page of a DataSet, published or about to be; `index` is its index table. Raises WorldError."""
     found = figures(dataset.manifest, index)
-    template = _environment().from_string((files("jobs") / "report.html").read_text(encoding="utf-8"))
+    template = _environment().from_string(
+        (files("shardmean.jobs.vectorize.report") / "report.html").read_text(encoding="utf-8")
+    )
     page = template.render(
         name=_last_name(dataset.uri),
         uri=dataset.uri,

@@ -1,0 +1,1 @@
+"""What people see of a DataSet: the report page, `inspect`, verification."""
