@@ -137,7 +137,7 @@ def _vectorize(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from shardmean.jobs.train import train
+    from shardmean.jobs.train.job import train
 
     job = load_job(TrainJob, options.config, options.overrides, options.params)
     _check_result(options)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EVENTS = os.environ.get("SHARDMEAN_EVENTS", "")
 POINTS = {
-    "shardmean.jobs.train": ["train"],
+    "shardmean.jobs.train.job": ["train"],
     "shardmean.jobs.tracking.run": ["Tracker.__init__"],
     "pyspark.sql.session": ["SparkSession.Builder.getOrCreate"],
     "shardmean.model.training.trainer": ["Training.next_state"],

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import torch
 
-from shardmean.jobs.run_folder import folder_of
-from shardmean.jobs.train import train
+from shardmean.jobs.train.job import train
+from shardmean.jobs.train.run_directory import folder_of
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.storage.lease import Lease
 from shardmean.model.training import checkpoint

@@ -15,7 +15,7 @@ from shardmean.dags.spark_job import results_uri
 from shardmean.jobs.common.local_paths import home, store_uri
 from shardmean.jobs.stack import components, prepare
 from shardmean.jobs.tracking.run import Tracker
-from shardmean.jobs.train import train
+from shardmean.jobs.train.job import train
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import WorldError
 

@@ -14,7 +14,7 @@ try:
 except BrokenPipeError:
     logging.getLogger("py4j.clientserver").exception("Exception occurred while shutting down connection")
     logging.exception("KeyboardInterrupt while sending command.")
-logging.getLogger("shardmean.jobs.train").info("ours")
+logging.getLogger("shardmean.jobs.train.job").info("ours")
 logging.getLogger("alembic").info("theirs")
 logging.getLogger("alembic").warning("their warning")
 """

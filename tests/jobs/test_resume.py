@@ -16,7 +16,7 @@ import torch
 
 from shardmean.jobs.config.job import TrackingConfig, TrainJob
 from shardmean.jobs.spark.jvm import ENDED
-from shardmean.jobs.train import train
+from shardmean.jobs.train.job import train
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.training import checkpoint
 

@@ -10,8 +10,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from shardmean.jobs.config.job import TrackingConfig
-from shardmean.jobs.run_folder import RunFolder, folder_of
-from shardmean.jobs.train import train
+from shardmean.jobs.train.job import train
+from shardmean.jobs.train.run_directory import RunFolder, folder_of
 from shardmean.model.errors import WorldError
 from shardmean.model.storage.lease import Lease
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from shardmean.jobs.config.job import TrackingConfig, TrainJob
-from shardmean.jobs.run_folder import RunFolder, folder_of
-from shardmean.jobs.starting import find
 from shardmean.jobs.tracking.client import connect
-from shardmean.jobs.train import train
+from shardmean.jobs.train.initial_weights import find
+from shardmean.jobs.train.job import train
+from shardmean.jobs.train.run_directory import RunFolder, folder_of
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.errors import UserError

@@ -17,7 +17,7 @@ from PIL import Image
 from shardmean.jobs.config.airflow import AirflowConfig
 from shardmean.jobs.tracking import registry
 from shardmean.jobs.tracking.run import Tracker
-from shardmean.jobs.train import train
+from shardmean.jobs.train.job import train
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.jobs.vectorize.report.html import make_report
 from shardmean.model.config.optimizer import OptimizerConfig
@@ -171,7 +171,7 @@ def test_a_run_key_that_has_finished_gives_its_result_again(job, client, monkeyp
     def no_spark(*_arguments):
         raise AssertionError("nothing is trained")
 
-    monkeypatch.setattr("shardmean.jobs.train.open_session", no_spark)
+    monkeypatch.setattr("shardmean.jobs.train.job.open_session", no_spark)
     assert train(keyed) == first
     assert train(keyed.model_copy(update={"airflow": AirflowConfig(pool="gpus")})) == first, "who runs it is no setting"
     assert not any(key.startswith("airflow") for key in client.get_run(first.run_id).data.params)

@@ -12,10 +12,10 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from shardmean.jobs.config.job import TrackingConfig
-from shardmean.jobs.run_folder import RunFolder
 from shardmean.jobs.spark.session import BarrierTransport
 from shardmean.jobs.tracking.run import Tracker
-from shardmean.jobs.train import _log_progress, train
+from shardmean.jobs.train.job import _log_progress, train
+from shardmean.jobs.train.run_directory import RunFolder
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.dataset.manifest import load_manifest

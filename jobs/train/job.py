@@ -8,11 +8,11 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardmean.jobs.run_folder import RunFolder, folder_of, version_of
 from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session
-from shardmean.jobs.starting import find
 from shardmean.jobs.tracking.client import connect
 from shardmean.jobs.tracking.run import Tracker
+from shardmean.jobs.train.initial_weights import find
+from shardmean.jobs.train.run_directory import RunFolder, folder_of, version_of
 from shardmean.model.dataset.manifest import Manifest, load_manifest
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.dataset.sampler import plan_evaluation

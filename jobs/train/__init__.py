@@ -1,0 +1,1 @@
+"""The training job on Spark, from a config to a registered model."""
