@@ -15,19 +15,19 @@ help:
 	@echo "make clean-data  remove .shardmean: DataSets, checkpoints, registered models, all that was made here"
 
 demo:
-	@$(PYTHON) -m shardmean.jobs.bootstrap demo
+	@$(PYTHON) -m shardmean.jobs.local.bootstrap demo
 	@$(BIN)/shardmean demo
 
 up:
-	@$(PYTHON) -m shardmean.jobs.bootstrap demo
+	@$(PYTHON) -m shardmean.jobs.local.bootstrap demo
 	@$(BIN)/shardmean up --airflow-port $(AIRFLOW_PORT) --mlflow-port $(MLFLOW_PORT)
 
 doctor:
-	@$(PYTHON) -m shardmean.jobs.bootstrap
+	@$(PYTHON) -m shardmean.jobs.local.bootstrap
 	@$(BIN)/shardmean doctor
 
 test:
-	@$(PYTHON) -m shardmean.jobs.bootstrap test
+	@$(PYTHON) -m shardmean.jobs.local.bootstrap test
 	@$(MAKE) --no-print-directory check
 
 # What CI runs too; needs `make test`'s environment.

@@ -64,7 +64,7 @@ def run_job(work: Path) -> list[dict[str, float | str]]:
 def _command(work: Path, folder: Path) -> list[str]:
     submit = shutil.which("spark-submit", path=str(Path(sys.executable).parent)) or "spark-submit"
     return [
-        submit, "--master", "local[2]", str(ROOT / "jobs" / "cli.py"), "train",
+        submit, "--master", "local[2]", str(ROOT / "jobs" / "cli" / "main.py"), "train",
         "--config", str(ROOT / "configs" / "lenet_mnist.yaml"),
         f"dataset_uri={work / 'fashion-train'}", f"checkpoint_uri={folder / 'checkpoints'}", "num_epochs=2",
         "device=cpu", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.artifact_uri={folder / 'artifacts'}",

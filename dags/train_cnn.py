@@ -5,8 +5,8 @@ from __future__ import annotations
 import pendulum
 from airflow.sdk import dag
 
-from shardmean.dags.forms import config_file, form, load_defaults
-from shardmean.dags.spark_job import DATASET, MODEL, SparkJobOperator
+from shardmean.dags.spark_operator import DATASET, MODEL, SparkJobOperator
+from shardmean.dags.trigger_form import config_file, form, load_defaults
 from shardmean.jobs.config.job import TrainJob
 
 JOB = load_defaults(TrainJob, "train.yaml")

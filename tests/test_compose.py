@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from shardmean.jobs.config.job import TrainJob, load_job
-from shardmean.jobs.stack import STOP_TIMEOUT_S
+from shardmean.jobs.local.stack import STOP_TIMEOUT_S
 
 from .readme_tree import ROOT
 

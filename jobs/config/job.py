@@ -221,7 +221,7 @@ def validated(kind: type[Job], values: object, where: str) -> Job:
 
 def config_folder() -> Path:
     """The folder of the files that the DAGs and `shardmean demo` read: SHARDMEAN_CONFIG_DIR, else our own `configs`."""
-    return Path(os.environ.get("SHARDMEAN_CONFIG_DIR") or Path(__file__).parent.parent / "configs")
+    return Path(os.environ.get("SHARDMEAN_CONFIG_DIR") or Path(__file__).parents[2] / "configs")
 
 
 def _read(file: Path) -> Any:

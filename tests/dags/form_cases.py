@@ -11,7 +11,7 @@ import sys
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from shardmean.dags.forms import config_file, form
+from shardmean.dags.trigger_form import config_file, form
 from shardmean.jobs.config.job import TrainJob, VectorizeJob, load_job
 from shardmean.jobs.config.validation_errors import leaves
 

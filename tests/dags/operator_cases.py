@@ -22,8 +22,8 @@ from airflow.sdk.execution_time.context import (
     TriggeringAssetEventsAccessor,
 )
 
-import shardmean.jobs.cli
-from shardmean.dags.spark_job import DATASET
+import shardmean.jobs.cli.main
+from shardmean.dags.spark_operator import DATASET
 from shardmean.dags.train_cnn import train_cnn
 from shardmean.dags.vectorize_images import vectorize_images
 from shardmean.model.storage import filesystem
@@ -43,7 +43,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         if case.get("result"):
             place = next(argument for argument in ran if argument.startswith("--result="))
             filesystem.write_bytes(place.removeprefix("--result="), json.dumps(case["result"]).encode())
-        elif "result" not in case and shardmean.jobs.cli.main(ran):
+        elif "result" not in case and shardmean.jobs.cli.main.main(ran):
             raise AirflowException("spark-submit ended with another code than 0")
 
     SparkSubmitOperator.execute = submit

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shardmean.dags.events import datasets_told, version_told
+from shardmean.dags.asset_events import datasets_told, version_told
 from shardmean.model.errors import UserError
 
 OLD, NEW, OTHER = "0" * 32, "1" * 32, "2" * 32

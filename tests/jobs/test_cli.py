@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import shardmean.jobs.doctor
+import shardmean.jobs.cli.doctor
 import shardmean.jobs.vectorize.job
-from shardmean.jobs.cli import AGAIN_S, main
+from shardmean.jobs.cli.main import AGAIN_S, main
 from shardmean.model.dataset.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Struck:
 
 
 def test_a_signal_that_comes_as_a_command_ends_does_no_harm(command, monkeypatch):
-    monkeypatch.setattr(shardmean.jobs.doctor, "examine", lambda: Struck(signal.SIGTERM) and 0)
+    monkeypatch.setattr(shardmean.jobs.cli.doctor, "examine", lambda: Struck(signal.SIGTERM) and 0)
     before = sys.unraisablehook
     assert command("doctor")[0] == 0
     assert sys.unraisablehook is before
@@ -173,7 +173,7 @@ def test_a_signal_that_comes_while_python_cleans_up_is_not_lost(command, monkeyp
         threading.Event().wait(20)
         return 0
 
-    monkeypatch.setattr(shardmean.jobs.doctor, "examine", examine)
+    monkeypatch.setattr(shardmean.jobs.cli.doctor, "examine", examine)
     code, text = command("doctor")
     assert code == 130
     assert text == "shardmean: error: stopped; the same command goes on\n"
@@ -187,7 +187,7 @@ def test_other_errors_while_python_cleans_up_are_shown(command, monkeypatch):
         def __del__(self):
             raise ValueError("unfit")
 
-    monkeypatch.setattr(shardmean.jobs.doctor, "examine", lambda: Broken() and 0)
+    monkeypatch.setattr(shardmean.jobs.cli.doctor, "examine", lambda: Broken() and 0)
     assert command("doctor")[0] == 0
     assert [str(lost.exc_value) for lost in shown] == ["unfit"]
 

@@ -9,7 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from shardmean.jobs import bootstrap, doctor
+from shardmean.jobs.cli import doctor
+from shardmean.jobs.local import bootstrap
 
 CLEAN = ("AIRFLOW_CONN_SPARK_DEFAULT", "AIRFLOW_HOME", "MLFLOW_TRACKING_URI", "SHARDMEAN_HOME")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardmean.jobs.demo import write_first_images
+from shardmean.jobs.local.demo import write_first_images
 from shardmean.model.errors import UserError
 
 

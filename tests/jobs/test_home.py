@@ -11,9 +11,9 @@ import mlflow
 import pandas as pd
 import pytest
 
-from shardmean.dags.spark_job import results_uri
+from shardmean.dags.spark_operator import results_uri
 from shardmean.jobs.common.local_paths import home, store_uri
-from shardmean.jobs.stack import components, prepare
+from shardmean.jobs.local.stack import components, prepare
 from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train.job import train
 from shardmean.model.dataset.manifest import load_manifest

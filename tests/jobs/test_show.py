@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from shardmean.jobs.cli import main
+from shardmean.jobs.cli.main import main
 from shardmean.jobs.vectorize.report.terminal import show
 from shardmean.model.config.image import ImageConfig
 from shardmean.model.dataset.manifest import report_uri

@@ -20,7 +20,7 @@ from airflow.sdk.exceptions import (
 )
 
 import shardmean.jobs.config.job
-from shardmean.dags.events import datasets_told, version_told
+from shardmean.dags.asset_events import datasets_told, version_told
 from shardmean.jobs.common.local_paths import home
 from shardmean.jobs.config.airflow import MAX_RETRY_DELAY_S
 from shardmean.model.errors import UserError
@@ -65,7 +65,7 @@ class SparkJobOperator(SparkSubmitOperator):
         self.asset = asset
         self.link_url = ""
         super().__init__(
-            application=str(Path(shardmean.jobs.config.job.__file__).with_name("cli.py")),
+            application=str(Path(shardmean.jobs.config.job.__file__).parents[1] / "cli" / "main.py"),
             application_args=[
                 command,
                 f"--config={config_file}",

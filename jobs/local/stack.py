@@ -26,7 +26,7 @@ from shardmean.model.errors import UserError, WorldError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 HOST = "127.0.0.1"
 READY_TIMEOUT_S, STOP_TIMEOUT_S = 180, 25
 

@@ -1,6 +1,6 @@
 """Makes the environment of this clone: a virtual environment with the pinned packages. Standard library only.
 
-Run by make as `python3 -m shardmean.jobs.bootstrap`, before anything is installed; it takes a moment where all is.
+Make runs it as `python3 -m shardmean.jobs.local.bootstrap` before anything is installed. With nothing to do it is quick.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shardmean.jobs.spark.java import system_java
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 VENV = REPOSITORY / ".venv"
 HEARTBEAT_S = 3.0
 # Its 2.13.0+cpu, say, satisfies the pin ==2.13.0 and is a later version than 2.13.0 (PEP 440), so pip prefers it.

@@ -152,20 +152,20 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _doctor(_options: argparse.Namespace) -> int:
-    from shardmean.jobs.doctor import examine
+    from shardmean.jobs.cli.doctor import examine
 
     return examine()
 
 
 def _demo(_options: argparse.Namespace) -> int:
-    from shardmean.jobs.demo import demo
+    from shardmean.jobs.local.demo import demo
 
     return demo()
 
 
 def _up(options: argparse.Namespace) -> int:
-    from shardmean.jobs.demo import write_first_images
-    from shardmean.jobs.stack import up
+    from shardmean.jobs.local.demo import write_first_images
+    from shardmean.jobs.local.stack import up
 
     ports = {"airflow_port": options.airflow_port, "mlflow_port": options.mlflow_port}
     return up(host=options.host, **ports, before_start=write_first_images)

@@ -19,10 +19,10 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
-from shardmean.jobs import stack
 from shardmean.jobs.common.local_paths import home
 from shardmean.jobs.common.logging import LOG_MARK
 from shardmean.jobs.config.job import TrainJob, VectorizeJob, config_folder, load_job
+from shardmean.jobs.local import stack
 from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest, manifest_uri
 from shardmean.model.errors import UserError, WorldError

@@ -19,8 +19,8 @@ from rich.markup import escape
 
 from shardmean.jobs.common.local_paths import home, store_uri
 from shardmean.jobs.common.redaction import without_secrets
+from shardmean.jobs.local.stack import scripts_folder
 from shardmean.jobs.spark.java import MIN_VERSION, java_version, packaged_java, system_java
-from shardmean.jobs.stack import scripts_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

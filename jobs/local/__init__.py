@@ -1,0 +1,1 @@
+"""This machine's embedded stack: the environment, the demo, Airflow and MLflow."""
