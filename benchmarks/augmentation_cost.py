@@ -17,8 +17,8 @@ import pyarrow as pa
 import torch
 
 from shardmean.model.augmentation.augmenter import Augmenter
-from shardmean.model.augmentation.random import example_keys
 from shardmean.model.config.augmentation import AugmentationConfig
+from shardmean.model.dataset.hashing import example_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable

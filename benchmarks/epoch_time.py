@@ -16,7 +16,8 @@ from benchmarks.fashion import fashion_dataset
 from benchmarks.measure import in_turn, parsed, parser, print_compared, print_table, seconds
 from benchmarks.ours import ACCOUNT, BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
-from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session
+from shardmean.jobs.spark.barrier import BarrierTransport, driver_host
+from shardmean.jobs.spark.session import open_session
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.training.trainer import Training
 

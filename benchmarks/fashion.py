@@ -16,7 +16,7 @@ from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, load_manifest, publish
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.errors import UserError
-from shardmean.model.shard_writer import ShardWriter
+from tests.model.shard_writer import ShardWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

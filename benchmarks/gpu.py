@@ -28,9 +28,9 @@ from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, publish
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.networks.classifier import build_classifier
-from shardmean.model.shard_writer import ShardWriter
 from shardmean.model.training.local_launcher import LocalTransport
 from shardmean.model.training.trainer import Training
+from tests.model.shard_writer import ShardWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,7 +25,8 @@ from benchmarks.fashion import DEFAULT_SOURCE, fashion_dataset, read_idx, write_
 from benchmarks.measure import in_turn, parsed, parser, peak_mib, print_compared, print_table, seconds
 from benchmarks.ours import BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
-from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session
+from shardmean.jobs.spark.barrier import BarrierTransport, driver_host
+from shardmean.jobs.spark.session import open_session
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.distributed.rendezvous import Meeting, Member
 from shardmean.model.optimization.averaging import Averager

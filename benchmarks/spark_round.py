@@ -22,7 +22,8 @@ from benchmarks.fashion import DEFAULT_SOURCE, MEAN, STD, fashion_dataset, read_
 from benchmarks.measure import in_turn, parsed, parser, print_compared, seconds
 from benchmarks.ours import BATCH, Epochs, recipe
 from benchmarks.processes import RATE, WEIGHT_DECAY
-from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session
+from shardmean.jobs.spark.barrier import BarrierTransport, driver_host
+from shardmean.jobs.spark.session import open_session
 from shardmean.model.distributed.rendezvous import Meeting
 from shardmean.model.networks.classifier import lenet
 from shardmean.model.training.trainer import Training

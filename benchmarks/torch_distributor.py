@@ -27,7 +27,8 @@ from torch import distributed, nn
 from benchmarks.fashion import DEFAULT_SOURCE, MEAN, STD, read_idx, write_dataset
 from benchmarks.measure import parsed, parser, print_compared, print_table
 from benchmarks.ours import recipe
-from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session
+from shardmean.jobs.spark.barrier import BarrierTransport, driver_host
+from shardmean.jobs.spark.session import open_session
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.distributed.rendezvous import Meeting

@@ -158,14 +158,14 @@ def _place(connection: str) -> str:
 def _mlflow() -> Finding:
     from shardmean.jobs.config.job import TrackingConfig
     from shardmean.jobs.tracking.client import connect
-    from shardmean.model.errors import WorldError
+    from shardmean.model.errors import RetryableError
 
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         found = f"MLFLOW_TRACKING_URI is not set: each training's tracking.uri decides, else {store_uri()}"
         return Finding("ok", "MLflow", found)
     try:
         uri = connect(TrackingConfig())
-    except WorldError as error:
+    except RetryableError as error:
         return Finding("wrong", "MLflow", str(error).split(";")[0], "start the server or correct MLFLOW_TRACKING_URI")
     return Finding("ok", "MLflow", f"{uri} answers")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardmean.jobs.common.logging import set_up_logging
 from shardmean.jobs.config.job import TrainJob, VectorizeJob, load_job
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -41,13 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
     except UserError as error:
         return _fail(options, error, 2, "user")
-    except (WorldError, OSError) as error:
+    except (RetryableError, OSError) as error:
         return _fail(options, error, 1, "world")
     except KeyboardInterrupt:
-        return _fail(options, WorldError("stopped; the same command goes on"), 130, "world")
+        return _fail(options, RetryableError("stopped; the same command goes on"), 130, "world")
     except Exception as error:
         traceback.print_exc()
-        return _fail(options, WorldError(f"unexpected {type(error).__name__}: {error} (a bug: see above)"), 1, "world")
+        return _fail(
+            options, RetryableError(f"unexpected {type(error).__name__}: {error} (a bug: see above)"), 1, "world"
+        )
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -183,7 +185,7 @@ def _write_result(options: argparse.Namespace, document: dict[str, Any], *, quie
         return
     try:
         filesystem.write_bytes(uri, json.dumps(document, indent=1).encode())
-    except (UserError, WorldError) as error:
+    except (UserError, RetryableError) as error:
         if not quietly:
             raise
         print(f"shardmean: the error could not be written to {uri}: {error}", file=sys.stderr)  # noqa: T201

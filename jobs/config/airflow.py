@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from shardmean.model.config.image import Settings
+from shardmean.model.config.base import Settings
 
 MAX_RETRY_DELAY_S = 600
 Name = Annotated[str, Field(min_length=1, max_length=250)]

@@ -22,7 +22,8 @@ from shardmean.jobs.common.redaction import holds_password
 from shardmean.jobs.config.airflow import AirflowConfig
 from shardmean.jobs.config.patterns import check_expression, check_glob
 from shardmean.jobs.config.validation_errors import plain_sections, problems
-from shardmean.model.config.image import Fraction, ImageConfig, Settings, SplitConfig
+from shardmean.model.config.base import Fraction, Settings
+from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.storage.filesystem import absolute

@@ -1,6 +1,6 @@
 """Makes the environment of this clone: a virtual environment with the pinned packages. Standard library only.
 
-Make runs it as `python3 -m shardmean.jobs.local.bootstrap` before anything is installed. With nothing to do it is quick.
+Run by make as `python3 -m shardmean.jobs.local.bootstrap` before anything is installed. If all is there, it is quick.
 """
 
 from __future__ import annotations

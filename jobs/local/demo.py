@@ -25,7 +25,7 @@ from shardmean.jobs.config.job import TrainJob, VectorizeJob, config_folder, loa
 from shardmean.jobs.local import stack
 from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest, manifest_uri
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 
 HEARTBEAT_S = 4.0
@@ -127,7 +127,7 @@ def _newest_result() -> dict[str, Any]:
     files = sorted((home() / "results" / "train").glob("*.json"), key=lambda file: file.stat().st_mtime)
     result: dict[str, Any] = json.loads(files[-1].read_text()) if files else {"error": "no result was written"}
     if "error" in result:
-        raise WorldError(f"train_cnn: {result['error']}")
+        raise RetryableError(f"train_cnn: {result['error']}")
     return result
 
 
@@ -147,7 +147,7 @@ def _run_dag(dag_id: str, environment: dict[str, str]) -> None:
     lines = _follow(process, log_file)
     if process.wait() or any("state=failed" in line for line in lines):
         tail = "\n".join(lines[-15:])
-        raise WorldError(f"DAG {dag_id} failed; the end of {log_file}:\n{tail}")
+        raise RetryableError(f"DAG {dag_id} failed; the end of {log_file}:\n{tail}")
 
 
 def _follow(process: subprocess.Popen[str], log_file: Path) -> list[str]:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from shardmean.jobs.common.local_paths import artifacts, home, store_uri
 from shardmean.jobs.spark.java import LOCAL_SETTINGS, java_environment
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,12 +97,12 @@ def _secret(file: Path, num_bytes: int) -> str:
 
 
 def migrate(environment: dict[str, str]) -> None:
-    """Create or update Airflow's database. Raises WorldError."""
+    """Create or update Airflow's database. Raises RetryableError."""
     done = subprocess.run(
         ["airflow", "db", "migrate"], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     if done.returncode:
-        raise WorldError(f"airflow db migrate failed: {_tail(done.stdout + done.stderr)}")
+        raise RetryableError(f"airflow db migrate failed: {_tail(done.stdout + done.stderr)}")
 
 
 @dataclass
@@ -135,11 +135,13 @@ class Component:
             return False
 
     def check_alive(self) -> None:
-        """Raise WorldError with the end of its log if it has ended."""
+        """Raise RetryableError with the end of its log if it has ended."""
         assert self.process is not None, "only a started component is checked"
         if self.process.poll() is not None:
             tail = _tail(self.log_file.read_text(errors="replace"))
-            raise WorldError(f"{self.name} ended with code {self.process.returncode}: {tail}\n(log: {self.log_file})")
+            raise RetryableError(
+                f"{self.name} ended with code {self.process.returncode}: {tail}\n(log: {self.log_file})"
+            )
 
     def stop(self, deadline: float) -> None:
         """Ask it to end; kill its whole session when it does not."""
@@ -238,7 +240,7 @@ def _await_ready(stack: list[Component], console: Console) -> None:
                 last_said = time.monotonic()
         if time.monotonic() - started > READY_TIMEOUT_S:
             names = ", ".join(component.name for component in waiting)
-            raise WorldError(f"{names}: not ready after {READY_TIMEOUT_S} s; see {home() / 'logs'}")
+            raise RetryableError(f"{names}: not ready after {READY_TIMEOUT_S} s; see {home() / 'logs'}")
         if waiting and time.monotonic() - last_said > 4:
             console.print(f"  waiting for {', '.join(c.name for c in waiting)}, {time.monotonic() - started:.0f} s")
             last_said = time.monotonic()

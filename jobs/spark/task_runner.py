@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from shardmean.jobs.spark.session import open_session, run_tasks
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.training.progress import INTERVAL_S, every
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Work(Generic[T, R]):
         """Do a task, or say why not: an error that travels by Spark loses its words."""
         try:
             return self.do(task)
-        except (UserError, WorldError) as error:
+        except (UserError, RetryableError) as error:
             return Failed(str(error), isinstance(error, UserError))
 
 
@@ -51,11 +51,11 @@ class Runner(Protocol):
     """Runs tasks, each of which may be run twice, and gives their reports in order."""
 
     def run(self, work: Work[T, R], tasks: Sequence[T]) -> list[R | Failed]:
-        """Raises WorldError when tasks were lost."""
+        """Raises RetryableError when tasks were lost."""
 
 
 def run_all(runner: Runner, work: Work[T, R], tasks: Sequence[T]) -> list[R]:
-    """The reports of all tasks; those that fail are tried once more. Raises UserError and WorldError."""
+    """The reports of all tasks; those that fail are tried once more. Raises UserError and RetryableError."""
     reports: list[R | Failed] = runner.run(work, tasks) if tasks else []
     failed = {n: r for n, r in enumerate(reports) if isinstance(r, Failed) and not r.is_users}
     if failed:
@@ -67,7 +67,7 @@ def run_all(runner: Runner, work: Work[T, R], tasks: Sequence[T]) -> list[R]:
     good: list[R] = []
     for report in reports:
         if isinstance(report, Failed):
-            raise UserError(report.message) if report.is_users else WorldError(report.message)
+            raise UserError(report.message) if report.is_users else RetryableError(report.message)
         good.append(report)
     return good
 

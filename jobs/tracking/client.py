@@ -11,14 +11,14 @@ import mlflow
 
 from shardmean.jobs.common.local_paths import home, store_uri
 from shardmean.jobs.common.redaction import without_secrets
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 
 if TYPE_CHECKING:
     from shardmean.jobs.config.job import TrackingConfig
 
 
 def connect(tracking: TrackingConfig) -> str:
-    """Point MLflow at the configured store and see that it answers. Raises WorldError.
+    """Point MLflow at the configured store and see that it answers. Raises RetryableError.
 
     Returns the URI as it may be shown.
     """
@@ -44,12 +44,12 @@ def connect(tracking: TrackingConfig) -> str:
     return without_secrets(uri)
 
 
-def unreachable(uri: str, error: Exception) -> WorldError:
+def unreachable(uri: str, error: Exception) -> RetryableError:
     """What to raise when the store at `uri` failed with `error`."""
     remedy = "start the server or correct tracking.uri (or MLFLOW_TRACKING_URI)"
     if uri == store_uri():
         remedy = "let SHARDMEAN_HOME be a folder you may write to, or set tracking.uri (or MLFLOW_TRACKING_URI)"
-    return WorldError(
+    return RetryableError(
         f"MLflow at {uri} cannot be used: {short(error)}; {remedy}, then repeat the command: nothing is lost"
     )
 

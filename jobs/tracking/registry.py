@@ -18,7 +18,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 
 from shardmean.jobs.common.redaction import without_secrets
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.optimization.replica import normalisation
 from shardmean.model.serving import image_model
 
@@ -108,7 +108,7 @@ def set_aliases(
 def download(uri: str, folder: str) -> tuple[str, Path]:
     """Fetch a registered model (models:/NAME@ALIAS or models:/NAME/VERSION) into `folder`, by the version it has now.
 
-    Returns that version's URI and where `image_model.read_parts` finds the model. Raises UserError and WorldError.
+    Returns that version's URI and where `image_model.read_parts` finds the model. Raises UserError and RetryableError.
     """
     client, place = mlflow.MlflowClient(), uri.removeprefix("models:/")
     try:
@@ -121,9 +121,9 @@ def download(uri: str, folder: str) -> tuple[str, Path]:
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise UserError(f"{uri}: MLflow has no such model ({error.message}); correct the name or alias") from error
-        raise WorldError(f"{uri}: MLflow cannot give it: {error}; repeat the command") from error
+        raise RetryableError(f"{uri}: MLflow cannot give it: {error}; repeat the command") from error
     except OSError as error:
-        raise WorldError(f"{uri}: its files cannot be read: {error}; repeat the command") from error
+        raise RetryableError(f"{uri}: its files cannot be read: {error}; repeat the command") from error
     return found, path
 
 
@@ -147,7 +147,7 @@ def _accuracy_of(
         with tempfile.TemporaryDirectory() as folder:
             rival = image_model.load_model(_fetch(f"models:/{version.name}/{version.version}", folder))
         return rival_accuracy(rival)
-    except WorldError:
+    except RetryableError:
         raise
     except Exception as error:
         # Raised, it would stop every later training at its end. Whether the server is away, a question to it tells.

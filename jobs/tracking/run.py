@@ -69,7 +69,7 @@ class Tracker:
     """One training's MLflow run."""
 
     def __init__(self, job: TrainJob, manifest: Manifest, run_id: str | None) -> None:
-        """Start a run, or go on with `run_id`. Raises WorldError when MLflow can't be reached."""
+        """Start a run, or go on with `run_id`. Raises RetryableError when MLflow can't be reached."""
         self._job = job
         self._manifest = manifest
         self.checkpoint_s: dict[int, float] = {}
@@ -135,7 +135,7 @@ class Tracker:
             log.warning("MLflow at %s is away (%s): no report of the DataSet", self.tracking_uri, short(error))
 
     def log_origin(self, uri: str) -> None:
-        """Note which version or file a fine-tuning started from. Raises WorldError."""
+        """Note which version or file a fine-tuning started from. Raises RetryableError."""
         try:
             self._client.set_tag(self.run_id, "started_from", uri)
         except MlflowException as error:
@@ -176,7 +176,7 @@ class Tracker:
         """Log what is left, register the model as challenger, and make it champion if it beats the present one.
 
         `rival_accuracy` gives another model's accuracy on the same rows, or None when it can't be compared.
-        Safe to repeat: a version that this run has registered already is used. Raises WorldError.
+        Safe to repeat: a version that this run has registered already is used. Raises RetryableError.
         """
         try:
             self._send(final.history)

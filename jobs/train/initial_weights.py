@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardmean.jobs.tracking import registry
 from shardmean.model.config.fine_tuning import REGISTERED
-from shardmean.model.errors import UserError
+from shardmean.model.errors import DamagedError, UserError
 from shardmean.model.optimization.fine_tuning import Origin
 from shardmean.model.serving import image_model
 from shardmean.model.training import checkpoint
@@ -22,7 +22,7 @@ def find(uri: str) -> Origin:
     """The model at models:/NAME@ALIAS, models:/NAME/VERSION, or in a checkpoint's file or a run's folder of them.
 
     The origin's own URI is that of one version or file, which stays when an alias or a folder moves on. MLflow must be
-    connected. Raises UserError and WorldError.
+    connected. Raises UserError and RetryableError.
     """
     if uri.startswith(REGISTERED):
         with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +33,8 @@ def find(uri: str) -> Origin:
             except Exception as error:  # torch raises many kinds for what is no state dict
                 raise UserError(f"{found} cannot be read ({registry.cause_of(error)}); start from another") from error
     found, state_there = _checkpoint(uri)
-    return Origin.of(found, state_there)
+    # The best model of a checkpoint, or its last where no epoch has ended.
+    return Origin(found, state_there.about, state_there.best_model or state_there.model)
 
 
 def _checkpoint(uri: str) -> tuple[str, Checkpoint]:
@@ -49,5 +50,5 @@ def _checkpoint(uri: str) -> tuple[str, Checkpoint]:
         return uri, checkpoint.load(uri)
     except FileNotFoundError:
         raise UserError(f"{uri}: not found; give a checkpoint's file, or the folder of its run") from None
-    except checkpoint.DamagedError as error:
+    except DamagedError as error:
         raise UserError(f"{error}; give one that this project wrote, or a registered model (models:/NAME)") from error

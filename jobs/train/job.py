@@ -8,7 +8,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session
+from shardmean.jobs.spark.barrier import BarrierTransport, driver_host
+from shardmean.jobs.spark.session import open_session
 from shardmean.jobs.tracking.client import connect
 from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train.initial_weights import find
@@ -17,13 +18,13 @@ from shardmean.model.dataset.manifest import Manifest, load_manifest
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.dataset.sampler import plan_evaluation
 from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import LeaseLostError, RetryableError, UserError
 from shardmean.model.evaluation.evaluator import evaluate
 from shardmean.model.images.decoder import encode_png
 from shardmean.model.optimization.fine_tuning import normalised_as
 from shardmean.model.optimization.replica import build_model
 from shardmean.model.storage import filesystem
-from shardmean.model.storage.lease import Lease, LeaseLostError
+from shardmean.model.storage.lease import Lease
 from shardmean.model.training.augmentation_preview import preview
 from shardmean.model.training.phase_timer import PHASES
 from shardmean.model.training.trainer import Training
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 def train(job: TrainJob) -> TrainResult:
     """Train, evaluate and register; or go on with the same run where a killed driver left it.
 
-    Raises UserError and WorldError; after a WorldError the same command goes on from the last checkpoint.
+    Raises UserError and RetryableError; after a RetryableError the same command goes on from the last checkpoint.
     """
     manifest = load_manifest(job.dataset_uri, version_of(job))
     _check(job, manifest)
@@ -127,7 +128,7 @@ def _announce(job: TrainJob, manifest: Manifest, tracker: Tracker, start: Checkp
 def _is_lost(lease: Lease) -> bool:
     try:
         return lease.is_lost()
-    except WorldError as problem:
+    except RetryableError as problem:
         # The first error is the one to tell; and the winner, if there is one, says at its end how its run went.
         log.warning("whether another took the run over could not be seen: %s", problem)
         return False
@@ -135,7 +136,7 @@ def _is_lost(lease: Lease) -> bool:
 
 def _log_progress(tracker: Tracker, lease: Lease, moment: Moment) -> None:
     # The next write stops a driver that lost the run; until then it may not disturb the winner's figures.
-    with contextlib.suppress(WorldError):
+    with contextlib.suppress(RetryableError):
         lease.check()
         tracker.log_progress(moment)
 
@@ -154,8 +155,8 @@ def _to_the_end(training: Training, tracker: Tracker, run: RunFolder, start: Che
         final = training.fit(start, on_state)
     except LeaseLostError:
         raise
-    except WorldError as error:
-        raise WorldError(f"{error}; the same command goes on from the last checkpoint") from error
+    except RetryableError as error:
+        raise RetryableError(f"{error}; the same command goes on from the last checkpoint") from error
     split = _evaluation_split(training.dataset.manifest)
     evaluation = training.evaluate(final.best_model, split)
 

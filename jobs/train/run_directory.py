@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from shardmean.jobs.tracking.run import TrainResult
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
 from shardmean.model.training import checkpoint
 
@@ -30,7 +30,7 @@ class RunFolder:
     """What `run.json` says: the MLflow run, the DataSet's version, and at the end the result. Written under a lease."""
 
     def __init__(self, job: TrainJob, digest: str, lease: Lease) -> None:
-        """`digest` is the version of the DataSet that this try has read. Raises WorldError."""
+        """`digest` is the version of the DataSet that this try has read. Raises RetryableError."""
         self.uri = folder_of(job, digest)
         self.lease = lease
         self._job = job
@@ -38,7 +38,7 @@ class RunFolder:
         self._record = _read(self.uri)
         if self._record.get("dataset_digest", digest) != digest:
             # It began while this try waited for the lease, and a newer version had come between the two.
-            raise WorldError(f"{self.uri}: begun on version {self._record['dataset_digest']}; repeat the command")
+            raise RetryableError(f"{self.uri}: begun on version {self._record['dataset_digest']}; repeat the command")
         self.result = TrainResult(**self._record["result"]) if self._record.get("result") else None
         # Without a key a finished run is history, and the command means a new one.
         self._is_history = self.result is not None and job.run_key is None
@@ -64,7 +64,7 @@ class RunFolder:
         self._write({"run_id": run_id, "started_from": started_from})
 
     def latest(self) -> Checkpoint | None:
-        """The checkpoint to go on from; None where there is none. Raises WorldError."""
+        """The checkpoint to go on from; None where there is none. Raises RetryableError."""
         return None if self._is_history else checkpoint.load_latest(self.uri)
 
     def save(self, state: Checkpoint) -> None:
@@ -114,6 +114,6 @@ def _read(folder: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise WorldError(f"{uri}: damaged ({error}); delete the folder to train anew") from error
+        raise RetryableError(f"{uri}: damaged ({error}); delete the folder to train anew") from error
     assert isinstance(record, dict)
     return record

@@ -47,7 +47,7 @@ class RewriteReport:
 
 
 def rewrite(task: RewriteTask, job: VectorizeJob) -> RewriteReport:
-    """Read shards, and write their wanted rows to shards of the right splits. Raises WorldError."""
+    """Read shards, and write their wanted rows to shards of the right splits. Raises RetryableError."""
     parts, facts = [], []
     for shard, wanted in zip(task.shards, task.wanted, strict=True):
         rows = read_shard(job.dataset_uri, shard)

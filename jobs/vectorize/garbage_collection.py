@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def clean(
                     before_delete()
                     filesystem.delete(filesystem.join(uri, name))
                     num_deleted += 1
-    except WorldError as error:
+    except RetryableError as error:
         log.warning("not all old files could be cleaned away: %s", error)
         return 0
     num_old = num_deleted - len(set(passing) - kept)

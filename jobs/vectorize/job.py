@@ -36,7 +36,7 @@ from shardmean.model.dataset.manifest import (
 )
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.dataset.shard import missing
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 from shardmean.model.storage.lease import Lease
 
@@ -68,7 +68,7 @@ class VectorizeResult:
 def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeResult:
     """Bring a DataSet up to date with its source, on Spark unless a `runner` is given.
 
-    Raises UserError and WorldError; then nothing was published.
+    Raises UserError and RetryableError; then nothing was published.
     """
     started = time.monotonic()
     present = _present(job)
@@ -146,7 +146,7 @@ def _publish(
 
 
 def _check_there(manifest: Manifest, dataset_uri: str) -> None:
-    """Raise WorldError for a shard that is kept from an earlier version and is gone or cut short."""
+    """Raise RetryableError for a shard that is kept from an earlier version and is gone or cut short."""
     sizes = filesystem.list_sizes(shards_uri(dataset_uri))
     for shard in manifest.shards:
         if sizes.get(shard.name) != shard.num_bytes:
@@ -158,7 +158,7 @@ def _present(job: VectorizeJob) -> Manifest | None:
         return None
     try:
         present = load_manifest(job.dataset_uri)
-    except (WorldError, UserError) as error:
+    except (RetryableError, UserError) as error:
         if not job.replace:
             raise
         log.warning("%s; replacing it", error)

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 from blake3 import blake3
 
-from shardmean.jobs.vectorize.index.split_assignment import HASH_BYTES, fixed_code, split_code
+from shardmean.jobs.vectorize.index.duplicates import HASH_BYTES
+from shardmean.jobs.vectorize.index.split_assignment import fixed_code, split_code
 from shardmean.jobs.vectorize.index.table import INDEX, REMEMBERED
+from shardmean.jobs.vectorize.source.items import path_hashes
 from shardmean.jobs.vectorize.source.reader import contents
-from shardmean.jobs.vectorize.source.scan import path_hashes
 from shardmean.model.dataset.manifest import SPLITS
 from shardmean.model.dataset.shard import one_chunk
 from shardmean.model.dataset.shard_writer import NewShard
@@ -114,7 +115,7 @@ def _filled(sizes_bytes_N: NDArray[np.int64], num_items: int) -> Iterator[slice]
 
 
 def vectorize_partition(task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> PartitionReport:
-    """Make one partition's shards. Raises UserError and WorldError when what it needs can't be read or written."""
+    """Make one partition's shards. Raises UserError and RetryableError when what it needs can't be read or written."""
     read = zip(task.items, contents(task.items, job.image), strict=True)
     with _Made(task, job, class_names) as made:
         for number, (item, content) in enumerate(read):
@@ -163,7 +164,7 @@ class _Made:
         return shard
 
     def publish(self) -> list[Shard]:
-        """Publish the shards. Raises WorldError."""
+        """Publish the shards. Raises RetryableError."""
         codes = sorted(self._shards)
         for number, code in enumerate(self._codes.tolist()):
             if code >= 0:

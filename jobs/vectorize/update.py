@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from shardmean.jobs.common.arrow_tables import give_back_memory
 from shardmean.jobs.spark.task_runner import Work, run_all
 from shardmean.jobs.vectorize.compaction import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
-from shardmean.jobs.vectorize.index.split_assignment import CONFLICT, IN_OTHER_SPLIT, Candidates, decide, fixed_codes
+from shardmean.jobs.vectorize.index.duplicates import CONFLICT, IN_OTHER_SPLIT
+from shardmean.jobs.vectorize.index.split_assignment import Candidates, decide, fixed_codes
 from shardmean.jobs.vectorize.index.table import (
     INDEX,
     REMEMBERED,

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from numpy.typing import NDArray
+from ..dataset.hashing import GOLDEN_STEP, mix_bits
 
-_STEP = np.uint64(0x9E3779B97F4A7C15)
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Stream(IntEnum):
@@ -67,9 +66,9 @@ class Draws:
         SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
         """
         (salt,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-        states_N = _mixed(keys_N ^ salt)
-        steps_S = _STEP * np.arange(1, NUM_STREAMS + 1, dtype=np.uint64)
-        bits_NS = _mixed(states_N[:, None] + steps_S) >> np.uint64(11)
+        states_N = mix_bits(keys_N ^ salt)
+        steps_S = GOLDEN_STEP * np.arange(1, NUM_STREAMS + 1, dtype=np.uint64)
+        bits_NS = mix_bits(states_N[:, None] + steps_S) >> np.uint64(11)
         return cls(bits_NS.astype(np.float64) * 2.0**-53)
 
     def take(self, rows: NDArray[np.int64] | slice) -> Draws:
@@ -83,29 +82,3 @@ class Draws:
     def between(self, stream: Stream, low: float, high: float) -> NDArray[np.float64]:
         """One number an example, uniform from `low` to `high`."""
         return low + (high - low) * self.uniform_NS[:, stream]
-
-
-def example_keys(ids: pa.StringArray) -> NDArray[np.uint64]:
-    """A key of 64 bits for each id, whatever its length, without a Python string.
-
-    Each byte is multiplied by a weight of its place, and the sum mixed. Two ids share a key with a chance near 2**-56
-    (multilinear hashing: Lemire and Kaser, "Strongly universal string hashing is fast", 2014). The weights never
-    change, so an id has the same key everywhere.
-    """
-    starts_N1 = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
-    lengths_N = np.diff(starts_N1)
-    data = ids.buffers()[2]
-    text = np.frombuffer(data if data is not None else b"", np.uint8)[starts_N1[0] : starts_N1[-1]]
-    places = np.arange(len(text)) - np.repeat(starts_N1[:-1] - starts_N1[0], lengths_N)
-    weights = _mixed(_STEP * np.arange(1, lengths_N.max(initial=0) + 2, dtype=np.uint64))
-    # Sums between two places of a running sum: wrapping round at 2**64 does them no harm.
-    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(text * weights[places + 1], dtype=np.uint64)])
-    ends_N1 = starts_N1 - starts_N1[0]
-    return _mixed(running[ends_N1[1:]] - running[ends_N1[:-1]] + weights[0] * lengths_N.astype(np.uint64))
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    # The output function of SplitMix64: each bit of the result depends on each bit of the value.
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

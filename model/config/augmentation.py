@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ..errors import UserError
-from .image import Fraction, Settings
+from .base import Fraction, Settings
 
 if TYPE_CHECKING:
     from .image import ImageConfig

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from ..storage.filesystem import absolute
-from .image import Settings
+from .base import Settings
 
 REGISTERED = "models:/"
 _MODEL = re.compile(r"models:/[^/@:]{1,250}(@[^/@:]{1,250}|/[0-9]{1,18})")

@@ -1,4 +1,4 @@
-"""Settings of images and splits, and what all settings share. Imports no torch.
+"""Settings of images and splits. Imports no torch.
 
 Each field's docstring gives its meaning and unit; Airflow's trigger form and the JSON schema show it.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+from .base import Fraction, Settings
 
 MAX_EXAMPLE_BYTES = 64 * 2**20
 NAMED_COLOURS = {"black": "#000000", "grey": "#808080", "white": "#ffffff"}
@@ -33,12 +32,6 @@ def rgb_of(colour: Colour) -> tuple[int, int, int]:
     """Red, green and blue of a setting, each 0 to 255."""
     red, green, blue = bytes.fromhex(NAMED_COLOURS.get(colour, colour)[1:])
     return red, green, blue
-
-
-class Settings(BaseModel):
-    """Base of every config: unknown keys are errors, values never change after the check."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ImageConfig(Settings):

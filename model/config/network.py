@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
-from .image import Settings
+from .base import Settings
 
 ZOO = ("lenet", "small_cnn", "vgg_small", "resnet18", "resnet50")
 LAYERS = "layers"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .image import Fraction, Positive, Settings
+from .base import Fraction, Positive, Settings
 
 OptimizerName = Literal["sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop"]
 Decay = Annotated[float, Field(ge=0, lt=1)]

@@ -8,8 +8,8 @@ from pydantic import Field, WithJsonSchema, model_validator
 
 from ..errors import UserError
 from .augmentation import AugmentationConfig
+from .base import Positive, Settings
 from .fine_tuning import FineTuningConfig, NormalisationConfig
-from .image import Positive, Settings
 from .network import Layers, NetworkName, check_layers
 from .optimizer import OptimizerConfig
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from ..training.phase_timer import Clock
     from .manifest import Split
@@ -106,3 +107,10 @@ def ahead(items: Generator[T], num_ahead: int) -> Generator[T]:
         finally:
             pool.shutdown(cancel_futures=True)
             items.close()
+
+
+def on_device(batch: Examples, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images uint8 (B, C, H, W) and labels int64 (B,) of a minibatch on a device."""
+    images_BCHW, labels_B = torch.from_numpy(batch.features_NCHW), torch.from_numpy(batch.labels_N)
+    # From pinned memory (see model/feed.py) the copies run beside the GPU's work on the minibatch before.
+    return images_BCHW.to(device, non_blocking=True), labels_B.to(device, non_blocking=True)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from ..config.image import ImageConfig, Settings, SplitConfig
-from ..errors import UserError, WorldError
+from ..config.base import Settings
+from ..config.image import ImageConfig, SplitConfig
+from ..errors import RetryableError, UserError
 from ..storage import filesystem
 
 if TYPE_CHECKING:
@@ -109,9 +110,9 @@ class Manifest(Settings):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def check_digest(self, uri: str) -> None:
-        """Raise WorldError when the content is not what was published."""
+        """Raise RetryableError when the content is not what was published."""
         if self.digest != self._digest():
-            raise WorldError(
+            raise RetryableError(
                 f"{uri}: the manifest's digest is {self.digest} but its content gives {self._digest()}: "
                 "it was changed after it was published; restore it, or run `shardmean vectorize` with replace=true"
             )
@@ -172,7 +173,7 @@ def publish(manifest: Manifest, dataset_uri: str, *, before_write: Callable[[], 
 def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
     """Read and check a DataSet's manifest: the current one, or that of the version `digest`.
 
-    Raises UserError when none was published there, WorldError when it is damaged or of another schema.
+    Raises UserError when none was published there, RetryableError when it is damaged or of another schema.
     """
     uri = manifest_uri(dataset_uri, digest)
     try:
@@ -190,7 +191,7 @@ def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
     manifest = _parse(text, uri)
     manifest.check_digest(uri)
     if digest is not None and manifest.digest != digest:
-        raise WorldError(f"{uri}: holds version {manifest.digest}, not {digest}; restore it, or use another")
+        raise RetryableError(f"{uri}: holds version {manifest.digest}, not {digest}; restore it, or use another")
     return manifest
 
 
@@ -205,6 +206,6 @@ def _parse(text: bytes, uri: str) -> Manifest:
     except UserError:
         raise
     except (ValueError, AttributeError, ValidationError) as error:
-        raise WorldError(
+        raise RetryableError(
             f"{uri}: not a manifest: {str(error).splitlines()[0]}; restore it, or run vectorize with replace=true"
         ) from error

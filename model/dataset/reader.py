@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..augmentation.random import example_keys
-from ..errors import WorldError
+from ..errors import RetryableError
+from .hashing import example_keys
 from .manifest import shard_uri
 from .shard import MEND, damaged, features_of, has_hash, one_chunk, open_shard
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from .manifest import Manifest, Shard
@@ -62,7 +64,7 @@ class Dataset:
     def read(
         self, shard: Shard, start: int, stop: int, *, with_names: bool = True, with_keys: bool = False
     ) -> list[Examples]:
-        """Rows `start` to `stop` of a shard, in pieces (one a row group). Raises WorldError for a damaged shard.
+        """Rows `start` to `stop` of a shard, in pieces (one a row group). Raises RetryableError for a damaged shard.
 
         Ids and paths are strings of Python, which cost more than small images do: training does without. Keys cost
         the reading of the ids.
@@ -124,10 +126,21 @@ class Dataset:
         try:
             features_NB = features_of(table, image.example_bytes)
         except ValueError as error:
-            raise WorldError(f"{shard_uri(self.uri, shard.name)}: {error}; {MEND}") from error
+            raise RetryableError(f"{shard_uri(self.uri, shard.name)}: {error}; {MEND}") from error
         return Examples(
             features_NB.reshape(-1, *image.shape),
             table["label"].to_numpy(),
             table["id"].to_pylist() if with_names else [],
             table["path"].to_pylist() if with_names else [],
         )
+
+
+WINDOW_BYTES = 4 * 2**20  # a row group
+
+
+def pieces(dataset: Dataset, shard: Shard, num_rows: int) -> Iterator[Examples]:
+    """The first rows of a shard, about a row group at a time."""
+    step = max(1, WINDOW_BYTES // dataset.manifest.image.example_bytes)
+    end = min(num_rows, shard.num_examples)
+    for first in range(0, end, step):
+        yield from dataset.read(shard, first, min(first + step, end))

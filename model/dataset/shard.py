@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from ..errors import WorldError
+from ..errors import RetryableError
 from ..storage import filesystem
 from .manifest import Shard, shard_uri
 
@@ -76,7 +76,7 @@ def one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 
 def read_shard(dataset_uri: str, shard: Shard) -> pa.Table:
-    """All rows of a shard. Raises WorldError when it is missing or not as it was published."""
+    """All rows of a shard. Raises RetryableError when it is missing or not as it was published."""
     content = open_shard(dataset_uri, shard)
     if not has_hash(shard, content):
         raise damaged(dataset_uri, shard)
@@ -84,7 +84,7 @@ def read_shard(dataset_uri: str, shard: Shard) -> pa.Table:
 
 
 def open_shard(dataset_uri: str, shard: Shard) -> pa.Buffer:
-    """The bytes of a shard, mapped into memory where it is local. Raises WorldError where their number is another."""
+    """The bytes of a shard, mapped into memory where it is local. Raises RetryableError where their number differs."""
     try:
         content = filesystem.read_buffer(shard_uri(dataset_uri, shard.name))
     except FileNotFoundError:
@@ -94,10 +94,10 @@ def open_shard(dataset_uri: str, shard: Shard) -> pa.Buffer:
     return content
 
 
-def missing(dataset_uri: str, shard: Shard, num_bytes: int | None) -> WorldError:
+def missing(dataset_uri: str, shard: Shard, num_bytes: int | None) -> RetryableError:
     """What to raise where a shard has another number of bytes, or (None) is not there."""
     found = "missing" if num_bytes is None else f"{num_bytes} bytes, the manifest says {shard.num_bytes}"
-    return WorldError(f"{shard_uri(dataset_uri, shard.name)}: {found}; {MEND}")
+    return RetryableError(f"{shard_uri(dataset_uri, shard.name)}: {found}; {MEND}")
 
 
 def has_hash(shard: Shard, content: pa.Buffer) -> bool:
@@ -105,6 +105,8 @@ def has_hash(shard: Shard, content: pa.Buffer) -> bool:
     return blake3(content).hexdigest() == shard.blake3
 
 
-def damaged(dataset_uri: str, shard: Shard) -> WorldError:
+def damaged(dataset_uri: str, shard: Shard) -> RetryableError:
     """What to raise when they are not."""
-    return WorldError(f"{shard_uri(dataset_uri, shard.name)}: damaged (its BLAKE3 hash is not the manifest's); {MEND}")
+    return RetryableError(
+        f"{shard_uri(dataset_uri, shard.name)}: damaged (its BLAKE3 hash is not the manifest's); {MEND}"
+    )

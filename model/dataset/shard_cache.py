@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import WorldError
+from ..errors import RetryableError
 from ..storage import filesystem
 from .manifest import SHARD_NAME
 
@@ -47,7 +47,7 @@ class ShardCache:
         if not self._is_ours():
             return fetch()
         file = self._folder / name
-        with contextlib.suppress(FileNotFoundError, WorldError):
+        with contextlib.suppress(FileNotFoundError, RetryableError):
             content = filesystem.read_buffer(str(file))
             if is_whole(content):
                 os.utime(file)
@@ -56,7 +56,7 @@ class ShardCache:
         try:
             if self._make_room(content.size):
                 filesystem.write_bytes(str(file), content)
-        except (OSError, WorldError) as error:
+        except (OSError, RetryableError) as error:
             log.warning("the shard cache can't be used: %s", error)
         return content
 

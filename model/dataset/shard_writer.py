@@ -35,7 +35,7 @@ class NewShard:
     """Add examples or write tables of them, then `publish`; a shard that is not published leaves nothing.
 
     Its name is the hash of its content, so that a task which runs twice writes the same file again. A `with` block
-    around it raises WorldError when the store refuses.
+    around it raises RetryableError when the store refuses.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class NewShard:
 
 
 def write_shard(dataset_uri: str, split: Split, table: pa.Table, *, shape: tuple[int, int, int]) -> Shard:
-    """Write a table of examples of one shape (channels, height, width) as a shard. Raises WorldError."""
+    """Write a table of examples of one shape (channels, height, width) as a shard. Raises RetryableError."""
     extra_columns = table.column_names[len(SCHEMA) :]
     with NewShard(dataset_uri, split, shape=shape, extra_columns=extra_columns) as shard:
         shard.write(table)

@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from ..errors import UserError
-from .tcp_allreduce import LostPeersError
+from ..errors import LostPeersError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

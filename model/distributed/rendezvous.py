@@ -19,7 +19,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from .process_group import GroupExchange, Place, check_alike, check_distinct, place_of
 from .store import ABORT, Address, Board, Progress, progress_key
-from .tcp_allreduce import Exchange, UnmetPeersError
+from .tcp_allreduce import Exchange, missing_peers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +107,7 @@ class Member:
     ) -> None:
         """Meet the others.
 
-        Raises UserError when some have a GPU and others none, or two share one and may not, UnmetPeersError when one
+        Raises UserError when some have a GPU and others none, or two share one and may not, MissingPeersError when one
         does not come.
         """
         self._board = Board(address, rank=rank, timeout_s=timeout_s)
@@ -157,7 +157,7 @@ class Member:
             return [Place(**json.loads(text)) for text in self._board.get_all(keys)]
         except TimeoutError as error:
             missing = [keys.index(key) for key in self._board.missing(keys)]
-            raise UnmetPeersError(self._rank, missing, f"{error}") from error
+            raise missing_peers(self._rank, missing, error) from error
 
     def __enter__(self) -> Self:
         return self

@@ -11,13 +11,11 @@ from functools import lru_cache
 
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # its stubs name them elsewhere
 
+from ..errors import AbortedError
+
 ABORT = "abort"
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.05
-
-
-class AbortedError(RuntimeError):
-    """The driver, or another worker that failed, told all workers to stop."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from ..errors import LostPeersError, MissingPeersError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -33,21 +35,6 @@ _HELLO_S = 5.0
 _BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
 
 
-class LostPeersError(RuntimeError):
-    """Other workers left, or gave no word for too long; `peers` are their ranks."""
-
-    def __init__(self, peers: list[int], text: str) -> None:
-        super().__init__(text)
-        self.peers = peers
-
-
-class UnmetPeersError(LostPeersError):
-    """Other workers did not come to the meeting in time."""
-
-    def __init__(self, rank: int, peers: list[int], text: str) -> None:
-        super().__init__(peers, f"worker {rank} could not meet {_names(peers)}: {text}")
-
-
 class Exchange:
     """One worker's connections to all others of its segment. Errors are RuntimeErrors that name the peer."""
 
@@ -56,7 +43,7 @@ class Exchange:
     ) -> None:
         """Meet the others through `board`; each shows `secret`.
 
-        Raises UnmetPeersError when one does not come, AbortedError when the segment was given up.
+        Raises MissingPeersError when one does not come, AbortedError when the segment was given up.
         """
         self._rank = rank
         self._num_workers = num_workers
@@ -68,7 +55,7 @@ class Exchange:
         except OSError as error:
             missing = sorted({*range(num_workers)} - {rank, *self._peers})
             self.close()
-            raise UnmetPeersError(rank, missing, f"{error}") from error
+            raise missing_peers(rank, missing, error) from error
         except BaseException:
             self.close()
             raise
@@ -121,7 +108,7 @@ class Exchange:
             connection = self._in_slices(board, deadline, partial(_dial, (host, int(port))))
             connection.sendall(secret + self._rank.to_bytes(_HELLO_BYTES, "big"))
         except OSError as error:
-            raise UnmetPeersError(self._rank, [peer], f"{error}") from error
+            raise missing_peers(self._rank, [peer], error) from error
         return connection
 
     def _in_slices(self, board: Board, deadline: float, attempt: Callable[[], T]) -> T:
@@ -208,6 +195,11 @@ def _advance(pending: dict[int, memoryview], peer: int, count: int) -> None:
     pending[peer] = pending[peer][count:]
     if not pending[peer]:
         del pending[peer]
+
+
+def missing_peers(rank: int, peers: list[int], error: Exception) -> MissingPeersError:
+    """What to raise where some peers did not come."""
+    return MissingPeersError(peers, f"worker {rank} could not meet {_names(peers)}: {error}")
 
 
 def _names(peers: list[int]) -> str:

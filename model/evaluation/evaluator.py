@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..dataset.loader import minibatches
+from ..dataset.loader import minibatches, on_device
 from ..errors import UserError
-from ..optimization.replica import on_device
 from .bounded_histogram import Tally
 from .metrics import Calibration, ClassCounts, RocCurves, in_units, mean_of_units, tally_scores
 

@@ -16,7 +16,7 @@ from .sequential import build_layers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..config.image import Settings
+    from ..config.base import Settings
 
 MIN_STD = 1 / 255
 

@@ -19,7 +19,7 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..config.image import Settings
+    from ..config.base import Settings
 
 MAX_PARAMETERS = 10**9
 MAX_VALUES = 2**28

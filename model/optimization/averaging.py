@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..distributed.tcp_allreduce import LostPeersError
-from ..errors import UserError, WorldError
+from ..errors import DivergedError, LostPeersError, PeerDivergedError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,18 +26,6 @@ if TYPE_CHECKING:
     from ..distributed.rendezvous import Member
 
 EXCHANGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class DivergedError(WorldError):
-    """This worker's parameters or gradients are not finite."""
-
-
-class PeerDivergedError(RuntimeError):
-    """Another worker's state is not finite, so no average was taken; that worker tells the cause."""
-
-
-class PeerLostError(RuntimeError):
-    """Another worker left or was too slow in the middle of an average."""
 
 
 class Averager:
@@ -233,7 +220,7 @@ def _told_of_lost_peers(rank: int, round_index: int) -> Iterator[None]:
     try:
         yield
     except LostPeersError as error:
-        raise PeerLostError(f"worker {rank} lost a peer in round {round_index}: {error}") from error
+        raise LostPeersError(error.peers, f"worker {rank} lost a peer in round {round_index}: {error}") from error
 
 
 def _diverged(rank: int, round_index: int, what: str, also: str = "") -> DivergedError:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..config.training import TrainingConfig
     from ..dataset.manifest import Manifest
     from ..networks.classifier import Classifier
-    from ..training.checkpoint import Checkpoint
 
 Config = TypeVar("Config", bound="TrainingConfig")
 
@@ -28,11 +27,6 @@ class Origin:
     uri: str
     about: dict[str, Any]
     state: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, uri: str, checkpoint: Checkpoint) -> Origin:
-        """The best model of a checkpoint, or its last where no epoch has ended."""
-        return cls(uri, checkpoint.about, checkpoint.best_model or checkpoint.model)
 
     def check(self, config: TrainingConfig, manifest: Manifest) -> None:
         """Raise UserError where network, images, classes or normalisation are not those of the new training."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..dataset.loader import on_device
 from ..errors import UserError
 from ..networks.classifier import Classifier, build_classifier
 from .forward import Compute
@@ -136,10 +137,3 @@ class Replica:
     def mean_loss(self) -> float:
         """Mean training loss of the examples seen by this replica, each at the time it was seen."""
         return float(self._loss_sum) / max(1, self.num_examples)
-
-
-def on_device(batch: Examples, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images uint8 (B, C, H, W) and labels int64 (B,) of a minibatch on a device."""
-    images_BCHW, labels_B = torch.from_numpy(batch.features_NCHW), torch.from_numpy(batch.labels_N)
-    # From pinned memory (see model/feed.py) the copies run beside the GPU's work on the minibatch before.
-    return images_BCHW.to(device, non_blocking=True), labels_B.to(device, non_blocking=True)

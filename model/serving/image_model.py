@@ -1,7 +1,7 @@
 """The model that MLflow stores: image bytes in, label and probabilities out. Nothing in it is a pickle.
 
 A stored model is a folder of `classifier.json` (image settings, class names, network) and `weights.pt` (a state dict
-read with `weights_only=True`). The few modules that loading needs travel with it as a package `shardmean_model_HASH`,
+read with `weights_only=True`). The modules that loading needs travel with it as a package `shardmean_model_HASH`,
 so a program needs neither Shardmean nor Spark to use it, and its own `model.py` is in nobody's way. The hash is of the
 modules' code: Python keeps the first package of a name, and a program may load models of several versions of it.
 """
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from ..config.image import Settings
+    from ..config.base import Settings
     from ..dataset.manifest import Manifest
 
-SHIPPED_MODULES = (
-    "errors", "config", "time_limit", "quiet", "colours", "jpeg", "resizing", "images",
-    "network_config", "layers", "resnet", "factory", "networks", "packaging",
+# Packages, and modules alone where the rest of their package is not needed.
+SHIPPED = (
+    "__init__.py", "errors.py", "config/__init__.py", "config/base.py", "config/image.py", "config/network.py",
+    "images", "networks", "serving",
 )  # fmt: skip
 BATCH = 256
 _LAYERS: TypeAdapter[list[Any]] = TypeAdapter(Layers)
@@ -140,22 +141,33 @@ def load_model(folder: Path) -> ImageModel:
 
 def copy_code(folder: Path) -> Path:
     """Copy the modules that loading needs into `folder`, as one package named by their hash, and return its path."""
-    here, digest = Path(__file__).parent, hashlib.sha256()
-    modules = {name: (here / f"{name}.py").read_bytes() for name in ("__init__", *SHIPPED_MODULES)}
+    modules = {name: file.read_bytes() for name, file in shipped_files().items()}
+    digest = hashlib.sha256()
     for name, code in modules.items():
         digest.update(f"{name} {len(code)}\n".encode() + code)
     package = folder / f"shardmean_model_{digest.hexdigest()[:12]}"
-    package.mkdir(parents=True)
     for name, code in modules.items():
-        (package / f"{name}.py").write_bytes(code)
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_bytes(code)
     return package
+
+
+def shipped_files() -> dict[str, Path]:
+    """The files of the modules that loading needs, by their paths below the package, sorted."""
+    package = Path(__file__).parents[1]
+    files = [file for name in SHIPPED for file in _python_files(package / name)]
+    return {file.relative_to(package).as_posix(): file for file in sorted(files)}
 
 
 def loader_module(package: Path) -> str:
     """The module in a package that `copy_code` made by which MLflow loads a model."""
-    return f"{package.name}.packaging"
+    return f"{package.name}.serving.image_model"
 
 
 def _load_pyfunc(path: str) -> ImageModel:
     """MLflow's entry point."""
     return load_model(Path(path))
+
+
+def _python_files(path: Path) -> Iterable[Path]:
+    return [path] if path.suffix == ".py" else path.rglob("*.py")

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from ..errors import UserError, WorldError
+from ..errors import RetryableError, UserError
 from .atomic_file import LocalFile
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def locate(uri: str) -> tuple[fs.FileSystem, str]:
     except pa.ArrowInvalid as error:
         raise UserError(f"{uri}: {error}; correct the URI") from error
     except OSError as error:
-        raise WorldError(f"{uri}: the store cannot be reached: {error}; check the address and credentials") from error
+        raise RetryableError(
+            f"{uri}: the store cannot be reached: {error}; check the address and credentials"
+        ) from error
     below = unquote(parts.path).strip("/")
     return system, f"{root.rstrip('/')}/{below}" if below else root
 
@@ -99,7 +101,7 @@ def join(uri: str, *names: str) -> str:
 def read_bytes(uri: str, *, max_bytes: int = -1) -> bytes:
     """The content of a file, or its first `max_bytes` where that is not negative.
 
-    Raises FileNotFoundError when there is no file, WorldError when it cannot be read.
+    Raises FileNotFoundError when there is no file, RetryableError when it cannot be read.
     """
     try:
         if (local := _local_name(uri)) is not None:
@@ -147,7 +149,7 @@ def open_file(uri: str) -> pa.NativeFile:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file stands at `uri`. Raises WorldError when that can't be found out."""
+    """Whether a file stands at `uri`. Raises RetryableError when that can't be found out."""
     system, path = locate(uri)
     try:
         return bool(system.get_file_info(path).type == fs.FileType.File)
@@ -156,17 +158,17 @@ def exists(uri: str) -> bool:
 
 
 def list_names(uri: str) -> list[str]:
-    """Names of the files in a folder; none where there is no folder. Raises WorldError."""
+    """Names of the files in a folder; none where there is no folder. Raises RetryableError."""
     return list(list_modified_ns(uri))
 
 
 def list_modified_ns(uri: str) -> dict[str, int]:
-    """The files in a folder by name, with the times at which they were written, in ns since 1970. Raises WorldError."""
+    """The files in a folder by name, with the times of their last writing, in ns since 1970. Raises RetryableError."""
     return {info.base_name: info.mtime_ns or 0 for info in _list(uri)}
 
 
 def list_sizes(uri: str) -> dict[str, int]:
-    """The files in a folder by name, with their sizes in bytes. Raises WorldError."""
+    """The files in a folder by name, with their sizes in bytes. Raises RetryableError."""
     return {info.base_name: info.size for info in _list(uri)}
 
 
@@ -180,15 +182,17 @@ def _list(uri: str) -> list[fs.FileInfo]:
 
 
 def check_writable(folder_uri: str) -> None:
-    """Raise WorldError now rather than after hours of work when nothing can be written to a folder."""
+    """Raise RetryableError now rather than after hours of work when nothing can be written to a folder."""
     probe = join(folder_uri, ".writable")
     write_bytes(probe, b"")
     delete(probe)
 
 
-def _refused(verb: str, uri: str, error: OSError) -> WorldError:
+def _refused(verb: str, uri: str, error: OSError) -> RetryableError:
     reason = error.strerror or error
-    return WorldError(f"cannot {verb} {uri}: {reason}; check the path, permission and network, then repeat the command")
+    return RetryableError(
+        f"cannot {verb} {uri}: {reason}; check the path, permission and network, then repeat the command"
+    )
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
@@ -196,7 +200,7 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
 
     Local and hdfs: a temporary file beside it, then a rename; object stores publish a put as a whole. A file that stood
     there is replaced at once, but on hdfs Arrow deletes it first: for a moment, or after a crash, there is none.
-    Raises WorldError with the remedy when the store refuses.
+    Raises RetryableError with the remedy when the store refuses.
     """
     system, path = locate(uri)
     with _writing(uri):
@@ -272,14 +276,14 @@ def _writing(uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WorldError(
+        raise RetryableError(
             f"cannot write {uri}: {error.strerror or error}; "
             "check permission and free space there, or choose another place, then repeat the command"
         ) from error
 
 
 def delete(uri: str) -> None:
-    """Delete a file; one that is gone already is fine. Raises WorldError."""
+    """Delete a file; one that is gone already is fine. Raises RetryableError."""
     system, path = locate(uri)
     try:
         system.delete_file(path)

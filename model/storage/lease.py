@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ..errors import WorldError
+from ..errors import LeaseLostError, RetryableError
 from . import filesystem
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SILENT_AFTER_S = 30.0
 _NAME = re.compile(r"^(\d{8})\.(json|life)$")
-
-
-class LeaseLostError(WorldError):
-    """Another process holds the folder now: this one must stop and write nothing more."""
 
 
 class Lease:
@@ -55,7 +51,7 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """Take the lease. Raises WorldError that names the holder when another process has it and lives."""
+        """Take the lease. Raises RetryableError that names the holder when another process has it and lives."""
         newest = self._newest()
         if newest:
             self._wait_until_passed(newest)
@@ -77,13 +73,13 @@ class Lease:
             if self._newest() == self._number:
                 # The number stays taken, so that the next holder's is greater.
                 self._show_life(released=True)
-        except WorldError as problem:
+        except RetryableError as problem:
             log.warning("the lease of %s could not be given back: %s", self._what, problem)
 
     def check(self) -> None:
         """Raise LeaseLostError when another process took the folder over; call it before each write.
 
-        Raises WorldError when the lease is gone or the store cannot be asked.
+        Raises RetryableError when the lease is gone or the store cannot be asked.
         """
         newest = self._newest()
         if newest > self._number:
@@ -94,13 +90,13 @@ class Lease:
             )
         if newest < self._number:
             # Whoever comes now takes the first number again, and neither would stop for the other.
-            raise WorldError(
+            raise RetryableError(
                 f"{self._file(self._number)} is gone, which kept others away while {self._what} is at work: "
                 "delete nothing in that folder; repeat the command"
             )
 
     def is_lost(self) -> bool:
-        """Whether another process took the folder over. Raises WorldError when the store cannot be asked."""
+        """Whether another process took the folder over. Raises RetryableError when the store cannot be asked."""
         return self._newest() > self._number
 
     def _wait_until_passed(self, number: int) -> None:
@@ -115,8 +111,8 @@ class Lease:
                 return
             time.sleep(min(1.0, self._silent_after_s / 10))
 
-    def _refused(self, holder: dict[str, Any]) -> WorldError:
-        return WorldError(
+    def _refused(self, holder: dict[str, Any]) -> RetryableError:
+        return RetryableError(
             f"{self._what} is at work already: process {holder.get('pid')} on {holder.get('host')} ({self._uri}); "
             "wait for its end, or stop it, then repeat the command"
         )
@@ -128,7 +124,7 @@ class Lease:
                     return
                 self._beats += 1
                 self._show_life(beats=self._beats)
-            except WorldError as problem:
+            except RetryableError as problem:
                 log.warning("%s", problem)
 
     def _numbers(self) -> list[int]:
@@ -151,7 +147,7 @@ class Lease:
         filesystem.write_bytes(self._file(self._number, "life"), json.dumps(content).encode())
 
     def _take(self) -> None:
-        """Create the number's file. Raises WorldError that names whoever was first."""
+        """Create the number's file. Raises RetryableError that names whoever was first."""
         seen, since = self._claims(), time.monotonic()
         while not self._create(self._number):
             newest = self._newest()
@@ -207,7 +203,9 @@ def _create_local(path: Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise WorldError(f"cannot write {path}: {error.strerror or error}; choose a store with hard links") from error
+        raise RetryableError(
+            f"cannot write {path}: {error.strerror or error}; choose a store with hard links"
+        ) from error
     finally:
         new.unlink(missing_ok=True)
     return True

@@ -21,7 +21,7 @@ NUM_EXAMPLES, NUM_EPOCHS = 6, 7
 def preview(config: TrainingConfig, dataset: Dataset) -> NDArray[np.uint8]:
     """Pixels uint8 (N, 1 + epochs, C, H, W): N training images of the first shard, as given and in each epoch.
 
-    `config` has augmentation on. Raises WorldError for a damaged shard.
+    `config` has augmentation on. Raises RetryableError for a damaged shard.
     """
     shard = dataset.manifest.shards_of("train")[0]
     rows = np.linspace(0, shard.num_examples - 1, min(NUM_EXAMPLES, shard.num_examples)).astype(int)

@@ -16,17 +16,13 @@ from typing import Any
 import torch
 
 from ..dataset.sampler import Leg
-from ..errors import WorldError
+from ..errors import DamagedError, RetryableError
 from ..storage import filesystem
 
 VERSION = 3
 _DIGEST_BYTES = 32
 _NAME = re.compile(r"^epoch-(\d{6})(?:-leg-(\d{3})-round-(\d{9}))?\.pt$")
 log = logging.getLogger(__name__)
-
-
-class DamagedError(WorldError):
-    """A checkpoint that can never be read again; an older one may do."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Checkpoint:
 def save(folder_uri: str, checkpoint: Checkpoint, *, keep_last: int = 2, keep_every_epochs: int | None = None) -> None:
     """Write a checkpoint, then delete all but the last few, that of the best epoch, and every n-th epoch's.
 
-    Raises WorldError when the store refuses.
+    Raises RetryableError when the store refuses.
     """
     stream = io.BytesIO()
     torch.save({"version": VERSION} | _plain(checkpoint), stream)
@@ -102,7 +98,7 @@ def load_latest(folder_uri: str) -> Checkpoint | None:
 
 
 def load(uri: str) -> Checkpoint:
-    """Read one checkpoint. Raises WorldError when it is damaged or of another version."""
+    """Read one checkpoint. Raises RetryableError when it is damaged or of another version."""
     data = filesystem.read_bytes(uri)
     digest, archive = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     if hashlib.sha256(archive).digest() != digest:
@@ -113,7 +109,9 @@ def load(uri: str) -> Checkpoint:
         raise DamagedError(f"{uri}: not a readable checkpoint ({type(error).__name__})") from error
     version = content.pop("version")
     if version != VERSION:
-        raise WorldError(f"{uri}: checkpoint version {version}, this Shardmean reads {VERSION}; use a matching version")
+        raise RetryableError(
+            f"{uri}: checkpoint version {version}, this Shardmean reads {VERSION}; use a matching version"
+        )
     legs = tuple(Leg(*leg) for leg in content.pop("legs"))
     return Checkpoint(**content, legs=legs)
 

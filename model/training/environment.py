@@ -41,8 +41,9 @@ class Environment:
 def this_environment() -> Environment:
     """The running process's."""
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        code.update(file.name.encode() + file.read_bytes())
+    package = Path(__file__).parents[1]
+    for file in sorted(package.rglob("*.py")):
+        code.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
     return Environment(
         host=socket.gethostname(),
         python=".".join(platform.python_version_tuple()[:2]),

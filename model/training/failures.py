@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ..errors import UserError, WorldError
+from ..errors import FailedWorkerError, LostWorkerError, RetryableError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,45 +18,28 @@ ORDER = ("user", "diverged", "world", "bug", "peer")
 log = logging.getLogger(__name__)
 
 
-class LostWorkerError(WorldError):
-    """A worker's process or machine is gone; `rank` is the worker, where the transport knows it."""
-
-    def __init__(self, text: str, rank: int | None = None) -> None:
-        super().__init__(text)
-        self.rank = rank
-
-
-class LostTransportError(WorldError):
-    """What runs the workers is gone itself: a segment that is run again would find nobody."""
-
-
-class FailedWorkerError(WorldError):
-    """A worker gave back a failure. `repeated_key` is the same if the same worker fails in the same way again.
-
-    It is None where that may well be the world's fault.
-    """
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(f"{_where(failure)}: {failure.message}")
-        # On a cluster a worker may be on another host the next time.
-        key = (failure.kind, failure.rank, failure.message)
-        self.repeated_key = key if failure.kind in ("diverged", "bug") else None
-
-
 def cause(failures: list[Failure]) -> Exception:
     """The error to show for what workers gave back as failures; the traces of all that are not peers' are logged."""
     first = min(failures, key=lambda f: (ORDER.index(f.kind), f.rank))
     for failure in failures:
         if failure.kind != "user" and (failure is first or failure.kind != "peer"):
             log.error("%s failed:\n%s", _where(failure), failure.trace)
-    return UserError(f"{_where(first)}: {first.message}") if first.kind == "user" else FailedWorkerError(first)
+    return UserError(f"{_where(first)}: {first.message}") if first.kind == "user" else _failed(first)
+
+
+def _failed(failure: Failure) -> FailedWorkerError:
+    # On a cluster a worker may be on another host the next time.
+    key = (failure.kind, failure.rank, failure.message)
+    return FailedWorkerError(
+        f"{_where(failure)}: {failure.message}", key if failure.kind in ("diverged", "bug") else None
+    )
 
 
 def _where(failure: Failure) -> str:
     return f"worker {failure.rank} on {failure.host}"
 
 
-def blame(error: WorldError, said: Mapping[int, Progress], abort_reason: str) -> WorldError:
+def blame(error: RetryableError, said: Mapping[int, Progress], abort_reason: str) -> RetryableError:
     """`error` with the lost worker, its host and the round in which it was last heard of."""
     if not isinstance(error, LostWorkerError):
         return error
@@ -65,4 +48,4 @@ def blame(error: WorldError, said: Mapping[int, Progress], abort_reason: str) ->
         last = said.get(error.rank)
         heard = f" on {last.host}, last heard of in round {last.round_index}," if last else ""
         where = f"worker {error.rank}{heard}"
-    return WorldError(f"{where} was lost: {error}" + (f" ({abort_reason})" if abort_reason else ""))
+    return RetryableError(f"{where} was lost: {error}" + (f" ({abort_reason})" if abort_reason else ""))

@@ -8,13 +8,14 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Self
 
 from ..distributed.rendezvous import Meeting
-from ..errors import WorldError
-from .failures import LostWorkerError
-from .messages import Failure, Report, Task, Work, attempt
+from ..errors import LostWorkerError, RetryableError
+from .worker_runtime import attempt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
+
+    from .messages import Failure, Report, Task, Work
 
 
 class LocalTransport:
@@ -45,11 +46,11 @@ class LocalTransport:
         except BrokenProcessPool as error:
             self._pool = None
             if self._reason:
-                raise WorldError(self._reason) from error
+                raise RetryableError(self._reason) from error
             raise LostWorkerError("its process ended without a word") from error
 
     def cancel(self, reason: str) -> None:
-        """End what is running; `run` then raises WorldError with this reason. A worker in this process goes on."""
+        """End what is running; `run` then raises RetryableError with this reason. A worker in this process goes on."""
         self._reason = reason
         if self._pool is not None:
             for process in list(self._pool._processes.values()):  # noqa: SLF001 - it has no other way to end them

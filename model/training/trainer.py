@@ -12,14 +12,14 @@ import torch
 
 from ..config.training import LOWEST_IS_BEST
 from ..dataset.sampler import EpochPlan, Leg
-from ..errors import UserError, WorldError
+from ..errors import FailedWorkerError, LostLauncherError, RetryableError, UserError
 from ..evaluation.evaluator import Evaluation
 from ..optimization.fine_tuning import Origin, begin
 from ..optimization.replica import build_model, normalisation
 from ..serving.image_model import describe
 from .checkpoint import Checkpoint
 from .environment import this_environment
-from .failures import FailedWorkerError, LostTransportError, blame, cause
+from .failures import blame, cause
 from .merge import merged
 from .messages import Failure, ReplicaState, Report, Rounds, Task, Work
 from .progress import Ask, OnProgress, Silence, Watch, every, watched
@@ -49,11 +49,11 @@ class Transport(Protocol):
         ...
 
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
-        """Run one task per worker. Raises WorldError when workers were lost."""
+        """Run one task per worker. Raises RetryableError when workers were lost."""
         ...
 
     def cancel(self, reason: str) -> None:
-        """End what runs, from another thread; `run` then raises WorldError with this reason."""
+        """End what runs, from another thread; `run` then raises RetryableError with this reason."""
         ...
 
 
@@ -169,7 +169,7 @@ class Training:
         while (slots := self.transport.num_slots()) < last and time.monotonic() < deadline:
             time.sleep(0.2)
         if slots < fewest:
-            raise WorldError(
+            raise RetryableError(
                 f"only {slots} of {wanted} workers have a place left after {self.config.wait_for_workers_s} s, under "
                 f"min_workers={fewest}: bring machines back, or lower min_workers"
             )
@@ -192,9 +192,9 @@ class Training:
             try:
                 states, other = tasks()
                 return self._run_once(work, states, watch=watch, **other), retry_s
-            except LostTransportError:
+            except LostLauncherError:
                 raise
-            except WorldError as error:
+            except RetryableError as error:
                 key = error.repeated_key if isinstance(error, FailedWorkerError) else None
                 if key in earlier:
                     raise UserError(f"{error} (twice, so it is no accident)") from error
@@ -231,7 +231,7 @@ class Training:
         try:
             with self._guarded(ask, address, len(states)):
                 results = self.transport.run(work, tasks)
-        except WorldError as error:
+        except RetryableError as error:
             raise blame(error, ask(), self.transport.meeting.abort_reason(address)) from error
         finally:
             self.transport.meeting.end(address)

@@ -21,8 +21,9 @@ from ..evaluation.evaluator import evaluate
 from ..optimization.averaging import Averager
 from ..optimization.replica import Replica, rate_factor
 from ..storage import filesystem
-from .messages import Report, member_of, seeded
+from .messages import Report
 from .phase_timer import Clock
+from .worker_runtime import member_of, open_task_dataset, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -44,14 +45,14 @@ NUM_MISTAKES = 24
 def train_rounds(task: Task, device: str) -> Report:
     """One worker's part of a segment: local steps, an averaging every round, and at the epoch's end its validation."""
     clock = Clock()
-    dataset = task.open_dataset()
+    dataset = open_task_dataset(task)
     with seeded(task, device), member_of(task, device, sums=True) as member:
         return _train(task, dataset, member, device, clock)
 
 
 def evaluate_split(task: Task, device: str) -> Report:
     """One worker's part of evaluating `task.split` with the model in `task.state`."""
-    dataset = task.open_dataset()
+    dataset = open_task_dataset(task)
     with seeded(task, device), member_of(task, device, sums=False) as member:
         replica = Replica(task.config, dataset.manifest, device)
         replica.model.load_state_dict(task.state["model"])

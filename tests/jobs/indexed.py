@@ -17,7 +17,7 @@ from shardmean.jobs.vectorize.index.table import INDEX
 from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, publish
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.shard_writer import ShardWriter
+from tests.model.shard_writer import ShardWriter
 
 if TYPE_CHECKING:
     from pathlib import Path

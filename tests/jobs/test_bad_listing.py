@@ -17,7 +17,7 @@ from shardmean.jobs.vectorize.job import vectorize
 from shardmean.jobs.vectorize.source.reader import read_item
 from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest, rejected_uri
-from shardmean.model.errors import ImageRejectedError, UserError, WorldError
+from shardmean.model.errors import ImageRejectedError, RetryableError, UserError
 from shardmean.model.storage import filesystem
 
 from .whole import check_whole
@@ -124,7 +124,9 @@ def test_a_folder_that_may_not_be_listed_is_named(images, meddle):
         raise PermissionError(13, "Permission denied", str(images / "b"))
 
     meddle(images / "b", refuse)
-    with pytest.raises(WorldError, match=rf"{images}: cannot be listed: .*Permission denied: '{images}/b'; check perm"):
+    with pytest.raises(
+        RetryableError, match=rf"{images}: cannot be listed: .*Permission denied: '{images}/b'; check perm"
+    ):
         scanned(images)
 
 
@@ -132,7 +134,7 @@ def test_a_folder_that_may_not_be_listed_is_named(images, meddle):
 def test_a_folder_without_permission(images):
     (images / "b").chmod(0)
     try:
-        with pytest.raises(WorldError, match=r"Permission denied: .*/b'"):
+        with pytest.raises(RetryableError, match=r"Permission denied: .*/b'"):
             scanned(images)
     finally:
         (images / "b").chmod(0o755)
@@ -151,7 +153,7 @@ def test_a_bucket_without_permission(new_bucket, monkeypatch, what):
     }
     # The server, which is in this process, asks for rights from now on, and knows no key.
     monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
-    with pytest.raises(WorldError, match=r"(?s)(cannot be|cannot read).*permission"):
+    with pytest.raises(RetryableError, match=r"(?s)(cannot be|cannot read).*permission"):
         attempts[what]()
 
 

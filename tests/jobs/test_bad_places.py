@@ -11,7 +11,7 @@ import pytest
 import shardmean.jobs.vectorize.job
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 
 pytestmark = pytest.mark.usefixtures("spark")
 
@@ -85,7 +85,7 @@ def test_a_damaged_manifest_is_refused_and_replace_publishes(images, tmp_path, v
     changed = json.dumps(json.loads(whole) | {"class_names": ["x", "y", "z"]})
     for text, part in ((whole[:100], "not a manifest"), ("", "not a manifest"), (changed, "changed after it was")):
         path.write_text(text)
-        with pytest.raises(WorldError) as caught:
+        with pytest.raises(RetryableError) as caught:
             vectorize(job)
         assert part in str(caught.value)
         assert "replace=true" in str(caught.value)
@@ -107,7 +107,7 @@ def test_replace_mends_a_damaged_shard(images, tmp_path, vectorize_job):
 def test_a_place_that_cannot_be_written(images, tmp_path, vectorize_job, place):
     (tmp_path / "file").write_text("no folder")
     uri = place if place.startswith("/") else str(tmp_path / place)
-    with pytest.raises(WorldError) as caught:
+    with pytest.raises(RetryableError) as caught:
         vectorize(vectorize_job(images, uri))
     assert f"cannot write {uri}" in str(caught.value)
     assert "check permission and free space there, or choose another place" in str(caught.value)
@@ -129,7 +129,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk(images, small_disk, vectorize_job):
     job = vectorize_job(images, small_disk / "set", size=100)
-    with pytest.raises(WorldError) as caught:
+    with pytest.raises(RetryableError) as caught:
         vectorize(job)
     assert "No space left on device; check permission and free space there" in str(caught.value)
     assert f"cannot write {small_disk}" in str(caught.value)
@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_the_published_version(images, small_disk, vectorize_
     job = vectorize_job(images, small_disk / "set")
     first = vectorize(job)
     make_images(images, num_per_class=600, seed=2)
-    with pytest.raises(WorldError, match="No space left"):
+    with pytest.raises(RetryableError, match="No space left"):
         vectorize(job)
     assert load_manifest(job.dataset_uri).digest == first.digest
 

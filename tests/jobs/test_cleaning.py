@@ -9,7 +9,7 @@ import pytest
 from pyarrow import fs
 
 from shardmean.model.dataset.manifest import load_manifest
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 
 from .whole import check_whole
@@ -80,7 +80,7 @@ def test_what_a_killed_write_left_is_cleaned_away(pile, monkeypatch, store):
         for folder in (Path(pile.uri), Path(pile.uri) / "lease"):
             before = {*folder.iterdir()}
             (folder / "manifest.json in the way" / "x").mkdir(parents=True)
-            with pytest.raises(WorldError, match="cannot write"):
+            with pytest.raises(RetryableError, match="cannot write"):
                 filesystem.write_bytes(f"{folder}/manifest.json in the way", b"content")
             (file,) = {file for file in folder.iterdir() if file.is_file()} - before
             os.utime(file, (10**9, 10**9))

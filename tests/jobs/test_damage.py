@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shardmean.model.dataset.manifest import load_manifest
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 
 from .pile import EMPTY, GONE
 from .whole import check_whole, rows_of
@@ -20,7 +20,7 @@ def test_a_damaged_index_is_told_and_replace_mends_it(pile, change, said):
     (file,) = (Path(pile.uri) / "index").iterdir()
     file.write_bytes(file.read_bytes()[:-1]) if change == "cut" else file.unlink()
     pile.write({"a/new": 1})
-    with pytest.raises(WorldError, match=rf"{file.name}: {said}.*; the index is damaged: restore .* replace=true"):
+    with pytest.raises(RetryableError, match=rf"{file.name}: {said}.*; the index is damaged: restore .* replace=true"):
         pile.run()
     assert load_manifest(pile.uri).digest == first.digest
     pile.run(replace=True)
@@ -41,7 +41,7 @@ def test_a_damaged_shard_is_told_when_it_must_be_rewritten(pile, change):
         file.write_bytes(content[:-9] if change == "cut" else file.with_name(other).read_bytes())
     pile.write({"a/7": GONE})
     with pytest.raises(
-        WorldError, match=rf"{name}: .*; the shard is damaged: restore the DataSet, or run vectorize with"
+        RetryableError, match=rf"{name}: .*; the shard is damaged: restore the DataSet, or run vectorize with"
     ):
         pile.run()
     assert load_manifest(pile.uri).digest == first.digest

@@ -21,7 +21,7 @@ from shardmean.jobs.vectorize.compaction import MAX_SMALL, SMALL
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.jobs.vectorize.shard_task import partitions
 from shardmean.model.dataset.manifest import load_manifest
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 
 from .pile import EMPTY, GONE, SIZE, SPLIT, Pile
@@ -225,7 +225,7 @@ def test_a_version_that_would_name_a_lost_shard_is_not_published(pile):
     lost = published.shards_of("train")[0]
     (Path(pile.uri) / "shards" / lost.name).unlink()
     pile.write({"a/new": 1})
-    with pytest.raises(WorldError, match=f"{lost.name}: missing; .*replace=true"):
+    with pytest.raises(RetryableError, match=f"{lost.name}: missing; .*replace=true"):
         pile.run()
     assert load_manifest(pile.uri) == published
 

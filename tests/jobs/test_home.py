@@ -17,7 +17,7 @@ from shardmean.jobs.local.stack import components, prepare
 from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train.job import train
 from shardmean.model.dataset.manifest import load_manifest
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_password_in_the_environment_is_used_and_never_shown(here, train_job, 
 @pytest.mark.parametrize("uri", ["http://me:secret@127.0.0.1:9", "nonsense://me:secret@h/db"])
 def test_an_error_does_not_show_the_password(here, train_job, dataset, monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(WorldError, match="cannot be used") as caught:
+    with pytest.raises(RetryableError, match="cannot be used") as caught:
         Tracker(train_job(), load_manifest(str(dataset)), None)
     assert "secret" not in str(caught.value)
 
@@ -165,6 +165,6 @@ def test_another_store_keeps_its_artifacts_where_mlflow_puts_them(here, train_jo
 def test_a_folder_that_cannot_be_made(here, train_job, dataset, monkeypatch):
     (here / "file").write_text("no folder")
     monkeypatch.setenv("SHARDMEAN_HOME", "file")
-    with pytest.raises(WorldError, match="let SHARDMEAN_HOME be a folder you may write to, or set tracking"):
+    with pytest.raises(RetryableError, match="let SHARDMEAN_HOME be a folder you may write to, or set tracking"):
         Tracker(train_job(), load_manifest(str(dataset)), None)
     assert store_uri() == f"sqlite:///{here}/file/mlflow.db"

@@ -10,7 +10,7 @@ SCRIPT = """
 import psutil
 from shardmean.jobs.spark.session import open_session, run_tasks
 from shardmean.jobs.spark.task_runner import SparkRunner, Work
-from model.errors import WorldError
+from model.errors import RetryableError
 
 def kill(jvm):
     jvm.kill()
@@ -23,7 +23,7 @@ small = {"spark.master": "local[2]", "spark.driver.memory": "512m", "spark.drive
 try:
     with open_session("too large", small) as session:
         run_tasks(session, bytes, [300 * 2**20] * 2)
-except WorldError as error:
+except RetryableError as error:
     print(error)
 work = Work(do=bytes, size=lambda _: 1, num_rejected=lambda _: 0)
 try:
@@ -31,7 +31,7 @@ try:
         runner.run(work, [1])
         kill(jvm())
         runner.run(work, [1])
-except WorldError as error:
+except RetryableError as error:
     print(error)
 with open_session("well", {"spark.master": "local[2]"}) as session:
     print(run_tasks(session, bytes, [1, 2]))

@@ -20,10 +20,9 @@ from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import LeaseLostError, RetryableError, UserError
 from shardmean.model.storage import filesystem
 from shardmean.model.storage.atomic_file import LocalFile
-from shardmean.model.storage.lease import LeaseLostError
 
 from .pile import GONE, Pile, picture
 from .whole import check_whole, rows_of
@@ -181,7 +180,7 @@ def test_of_two_runs_at_once_one_wins_and_the_other_says_so(pile, meanwhile):
     refused = []
 
     def second():
-        with pytest.raises(WorldError) as caught:
+        with pytest.raises(RetryableError) as caught:
             pile.run()
         refused.append(str(caught.value))
 

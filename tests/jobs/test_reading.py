@@ -21,7 +21,7 @@ from shardmean.jobs.vectorize.source.reader import NUM_READ_AHEAD, READ_AHEAD_BY
 from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.jobs.vectorize.update import OF_THE_WORLD
 from shardmean.model.config.image import ImageConfig
-from shardmean.model.errors import ImageRejectedError, WorldError
+from shardmean.model.errors import ImageRejectedError, RetryableError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def test_objects_that_may_not_be_read_are_rejected_one_by_one(new_bucket, images
 )
 def test_why_an_image_is_not_read(images, reasons, monkeypatch, cause, reason):
     def refuse(item: Item) -> bytes:
-        raise WorldError(f"cannot read {item.uri}") from cause
+        raise RetryableError(f"cannot read {item.uri}") from cause
 
     monkeypatch.setattr(shardmean.jobs.vectorize.source.reader, "read_item", refuse)
     assert reasons(images) == {reason: 20}
@@ -101,10 +101,10 @@ def test_a_store_out_of_reach_stops_the_task(images, reasons, monkeypatch, cause
     """It says nothing about the images, and the same command may succeed later."""
 
     def fail(item: Item) -> bytes:
-        raise WorldError(f"cannot read {item.uri}") from cause
+        raise RetryableError(f"cannot read {item.uri}") from cause
 
     monkeypatch.setattr(shardmean.jobs.vectorize.source.reader, "read_item", fail)
-    with pytest.raises(WorldError, match="cannot read"):
+    with pytest.raises(RetryableError, match="cannot read"):
         reasons(images)
 
 

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from shardmean.jobs.config.job import TrainJob
 from shardmean.jobs.tracking import registry
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.images.decoder import encode_png
 from shardmean.model.networks.classifier import build_classifier
 from shardmean.model.serving import image_model
@@ -149,9 +149,9 @@ def test_a_server_that_goes_away_is_no_fault_of_the_champion(shelf, second, monk
 
 def test_a_dataset_that_goes_away_is_no_fault_of_the_champion(shelf, second):
     def away(_rival: image_model.ImageModel) -> float:
-        raise WorldError("cannot read the shard")
+        raise RetryableError("cannot read the shard")
 
-    with pytest.raises(WorldError, match="cannot read the shard"):
+    with pytest.raises(RetryableError, match="cannot read the shard"):
         shelf.set_aliases(second, away)
 
 

@@ -20,7 +20,7 @@ from shardmean.jobs.vectorize.report.thumbnails import MAX_SHARDS, draw
 from shardmean.model.config.image import SplitConfig
 from shardmean.model.dataset.manifest import shard_uri
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
 
 from .indexed import Made, publish_indexed
@@ -255,7 +255,7 @@ def test_a_damaged_shard_is_told(tmp_path):
     dataset, index = publish_indexed(tmp_path, [Made(f"a/{n}", "a", pixels(n)) for n in range(9)])
     path = tmp_path / "shards" / dataset.manifest.shards[0].name
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(WorldError, match=shard_uri(dataset.uri, path.name)):
+    with pytest.raises(RetryableError, match=shard_uri(dataset.uri, path.name)):
         make_report(dataset, index)
 
 

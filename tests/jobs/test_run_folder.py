@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from shardmean.jobs.config.job import TrackingConfig
 from shardmean.jobs.train.job import train
 from shardmean.jobs.train.run_directory import RunFolder, folder_of
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.storage.lease import Lease
 
 from .indexed import Made, publish_indexed
@@ -50,7 +50,7 @@ def test_where_mlflow_is_corrected_at_the_end_no_epoch_is_trained_again(job, tmp
     publish(tmp_path / "set", num_images=40)
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", away)
-        with pytest.raises(WorldError, match=r"correct tracking.uri .* then repeat the command: nothing is lost"):
+        with pytest.raises(RetryableError, match=r"correct tracking.uri .* then repeat the command: nothing is lost"):
             train(job())
 
     def trained(*_arguments):
@@ -77,11 +77,11 @@ def test_a_run_with_a_key_stays_on_the_version_on_which_it_began(job, tmp_path, 
     def save_and_fail(run, state):
         save(run, state)
         if state.epoch == 2:
-            raise WorldError("the world failed")
+            raise RetryableError("the world failed")
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save", save_and_fail)
-        with pytest.raises(WorldError, match="the world failed"):
+        with pytest.raises(RetryableError, match="the world failed"):
             train(keyed)
     second = publish(tmp_path / "set", num_images=50)
     caplog.set_level("INFO")
@@ -97,7 +97,7 @@ def test_one_that_began_on_another_version_meanwhile_is_not_gone_on_with(job):
     keyed = job(run_key="manual-1")
     with Lease(folder_of(keyed, "a" * 32), what="this training") as lease:
         RunFolder(keyed, "a" * 32, lease).begin("run", None)
-        with pytest.raises(WorldError, match=f"begun on version {'a' * 32}; repeat the command"):
+        with pytest.raises(RetryableError, match=f"begun on version {'a' * 32}; repeat the command"):
             RunFolder(keyed, "b" * 32, lease)
 
 
@@ -120,7 +120,7 @@ def test_a_finished_run_keeps_its_checkpoints_until_the_next_one_begins(job, tmp
     assert kept
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "search_experiments", away)
-        with pytest.raises(WorldError, match="the line is dead"):
+        with pytest.raises(RetryableError, match="the line is dead"):
             train(job())
     assert sorted(file.name for file in folder.glob("epoch-*.pt")) == kept
     first = {run.info.run_id for run in mlflow.search_runs(search_all_experiments=True, output_format="list")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shardmean.jobs.spark.task_runner import LocalRunner, Work, progress, run_all
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 
 
 def test_progress_says_done_rate_rejected_and_time_left():
@@ -28,11 +28,11 @@ def failing(error: Exception, times: int) -> tuple[Work[int, int], list[int]]:
 
 
 def test_what_the_world_refuses_is_tried_once_more_and_alone():
-    work, done = failing(WorldError("away"), 1)
+    work, done = failing(RetryableError("away"), 1)
     assert run_all(LocalRunner(), work, [1, 2, 3]) == [10, 20, 30]
     assert done == [1, 2, 3, 2]
-    with pytest.raises(WorldError, match="away"):
-        run_all(LocalRunner(), failing(WorldError("away"), 2)[0], [1, 2, 3])
+    with pytest.raises(RetryableError, match="away"):
+        run_all(LocalRunner(), failing(RetryableError("away"), 2)[0], [1, 2, 3])
 
 
 def test_the_users_mistake_is_not_tried_again():

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from shardmean.jobs.spark import state_broadcast
-from shardmean.jobs.spark.session import BarrierTransport, first_cause
+from shardmean.jobs.spark.barrier import BarrierTransport
+from shardmean.jobs.spark.session import first_cause
 from shardmean.jobs.spark.state_broadcast import no_room, num_bytes, packed
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.errors import UserError
+from shardmean.model.errors import LostWorkerError, UserError
 from shardmean.model.training.environment import this_environment
-from shardmean.model.training.failures import LostWorkerError
 from shardmean.model.training.messages import Report, Rounds, Task
 
 MODEL = {"weight": torch.arange(200_000.0)}

@@ -22,7 +22,7 @@ from shardmean.jobs.vectorize.job import vectorize
 from shardmean.jobs.vectorize.report.html import make_report
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.dataset.manifest import load_manifest, report_uri
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.serving import image_model
 from shardmean.model.storage import filesystem
 from shardmean.model.training import checkpoint
@@ -212,11 +212,11 @@ def interrupted(job, monkeypatch, *, after_epoch: int) -> None:
     def save_and_fail(folder, state, **policy):
         save(folder, state, **policy)
         if state.epoch == after_epoch:
-            raise WorldError("the world failed")
+            raise RetryableError("the world failed")
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save_and_fail)
-        with pytest.raises(WorldError, match="the world failed"):
+        with pytest.raises(RetryableError, match="the world failed"):
             train(job)
 
 
@@ -240,7 +240,7 @@ def test_an_interrupted_run_whose_mlflow_run_was_deleted(job, client, monkeypatc
 @pytest.mark.parametrize("place", ["file/checkpoints", "/proc/checkpoints"])
 def test_a_checkpoint_folder_that_cannot_be_written(job, client, tmp_path, place):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(WorldError) as caught:
+    with pytest.raises(RetryableError) as caught:
         train(job(checkpoint_uri=str(tmp_path / place)))
     assert place in str(caught.value)
     assert "check permission and free space there" in str(caught.value)
@@ -266,9 +266,9 @@ def test_progress_within_an_epoch_is_shown_live(job, client, dataset):
 
 def test_a_stored_model_asks_for_all_that_its_code_imports():
     """Pinned to the versions here, so that a served model decodes as the ETL did."""
-    folder, imported = Path(image_model.__file__).parent, set()
-    for name in image_model.SHIPPED_MODULES:
-        for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
+    imported = set()
+    for file in image_model.shipped_files().values():
+        for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(str(node.module).split(".")[0])
             elif isinstance(node, ast.Import):

@@ -12,7 +12,7 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from shardmean.jobs.config.job import TrackingConfig
-from shardmean.jobs.spark.session import BarrierTransport
+from shardmean.jobs.spark.barrier import BarrierTransport
 from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train.job import _log_progress, train
 from shardmean.jobs.train.run_directory import RunFolder
@@ -21,9 +21,8 @@ from shardmean.model.config.training import AveragingConfig
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import LeaseLostError, RetryableError, UserError
 from shardmean.model.storage import filesystem
-from shardmean.model.storage.lease import LeaseLostError
 from shardmean.model.training.environment import this_environment
 from shardmean.model.training.local_launcher import LocalTransport
 from shardmean.model.training.messages import Report, Rounds, Task
@@ -142,13 +141,13 @@ def test_a_store_that_is_away_at_a_failure_does_not_hide_what_failed(
 
     def save(_run, _state):
         def away(uri):
-            raise WorldError(f"cannot list {uri}: the store is away")
+            raise RetryableError(f"cannot list {uri}: the store is away")
 
         monkeypatch.setattr(filesystem, "list_names", away)
-        raise WorldError("the disk is full")
+        raise RetryableError("the disk is full")
 
     monkeypatch.setattr(RunFolder, "save", save)
-    with pytest.raises(WorldError, match="the disk is full"):
+    with pytest.raises(RetryableError, match="the disk is full"):
         train(train_job(tracking=tracking))
     monkeypatch.setattr(filesystem, "list_names", listing)
     assert "whether another took the run over could not be seen: cannot list" in caplog.text
@@ -171,7 +170,7 @@ def test_images_too_small_for_the_network(tmp_path, train_job, make_images, vect
 
 def test_mlflow_away_at_the_start(train_job):
     started = time.monotonic()
-    with pytest.raises(WorldError) as caught:
+    with pytest.raises(RetryableError) as caught:
         train(train_job(tracking=TrackingConfig(uri="http://127.0.0.1:9")))
     assert time.monotonic() - started < 60
     for part in ("MLflow at http://127.0.0.1:9 cannot be used", "start the server or correct tracking.uri"):
@@ -213,7 +212,7 @@ def test_mlflow_away_at_the_end_then_the_same_command(train_job, tmp_path, new_s
 
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", away)
-        with pytest.raises(WorldError, match=r"the line is dead.*repeat the command"):
+        with pytest.raises(RetryableError, match=r"the line is dead.*repeat the command"):
             train(job)
     result = train(job)
     client = mlflow.MlflowClient(tracking.uri)

@@ -13,8 +13,8 @@ from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, publish
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.distributed.rendezvous import Meeting, Member
-from shardmean.model.shard_writer import ShardWriter
 from shardmean.model.training.local_launcher import LocalTransport
+from tests.model.shard_writer import ShardWriter
 
 from .averaging import group_of
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from shardmean.model.augmentation.augmenter import Augmenter
-from shardmean.model.augmentation.random import example_keys
 from shardmean.model.config.augmentation import AugmentationConfig
 from shardmean.model.config.training import TrainingConfig
+from shardmean.model.dataset.hashing import example_keys
 from shardmean.model.dataset.loader import minibatches
 from shardmean.model.errors import UserError
 from shardmean.model.training import checkpoint, worker

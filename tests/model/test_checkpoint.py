@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from shardmean.model.dataset.sampler import Leg
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.training import checkpoint
 from shardmean.model.training.checkpoint import Checkpoint
 
@@ -118,7 +118,7 @@ def test_a_checkpoint_with_another_byte_is_not_trusted(tmp_path):
     weight = state_after(1).outer_momentum.numpy().tobytes()
     assert content.count(weight) == 1
     path_of(tmp_path, 1).write_bytes(content.replace(weight, bytes(12)))
-    with pytest.raises(WorldError, match="not a readable checkpoint"):
+    with pytest.raises(RetryableError, match="not a readable checkpoint"):
         checkpoint.load(str(path_of(tmp_path, 1)))
 
 
@@ -147,7 +147,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path):
     stream = io.BytesIO()
     torch.save(content | {"history": [Command(witness)]}, stream)
     path_of(tmp_path, 1).write_bytes(with_digest(stream.getvalue()))
-    with pytest.raises(WorldError, match=r"epoch-000001.pt: not a readable checkpoint \(UnpicklingError\)"):
+    with pytest.raises(RetryableError, match=r"epoch-000001.pt: not a readable checkpoint \(UnpicklingError\)"):
         checkpoint.load(str(path_of(tmp_path, 1)))
     assert checkpoint.load_latest(str(tmp_path)) is None
     assert not witness.exists()
@@ -159,7 +159,7 @@ def test_another_version_is_refused(tmp_path):
     stream = io.BytesIO()
     torch.save({"version": 1} | dataclasses.asdict(state_after(1)), stream)
     path_of(tmp_path, 1).write_bytes(with_digest(stream.getvalue()))
-    with pytest.raises(WorldError, match=r"epoch-000001.pt: checkpoint version 1, this Shardmean reads 3"):
+    with pytest.raises(RetryableError, match=r"epoch-000001.pt: checkpoint version 1, this Shardmean reads 3"):
         checkpoint.load(str(path_of(tmp_path, 1)))
 
 
@@ -170,6 +170,6 @@ def test_a_failed_save_keeps_the_one_before(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WorldError, match="No space left on device"):
+    with pytest.raises(RetryableError, match="No space left on device"):
         checkpoint.save(str(tmp_path), state_after(2))
     assert epochs_in(tmp_path) == ["epoch-000001.pt"]

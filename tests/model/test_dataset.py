@@ -22,7 +22,7 @@ from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset import reader, shard_writer
 from shardmean.model.dataset.manifest import Manifest, Shard, Source, load_manifest, manifest_uri, publish
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5, unique=True)
@@ -106,7 +106,9 @@ def test_a_missing_manifest_is_the_users_mistake(tmp_path):
 def test_a_manifest_edited_by_hand_is_told(make_dataset, tmp_path):
     digest = make_dataset(tmp_path, rows={"train": 5}).manifest.digest
     edit(tmp_path, lambda content: content["class_names"].reverse())
-    with pytest.raises(WorldError, match=f"manifest's digest is {digest} but its content gives [0-9a-f]{{32}}: it was"):
+    with pytest.raises(
+        RetryableError, match=f"manifest's digest is {digest} but its content gives [0-9a-f]{{32}}: it was"
+    ):
         load_manifest(str(tmp_path))
 
 
@@ -117,7 +119,7 @@ def test_half_written_json_is_told(make_dataset, tmp_path, share):
     text = path.read_bytes()
     path.write_bytes(text[: int(len(text) * share)])
     with pytest.raises(
-        WorldError, match=r"manifest.json: not a manifest: .*; restore it, or run vectorize with replace"
+        RetryableError, match=r"manifest.json: not a manifest: .*; restore it, or run vectorize with replace"
     ):
         load_manifest(str(tmp_path))
 
@@ -125,7 +127,7 @@ def test_half_written_json_is_told(make_dataset, tmp_path, share):
 @pytest.mark.parametrize("text", [b"[1, 2]", b"null", b'{"schema_version": 3}', b"\xff\xfe\x00"])
 def test_other_json_is_no_manifest(tmp_path, text):
     (tmp_path / "manifest.json").write_bytes(text)
-    with pytest.raises(WorldError, match="not a manifest"):
+    with pytest.raises(RetryableError, match="not a manifest"):
         load_manifest(str(tmp_path))
 
 
@@ -150,7 +152,7 @@ def test_a_version_that_holds_another_is_told(make_dataset, tmp_path):
     first = make_dataset(tmp_path, rows={"train": 20}, seed=1).manifest
     make_dataset(tmp_path, rows={"train": 25}, seed=2)
     (tmp_path / "versions" / f"{first.digest}.json").write_bytes((tmp_path / "manifest.json").read_bytes())
-    with pytest.raises(WorldError, match=first.digest):
+    with pytest.raises(RetryableError, match=first.digest):
         load_manifest(str(tmp_path), first.digest)
 
 
@@ -205,7 +207,7 @@ def damaged(make_dataset, folder: Path) -> tuple[Dataset, Path, Path]:
 
 
 def read_damaged(dataset: Dataset) -> str:
-    with pytest.raises(WorldError) as damage:
+    with pytest.raises(RetryableError) as damage:
         read_all(dataset, dataset.manifest.shards[0])
     message = str(damage.value)
     assert dataset.manifest.shards[0].name in message
@@ -258,7 +260,7 @@ def test_a_shard_with_a_damaged_footer_raises_nothing_but_world_error(make_datas
         broken = bytearray(content)
         broken[place] ^= 1 << int(generator.integers(8))
         path.write_bytes(broken)
-        with contextlib.suppress(WorldError):
+        with contextlib.suppress(RetryableError):
             Dataset(dataset.uri, dataset.manifest).read(dataset.manifest.shards[0], 0, 16)
 
 
@@ -271,7 +273,9 @@ def test_a_failed_write_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), full)
-    with pytest.raises(WorldError, match=r"cannot write .*file: No space left on device; check permission and free sp"):
+    with pytest.raises(
+        RetryableError, match=r"cannot write .*file: No space left on device; check permission and free sp"
+    ):
         filesystem.write_bytes(str(path), b"after")
     assert [found.name for found in path.parent.iterdir()] == ["file"]
     assert path.read_bytes() == b"before"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shardmean.model.config.training import AveragingConfig, OuterConfig
-from shardmean.model.optimization.averaging import DivergedError, PeerDivergedError
+from shardmean.model.errors import DivergedError, PeerDivergedError
 
 from .averaging import State, Worker, assert_bits, together
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from shardmean.model.augmentation.random import _STEP, NUM_STREAMS, Draws, Stream, _mixed, example_keys
+from shardmean.model.augmentation.random import NUM_STREAMS, Draws, Stream
+from shardmean.model.dataset.hashing import _STEP, _mixed, example_keys
 
 IDS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), min_size=1, max_size=12)
 MASK = 2**64 - 1

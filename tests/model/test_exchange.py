@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.distributed.store import AbortedError, Board, Progress
-from shardmean.model.distributed.tcp_allreduce import Exchange, UnmetPeersError
+from shardmean.model.distributed.store import Board, Progress
+from shardmean.model.distributed.tcp_allreduce import Exchange
+from shardmean.model.errors import AbortedError, MissingPeersError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,7 +187,7 @@ def test_workers_meet_by_ipv6():
 
 def test_workers_that_do_not_come_are_named(monkeypatch):
     monkeypatch.setattr("shardmean.model.distributed.tcp_allreduce._SLICE_S", 0.1)
-    with pytest.raises(UnmetPeersError, match=r"worker 0 could not meet workers 1, 2: no connection for 0\.2 s"):
+    with pytest.raises(MissingPeersError, match=r"worker 0 could not meet workers 1, 2: no connection for 0\.2 s"):
         Exchange(Notes(), secret="secret", rank=0, num_workers=3, own_host="127.0.0.1", timeout_s=0.2)
 
 

@@ -13,13 +13,19 @@ from torch.distributed import DistBackendError, DistStoreError
 
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.distributed.store import AbortedError
-from shardmean.model.distributed.tcp_allreduce import LostPeersError, UnmetPeersError
-from shardmean.model.errors import UserError, WorldError
-from shardmean.model.optimization.averaging import DivergedError, PeerDivergedError, PeerLostError
+from shardmean.model.errors import (
+    AbortedError,
+    DivergedError,
+    LostPeersError,
+    MissingPeersError,
+    PeerDivergedError,
+    RetryableError,
+    UserError,
+)
 from shardmean.model.training.environment import this_environment
 from shardmean.model.training.local_launcher import LocalTransport
-from shardmean.model.training.messages import Failure, Report, Task, attempt, seeded
+from shardmean.model.training.messages import Failure, Report, Task
+from shardmean.model.training.worker_runtime import attempt, seeded
 
 from .faults import Struck, training
 from .fitting import fit
@@ -53,14 +59,14 @@ def test_a_worker_that_moved_and_diverged_again_diverged_twice(grey_data):
 
 
 def test_the_worlds_faults_are_tried_again_whatever_they_are_called(grey_data):
-    ends = [WorldError("can't read s3://bucket/diverged-runs: timeout")] * 4
-    with pytest.raises(WorldError, match=r"diverged-runs: timeout$"):
+    ends = [RetryableError("can't read s3://bucket/diverged-runs: timeout")] * 4
+    with pytest.raises(RetryableError, match=r"diverged-runs: timeout$"):
         fit(training(grey_data, Scripted(*ends), num_workers=1))
 
 
 def test_the_cause_is_shown_before_peers_that_it_stopped(grey_data, caplog):
     ends = [failure("peer", "worker 1 left", rank=0), failure("bug", "RuntimeError: CUDA out of memory")]
-    with pytest.raises(WorldError, match="worker 1 on a: RuntimeError: CUDA out of memory"):
+    with pytest.raises(RetryableError, match="worker 1 on a: RuntimeError: CUDA out of memory"):
         fit(training(grey_data, Scripted(ends), num_workers=1, max_segment_retries=0))
     assert "trace of RuntimeError: CUDA out of memory" in caplog.text
     assert "trace of worker 1 left" not in caplog.text
@@ -79,10 +85,10 @@ def alone() -> tuple[Task, Meeting]:
     [
         (RuntimeError("mat1 and mat2 shapes"), "bug", "RuntimeError: mat1 and mat2 shapes"),
         (ValueError("one value per channel"), "bug", "ValueError: one value per channel"),
-        (PeerLostError("worker 1 left"), "peer", "worker 1 left"),
+        (LostPeersError("worker 1 left"), "peer", "worker 1 left"),
         (PeerDivergedError("a peer"), "peer", "a peer"),
         (LostPeersError([1], "worker 1 left"), "peer", "worker 1 left"),
-        (UnmetPeersError(0, [1], "gone"), "peer", "worker 0 could not meet worker 1: gone"),
+        (MissingPeersError(0, [1], "gone"), "peer", "worker 0 could not meet worker 1: gone"),
         (AbortedError("told to stop"), "peer", "told to stop"),
         (DistBackendError("NCCL"), "peer", "NCCL"),
         (DivergedError("not finite"), "diverged", "not finite"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.training.local_launcher import LocalTransport
 
 from .faults import RANK, Fault, Struck, training
@@ -59,7 +59,7 @@ def test_the_segment_is_run_again_to_the_same_bits(grey_data, transport, undistu
 
 def test_the_number_of_retries_is_kept(grey_data, transport, tmp_path, caplog):
     fault = Fault("reads badly", tmp_path, times=9)
-    with pytest.raises(WorldError, match="Input/output error"):
+    with pytest.raises(RetryableError, match="Input/output error"):
         fit(training(grey_data, Struck(transport, fault), max_segment_retries=2))
     assert len(list(tmp_path.iterdir())) == 3
     assert "trying again (2 of 2)" in caplog.text
@@ -90,7 +90,7 @@ class Misled(Struck):
 def test_peers_do_not_wait_for_a_worker_that_failed_before_it_came(grey_data, transport):
     fit(training(grey_data, transport))  # the processes are there
     started = time.monotonic()
-    with pytest.raises((UserError, WorldError), match=r"worker 1 on \S+: .*/nowhere"):
+    with pytest.raises((UserError, RetryableError), match=r"worker 1 on \S+: .*/nowhere"):
         fit(training(grey_data, Misled(transport, None), max_segment_retries=0))
     assert time.monotonic() - started < 20, "and timeout_s is 300"
 
@@ -112,6 +112,6 @@ def test_peers_that_compute_for_long_are_told_to_stop(grey_data, transport, tmp_
     """With one averaging an epoch nobody waits for the worker that fails; the others hear of it all the same."""
     started = time.monotonic()
     fault = Fault("reads badly", tmp_path, round_index=0, slows_peers_by_s=60)
-    with pytest.raises(WorldError, match=r"worker 1 on \S+: \[Errno 5\]"):
+    with pytest.raises(RetryableError, match=r"worker 1 on \S+: \[Errno 5\]"):
         fit(training(grey_data, Struck(transport, fault), averaging={"frequency": "epoch"}, max_segment_retries=0))
     assert time.monotonic() - started < 20

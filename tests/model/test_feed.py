@@ -11,7 +11,7 @@ import pytest
 
 from shardmean.model.dataset.loader import ahead, minibatches
 from shardmean.model.dataset.sampler import plan_epoch
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.training.phase_timer import Clock
 
 from .fitting import bits, fit, plan_of, training
@@ -46,11 +46,11 @@ def test_an_error_of_the_source_is_raised_at_its_place():
     def failing() -> Generator[int]:
         yield 1
         yield 2
-        raise WorldError("the store is away")
+        raise RetryableError("the store is away")
 
     items = ahead(failing(), 5)
     assert [next(items), next(items)] == [1, 2]
-    with pytest.raises(WorldError, match="the store is away"):
+    with pytest.raises(RetryableError, match="the store is away"):
         next(items)
     assert feed_threads() == []
 

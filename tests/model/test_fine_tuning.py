@@ -99,7 +99,8 @@ def test_statistics_without_parameters_go_on():
 
 
 def origin_of(trained, state=None, **about) -> Origin:
-    origin = Origin.of("models:/pets/3", state or fit(trained))
+    state = state or fit(trained)
+    origin = Origin("models:/pets/3", state.about, state.best_model or state.model)
     return dataclasses.replace(origin, about=origin.about | about)
 
 

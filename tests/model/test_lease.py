@@ -12,9 +12,9 @@ import threading
 
 import pytest
 
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import LeaseLostError, RetryableError
 from shardmean.model.storage import filesystem
-from shardmean.model.storage.lease import Lease, LeaseLostError
+from shardmean.model.storage.lease import Lease
 
 QUICK_S = 0.6
 HOLD = """
@@ -58,7 +58,7 @@ def test_each_holder_has_a_greater_number(tmp_path):
 
 
 def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path, other):
-    with pytest.raises(WorldError, match="this training is at work already: process") as refused, lease(tmp_path):
+    with pytest.raises(RetryableError, match="this training is at work already: process") as refused, lease(tmp_path):
         pass
     assert f"process {other.pid} on {os.uname().nodename}" in str(refused.value)
     assert files(tmp_path) == ["00000001.json"]
@@ -81,7 +81,7 @@ def test_one_whose_process_numbers_are_not_ours_is_not_taken_for_dead(tmp_path, 
         monkeypatch.setattr(
             "shardmean.model.storage.lease.time.sleep", lambda _s: waited.append(as_if_elsewhere(tmp_path, beats=1))
         )
-        with pytest.raises(WorldError, match="this training is at work already"), lease(tmp_path, silent_after_s=5):
+        with pytest.raises(RetryableError, match="this training is at work already"), lease(tmp_path, silent_after_s=5):
             pass
         assert waited
 
@@ -115,7 +115,7 @@ def test_a_holder_elsewhere_that_beats_is_left_alone(tmp_path):
         thread = threading.Thread(target=beat)
         thread.start()
         try:
-            with pytest.raises(WorldError, match="on elsewhere"), lease(tmp_path, silent_after_s=5):
+            with pytest.raises(RetryableError, match="on elsewhere"), lease(tmp_path, silent_after_s=5):
                 pass
         finally:
             stop.set()
@@ -143,7 +143,7 @@ def test_signs_of_life_never_make_a_holder_take_its_lease_for_lost(tmp_path, mon
         try:
             held.check()
             seen.append((held.is_lost(), lease(tmp_path)._read(1).get("pid")))
-        except WorldError as error:
+        except RetryableError as error:
             seen.append(error)
         write(uri, data)
         if len(seen) == 3:
@@ -158,7 +158,7 @@ def test_signs_of_life_never_make_a_holder_take_its_lease_for_lost(tmp_path, mon
 def test_a_lease_that_was_deleted_stops_its_holder(tmp_path):
     with lease(tmp_path) as held:
         (tmp_path / "lease" / "00000001.json").unlink()
-        with pytest.raises(WorldError, match=r"00000001.json is gone, .* delete nothing in that folder") as caught:
+        with pytest.raises(RetryableError, match=r"00000001.json is gone, .* delete nothing in that folder") as caught:
             held.check()
         assert not isinstance(caught.value, LeaseLostError)
         assert not held.is_lost(), "nobody took it"
@@ -223,7 +223,7 @@ def test_of_two_that_try_at_once_on_a_store_one_wins_and_is_named(new_bucket):
                 with Lease(folder, what="this training", silent_after_s=5):
                     outcomes.append("won")
                     done.wait(20)
-            except WorldError as error:
+            except RetryableError as error:
                 outcomes.append(str(error))
                 done.wait(20)
 

@@ -14,9 +14,8 @@ from torch.distributed import TCPStore
 
 from shardmean.model.distributed.process_group import Place
 from shardmean.model.distributed.rendezvous import Meeting, Member
-from shardmean.model.distributed.store import AbortedError, Board, Progress
-from shardmean.model.distributed.tcp_allreduce import UnmetPeersError
-from shardmean.model.errors import UserError
+from shardmean.model.distributed.store import Board, Progress
+from shardmean.model.errors import AbortedError, MissingPeersError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,7 +148,7 @@ def test_of_a_segment_that_ended_only_the_word_to_stop_is_left():
 
 def test_workers_that_do_not_come_to_say_where_they_compute_are_named():
     meeting = Meeting()
-    with pytest.raises(UnmetPeersError, match=r"worker 0 could not meet workers 1, 2: no place/1, place/2 for 1 s"):
+    with pytest.raises(MissingPeersError, match=r"worker 0 could not meet workers 1, 2: no place/1, place/2 for 1 s"):
         Member(meeting.new_address(), rank=0, num_workers=3, timeout_s=1)
 
 

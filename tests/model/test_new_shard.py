@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shardmean.model.dataset import shard_writer
 from shardmean.model.dataset.shard import read_shard, rows_table
 from shardmean.model.dataset.shard_writer import NewShard, write_shard
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.storage.atomic_file import LocalFile
 
 
@@ -68,7 +68,9 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch, where):
             shard.add(np.zeros((1, 8, 8), np.uint8), 0, "second", "second")
             shard.publish()
 
-    with pytest.raises(WorldError, match=rf"cannot write {tmp_path}/shards: No space left on device; check permission"):
+    with pytest.raises(
+        RetryableError, match=rf"cannot write {tmp_path}/shards: No space left on device; check permission"
+    ):
         write()
     assert not list((tmp_path / "shards").iterdir())
 

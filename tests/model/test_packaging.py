@@ -31,7 +31,7 @@ from pathlib import Path
 model = {load}
 files = [Path(name).read_bytes() for name in sys.argv[2:]]
 answer = model.predict(files)
-taken = sorted(name for name in sys.modules if name.split(".")[0] in ("model", "jobs", "dags"))
+taken = sorted(name for name in sys.modules if name.split(".")[0] in ("model", "shardmean"))
 print(json.dumps({{"probabilities": list(answer["probabilities"]), "modules": taken}}))
 """
 
@@ -158,7 +158,7 @@ def test_the_copied_package_loads_without_shardmean(folder, expected, elsewhere,
     assert re.fullmatch(r"shardmean_model_[0-9a-f]{12}", package.name)
     # An installed Shardmean must not help: importing it is made to fail.
     script = LOAD.format(
-        before="sys.modules |= dict.fromkeys(['model', 'jobs', 'pyspark', 'mlflow', 'pyarrow'])\n"
+        before="sys.modules |= dict.fromkeys(['shardmean', 'pyspark', 'mlflow', 'pyarrow'])\n"
         f"from {image_model.loader_module(package)} import load_model",
         load="load_model(Path(sys.argv[1]))",
     )
@@ -202,7 +202,7 @@ def test_models_of_two_versions_in_one_program_run_their_own_code(folder, elsewh
     """The older one's code, made up here, names the least probable class."""
     log, store = log_model
     packages = [image_model.copy_code(tmp_path / "code")]
-    source = shutil.copytree(packages[0], tmp_path / "older") / "packaging.py"
+    source = shutil.copytree(packages[0], tmp_path / "older") / "serving" / "image_model.py"
     assert "row.argmax()" in source.read_text()
     source.write_text(source.read_text().replace("row.argmax()", "row.argmin()"))
     monkeypatch.setattr(image_model, "__file__", str(source))

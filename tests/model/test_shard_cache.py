@@ -11,9 +11,9 @@ import pytest
 
 from shardmean.model.dataset.manifest import shard_uri
 from shardmean.model.dataset.shard_cache import ShardCache
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
-from shardmean.model.training.messages import open_dataset
+from shardmean.model.training.worker_runtime import open_dataset
 
 
 class Store:
@@ -166,7 +166,7 @@ def test_a_remote_dataset_is_read_once_and_then_from_the_cache(remote, tiny_data
     again = open_dataset(remote, digest, cache_bytes=2**20 + 1)
     assert rows(again) == rows(tiny_data)
     (cache / lost.name).write_bytes(b"x" * lost.num_bytes)
-    with pytest.raises(WorldError, match=r"-[0-9a-f]{20}\.parquet.*: missing"):
+    with pytest.raises(RetryableError, match=r"-[0-9a-f]{20}\.parquet.*: missing"):
         rows(open_dataset(remote, digest, cache_bytes=2**20 + 2))
 
 

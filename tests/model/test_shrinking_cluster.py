@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.training.local_launcher import LocalTransport
 
 from .faults import Fault, Struck, training
@@ -73,5 +73,5 @@ def test_a_cluster_that_grows_again_is_used(grey_data, three, tmp_path):
 def test_too_small_a_cluster_ends_the_training_with_both_numbers(grey_data, three, tmp_path):
     cluster = Shrinking(three, Fault("reads badly", tmp_path), num_workers=3)
     settings = {"num_workers": 3, "min_workers": 3, "wait_for_workers_s": 0, "max_segment_retries": 1}
-    with pytest.raises(WorldError, match="only 2 of 3 workers have a place left after 0 s, under min_workers=3"):
+    with pytest.raises(RetryableError, match="only 2 of 3 workers have a place left after 0 s, under min_workers=3"):
         fit(training(grey_data, cluster, **settings))

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from shardmean.model.config.training import TrainingConfig
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.training.environment import this_environment
 from shardmean.model.training.local_launcher import LocalTransport
-from shardmean.model.training.messages import Failure, Rounds, Task, attempt, flushes_denormals, seeded
+from shardmean.model.training.messages import Failure, Rounds, Task
 from shardmean.model.training.worker import evaluate_split, train_rounds
+from shardmean.model.training.worker_runtime import attempt, flushes_denormals, seeded
 
 from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
 
@@ -169,7 +170,7 @@ def test_a_lost_shard_is_the_worlds_fault_and_found_at_once(make_dataset, transp
     lost = dataset.manifest.shards_of("train")[0].name
     (tmp_path / "shards" / lost).unlink()
     started = time.monotonic()
-    with pytest.raises(WorldError, match=rf"worker [01] on .*{lost}: missing"):
+    with pytest.raises(RetryableError, match=rf"worker [01] on .*{lost}: missing"):
         fit(training(dataset, transports, optimizer={"name": "sgd"}, num_workers=2))
     assert time.monotonic() - started < 60, "the peer waited for its timeout"
 
@@ -222,7 +223,7 @@ def test_a_lost_worker_process_is_the_worlds_fault():
     with LocalTransport(2) as transport:
         address = transport.meeting.new_address()
         task = Task(TrainingConfig(), "nowhere", "", 0, 1, {}, address, this_environment())
-        with pytest.raises(WorldError):
+        with pytest.raises(RetryableError):
             transport.run(_vanish, [task])
 
 

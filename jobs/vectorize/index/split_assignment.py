@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shardmean.jobs.vectorize.index.duplicates import CONFLICT, HASH_BYTES, IN_OTHER_SPLIT, copies
 from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from shardmean.model.config.image import SplitConfig
     from shardmean.model.dataset.manifest import Split
-
-HASH_BYTES = 16
-CONFLICT, IN_OTHER_SPLIT = "conflicting_labels", "duplicate_in_other_split"
 
 
 def split_code(key: bytes, config: SplitConfig) -> int:
@@ -94,16 +92,6 @@ def decide(images: Candidates, config: SplitConfig) -> tuple[NDArray[np.int8], d
     for follower, first in followers.items():
         codes_N[follower] = codes_N[first]
     return codes_N, rejected
-
-
-def copies(hashes: NDArray[np.uint8], *keys_N: NDArray[np.generic]) -> list[list[int]]:
-    """Places of equal hashes (N, HASH_BYTES), two or more, in the order of the keys, the last first, then of place."""
-    high_N, low_N = hashes.view(">u8").reshape(-1, 2).T
-    order = np.lexsort((*keys_N, low_N, high_N))
-    differs = (np.diff(high_N[order]) != 0) | (np.diff(low_N[order]) != 0)
-    bounds = np.concatenate([[0], np.flatnonzero(differs) + 1, [len(order)]])
-    is_copied = np.diff(bounds) > 1
-    return [order[start:end].tolist() for start, end in zip(bounds[:-1][is_copied], bounds[1:][is_copied], strict=True)]
 
 
 def _settle_copies(

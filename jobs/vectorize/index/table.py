@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shardmean.jobs.common.arrow_tables import rows_of
-from shardmean.jobs.vectorize.index.split_assignment import HASH_BYTES
+from shardmean.jobs.vectorize.index.duplicates import HASH_BYTES
 from shardmean.model.dataset.manifest import index_uri
 from shardmean.model.dataset.shard import one_chunk
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -138,16 +138,16 @@ def rejected_table(index: pa.Table, is_chosen_N: pa.BooleanArray | None = None) 
 
 
 def read_index(dataset_uri: str, name: str | None) -> pa.Table:
-    """A published index; an empty one where the DataSet was made without. Raises WorldError for a damaged one."""
+    """A published index; an empty one where the DataSet was made without. Raises RetryableError for a damaged one."""
     if name is None:
         return INDEX.empty_table()
     uri = index_uri(dataset_uri, name)
     try:
         data = filesystem.read_buffer(uri)
     except FileNotFoundError:
-        raise WorldError(f"{uri}: missing; {_MEND}") from None
+        raise RetryableError(f"{uri}: missing; {_MEND}") from None
     if not is_named_by(name, data):
-        raise WorldError(f"{uri}: damaged (its SHA-256 is not its name); {_MEND}")
+        raise RetryableError(f"{uri}: damaged (its SHA-256 is not its name); {_MEND}")
     return pq.read_table(pa.BufferReader(data), columns=INDEX.names).cast(INDEX)
 
 

@@ -30,7 +30,7 @@ MAX_LACKING = 50
 
 
 def make_report(dataset: Dataset, index: pa.Table) -> bytes:
-    """The page of a DataSet, published or about to be; `index` is its index table. Raises WorldError."""
+    """The page of a DataSet, published or about to be; `index` is its index table. Raises RetryableError."""
     found = figures(dataset.manifest, index)
     template = _environment().from_string(
         (files("shardmean.jobs.vectorize.report") / "report.html").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardmean.jobs.vectorize.index.split_assignment import CONFLICT, copies
+from shardmean.jobs.vectorize.index.duplicates import CONFLICT, copies
 from shardmean.jobs.vectorize.index.table import bytes_of
 from shardmean.jobs.vectorize.report.histogram import Histogram, aspect_histogram, histogram, say_bytes, say_number
 from shardmean.model.dataset.manifest import SPLITS

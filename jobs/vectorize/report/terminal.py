@@ -15,7 +15,7 @@ from shardmean.jobs.vectorize.report.statistics import figures, lacking
 from shardmean.jobs.vectorize.report.verify import Verification
 from shardmean.model.dataset.manifest import SPLITS, load_manifest, report_uri
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.errors import WorldError
+from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
 from shardmean.model.training.progress import INTERVAL_S, every
 
@@ -49,7 +49,7 @@ def _figures(dataset: Dataset, console: Console) -> Figures | None:
         return None
     try:
         index = read_index(dataset.uri, dataset.manifest.index)
-    except (WorldError, OSError, ValueError) as error:
+    except (RetryableError, OSError, ValueError) as error:
         # The manifest alone says a lot, and --verify goes on to all other files.
         text = f"the index cannot be read ({shown(str(error), MAX_PATH)})"
         console.print(Text(text, "red"), soft_wrap=True)

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from shardmean.model.dataset.reader import pieces
 from shardmean.model.images.decoder import encode_png
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from shardmean.model.dataset.manifest import Manifest, Shard
@@ -27,7 +26,6 @@ MAX_MEAN_EXAMPLES = 2000
 # Half are spread over the training split, half are for the classes that those lack.
 MAX_SHARDS = 16
 MAX_READ_BYTES = 256 * 2**20
-WINDOW_BYTES = 4 * 2**20  # a row group
 MAX_CLASS_MEAN_BYTES = 2**20
 MIN_CLASS_MEAN = 10
 THUMBNAIL_PX, MEAN_PX, PNG_PX = 112, 256, 48
@@ -127,7 +125,7 @@ class _Collector:
 
 
 def draw(dataset: Dataset) -> Pictures:
-    """Read at most 16 shards and about 256 MiB of examples. Raises WorldError for a damaged shard."""
+    """Read at most 16 shards and about 256 MiB of examples. Raises RetryableError for a damaged shard."""
     manifest = dataset.manifest
     train = manifest.shards_of("train")
     spread = [train[place] for place in _spread(len(train), MAX_SHARDS // 2)]
@@ -151,14 +149,6 @@ def draw(dataset: Dataset) -> Pictures:
         num_read=collector.num_read,
         num_shards=len(shards),
     )
-
-
-def pieces(dataset: Dataset, shard: Shard, num_rows: int) -> Iterator[Examples]:
-    """The first rows of a shard, about a row group at a time."""
-    step = max(1, WINDOW_BYTES // dataset.manifest.image.example_bytes)
-    end = min(num_rows, shard.num_examples)
-    for first in range(0, end, step):
-        yield from dataset.read(shard, first, min(first + step, end))
 
 
 def _spread(num_items: int, limit: int) -> list[int]:

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shardmean.jobs.vectorize.index.split_assignment import HASH_BYTES
+from shardmean.jobs.vectorize.index.duplicates import HASH_BYTES
 from shardmean.jobs.vectorize.index.table import is_named_by
-from shardmean.jobs.vectorize.report.thumbnails import pieces
 from shardmean.model.dataset.manifest import SPLITS, index_uri, rejected_uri, shard_uri
-from shardmean.model.errors import WorldError
+from shardmean.model.dataset.reader import pieces
+from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 HASH_DIGITS = 2 * HASH_BYTES  # of the hash of an image's bytes, with which its id begins
 MAX_FAULTS = 5
-_DAMAGES = (WorldError, OSError, ValueError, KeyError, pa.ArrowException)
+_DAMAGES = (RetryableError, OSError, ValueError, KeyError, pa.ArrowException)
 _MEND = "restore the DataSet, or run vectorize with replace=true"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -96,11 +96,11 @@ class IdxFile:
         return math.prod(self.shape[1:])
 
     def read(self, first: int, num_items: int = 1) -> bytes:
-        """The bytes of items, fewer where the file was cut since it was opened. Raises WorldError."""
+        """The bytes of items, fewer where the file was cut since it was opened. Raises RetryableError."""
         try:
             return self._read_at(num_items * self.item_bytes, first * self.item_bytes)
         except OSError as error:
-            raise WorldError(f"cannot read {self.uri}: {error}; check permission and network") from error
+            raise RetryableError(f"cannot read {self.uri}: {error}; check permission and network") from error
 
 
 def open_images(uri: str, modified_ns: int) -> IdxFile:
@@ -117,7 +117,7 @@ def _open_images(uri: str, modified_ns: int) -> IdxFile:  # noqa: ARG001 - a new
 def open_labels(uri: str) -> IdxFile:
     """Labels of one byte.
 
-    Raises UserError for what is no such file or is damaged, FileNotFoundError when it is gone, WorldError when it can't
+    Raises UserError for no such file or a damaged one, FileNotFoundError when it is gone, RetryableError when it can't
     be read.
     """
     return _open(uri, LABELS, num_dimensions=1)
@@ -140,7 +140,7 @@ def _open(uri: str, kind: str, *, num_dimensions: int) -> IdxFile:
             data = file.read_at(num_bytes, 0)[head_bytes:]
             return IdxFile(uri, shape, lambda size, first: data[first : first + size])
     except OSError as error:
-        raise WorldError(f"cannot read {uri}: {error}; check permission and network") from error
+        raise RetryableError(f"cannot read {uri}: {error}; check permission and network") from error
     return IdxFile(uri, shape, lambda size, first: file.read_at(size, head_bytes + first))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import starmap
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import pyarrow as pa
 
-from shardmean.jobs.common.arrow_tables import Rows, rows_of
+from shardmean.jobs.common.arrow_tables import Rows, batches, rows_of
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -104,3 +105,12 @@ class Items(Sequence[Item]):
     ) -> Item:  # fmt: skip
         name = filesystem.join(self.root, path) if uri is None else uri.decode(errors="surrogateescape")
         return Item(path, name, class_name, size_bytes, modified_ns, row, split, group, tuple(extra or ()), reason)
+
+
+def path_hashes(paths: pa.LargeStringArray) -> NDArray[np.uint64]:
+    """What orders images by chance, yet always alike: the hash of each path, its upper and its lower half (2, N)."""
+    digests = bytearray()
+    for some in batches(paths.cast(pa.large_binary())):
+        for path in some:
+            digests += hashlib.blake2b(path, digest_size=16).digest()
+    return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2).T

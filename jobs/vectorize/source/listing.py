@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from shardmean.jobs.common.arrow_tables import Rows, batches
 from shardmean.jobs.common.redaction import shown
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Listing(NamedTuple):
 
 
 def list_files(uri: str) -> Listing:
-    """All files below a folder but hidden ones and those in hidden folders. Raises UserError and WorldError."""
+    """All files below a folder but hidden ones and those in hidden folders. Raises UserError and RetryableError."""
     root = filesystem.local_path(uri)
     try:
         if root is None:
@@ -80,7 +80,7 @@ def list_files(uri: str) -> Listing:
             raise UserError("a file, not a folder; correct source.uri or source.layout")
         return _list_folder(str(root))
     except OSError as error:
-        raise WorldError(f"source {uri}: cannot be listed: {error}; check permission and network") from error
+        raise RetryableError(f"source {uri}: cannot be listed: {error}; check permission and network") from error
 
 
 def _list_folder(root: str) -> Listing:
@@ -192,7 +192,7 @@ def _list_store(uri: str) -> Listing:
 def find_files(table_uri: str, names: pa.LargeStringArray) -> pa.Table:
     """The files (FILES) that a table names: by a URI, from the root of its store, or from the table's folder.
 
-    Those that are not there have a reason. Raises UserError when none is there or one is named twice, WorldError when
+    Those that are not there have a reason. Raises UserError when none is there or one stands twice, RetryableError when
     the store can't be asked.
     """
     folder_uri = _parent(table_uri)
@@ -261,7 +261,7 @@ def _look_up(uris: Sequence[str]) -> list[fs.FileInfo]:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"a path is too long: {str(error)[:200]}; correct the table") from error
-        raise WorldError(
+        raise RetryableError(
             f"the table's files cannot be found out about: {error}; check permission and network"
         ) from error
     return infos

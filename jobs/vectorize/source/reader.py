@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from shardmean.jobs.vectorize.source import idx
 from shardmean.jobs.vectorize.source.listing import MISSING
-from shardmean.model.errors import ImageRejectedError, WorldError
+from shardmean.model.errors import ImageRejectedError, RetryableError
 from shardmean.model.images.decoder import check_file_bytes, printable
 from shardmean.model.storage import filesystem
 
@@ -57,11 +57,11 @@ def _content(item: Item, config: ImageConfig) -> bytes | Exception:
         return error
     except FileNotFoundError:
         return ImageRejectedError("vanished", "the file was there when the source was listed")
-    except WorldError as error:
+    except RetryableError as error:
         return _refusal(error)
 
 
-def _refusal(error: WorldError) -> Exception:
+def _refusal(error: RetryableError) -> Exception:
     """What cannot be read is that image's trouble alone, and the next run tries again; a store out of reach is not."""
     cause = error.__cause__
     if not isinstance(cause, OSError) or NO_WAY in str(cause):
@@ -75,7 +75,7 @@ def read_item(item: Item) -> bytes:
     """The image file's bytes of an item.
 
     Raises FileNotFoundError when it is gone, ImageRejectedError when it was not there when the source was listed or is
-    not of the size that it was, and WorldError when it can't be read.
+    not of the size that it was, and RetryableError when it can't be read.
     """
     if item.reason is not None:
         what = "no file stands at" if item.reason == MISSING else "a folder, pipe, socket or device stands at"
@@ -92,7 +92,7 @@ def read_item(item: Item) -> bytes:
     try:
         # One byte more shows that a file has grown, and a file that never ends does no harm.
         content = filesystem.read_bytes(item.uri, max_bytes=item.size_bytes + 1)
-    except WorldError as error:
+    except RetryableError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
             raise FileNotFoundError(item.uri) from error

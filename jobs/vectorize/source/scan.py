@@ -14,21 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardmean.jobs.common.arrow_tables import batches, by_path, give_back_memory, kept, rows_of
+from shardmean.jobs.common.arrow_tables import by_path, give_back_memory, kept, rows_of
 from shardmean.jobs.common.redaction import shown
 from shardmean.jobs.config.patterns import extract, matches
 from shardmean.jobs.vectorize.source import idx, table
 from shardmean.jobs.vectorize.source.folders import WORDS, Folders, named_split
-from shardmean.jobs.vectorize.source.items import ITEMS, Item, Items
+from shardmean.jobs.vectorize.source.items import ITEMS, Item, Items, path_hashes
 from shardmean.jobs.vectorize.source.listing import MAX_PATH, MISSING, find_files, list_files
 from shardmean.model.dataset.shard import one_chunk
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.images.decoder import SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
 
     from shardmean.jobs.config.job import SourceConfig
     from shardmean.model.dataset.manifest import Split
@@ -73,7 +71,7 @@ class Found(NamedTuple):
 
 
 def scan(config: SourceConfig) -> Scan:
-    """List a source. Raises UserError for one that is missing, empty, or has fewer than two classes; WorldError."""
+    """List a source. Raises UserError for one that is missing, empty, or has fewer than two classes; RetryableError."""
     scan_layout = {"folders": _scan_folders, "table": _scan_table, "idx": _scan_idx}[config.layout]
     try:
         items, num_other_files, num_hidden = scan_layout(config)
@@ -86,15 +84,6 @@ def scan(config: SourceConfig) -> Scan:
     num_left_out = len(items) - len(chosen)
     give_back_memory()
     return Scan(chosen, class_names, num_other_files, tuple(config.extra_columns), num_left_out, num_hidden)
-
-
-def path_hashes(paths: pa.LargeStringArray) -> NDArray[np.uint64]:
-    """What orders images by chance, yet always alike: the hash of each path, its upper and its lower half (2, N)."""
-    digests = bytearray()
-    for some in batches(paths.cast(pa.large_binary())):
-        for path in some:
-            digests += hashlib.blake2b(path, digest_size=16).digest()
-    return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2).T
 
 
 def _balanced(items: Items, max_per_class: int | Literal["smallest"] | None) -> Items:
@@ -177,14 +166,14 @@ def _are_images(paths: pa.LargeStringArray) -> pa.BooleanArray:
 
 
 def _check_links(config: SourceConfig, files: pa.Table) -> None:
-    """Raise WorldError for links to nowhere that may stand for folders, of a class even, unless they are left out."""
+    """Raise RetryableError for broken links that may stand for folders, of a class even, unless they are excluded."""
     paths = one_chunk(files.filter(pc.equal(files["reason"], MISSING))["path"])
     paths = paths.filter(pc.invert(_are_images(paths)))
     if config.exclude:
         as_folders = pa.array([f"{path}/" for path in paths.to_pylist()], pa.large_string())
         paths = paths.filter(pc.invert(matches(as_folders, config.exclude)))
     if paths:
-        raise WorldError(
+        raise RetryableError(
             f"source {config.uri}: {len(paths)} links lead to nowhere, perhaps to folders of images (first: "
             f"{shown(paths[0].as_py(), MAX_PATH)}): mount what they lead to, remove them, or leave them out by "
             "source.exclude"

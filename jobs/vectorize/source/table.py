@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from shardmean.model.dataset.shard import one_chunk
-from shardmean.model.errors import UserError, WorldError
+from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def read_columns(uri: str, names: Sequence[str]) -> tuple[pa.Table, int]:
 
     Hidden are Parquet files below a folder with `.` or `_` before their or a folder's name, as for Spark.
 
-    Raises UserError when it is no table or a column is missing, WorldError when it cannot be read.
+    Raises UserError when it is no table or a column is missing, RetryableError when it cannot be read.
     """
     system, path = filesystem.locate(uri)
     num_hidden = 0
@@ -42,7 +42,7 @@ def read_columns(uri: str, names: Sequence[str]) -> tuple[pa.Table, int]:
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"neither CSV nor Parquet in UTF-8, or no text: {error}; correct the table") from error
     except OSError as error:
-        raise WorldError(f"source {uri}: cannot be read: {error}; check permission and network") from error
+        raise RetryableError(f"source {uri}: cannot be read: {error}; check permission and network") from error
     if not columns.num_rows:
         raise UserError("the table has no rows; add one per image")
     return columns, num_hidden

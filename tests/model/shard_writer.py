@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .dataset.shard_writer import NewShard
+from shardmean.model.dataset.shard_writer import NewShard
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .dataset.manifest import Shard, Split
+    from shardmean.model.dataset.manifest import Shard, Split
 
 
 class ShardWriter:

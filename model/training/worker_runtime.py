@@ -1,0 +1,147 @@
+"""What each task needs around it on a worker: errors as values, the DataSet opened once, threads, random numbers."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from contextlib import contextmanager, nullcontext, suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.distributed import DistError
+
+from ..dataset.manifest import load_manifest
+from ..dataset.reader import Dataset
+from ..dataset.shard_cache import ShardCache, cache_folder
+from ..distributed.rendezvous import Member
+from ..distributed.store import Board, Progress
+from ..errors import DivergedError, PeerError, RetryableError, UserError
+from ..storage import filesystem
+from .environment import this_environment
+from .messages import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from .messages import Report, Task, Work
+
+
+# How a worker sees that another left or stopped it; torch's own comes from a process group.
+PEER_ERRORS = (PeerError, DistError)
+
+
+def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
+    """Run a task and give its error back as a value: the driver then knows who failed and why."""
+    try:
+        return _attempted(work, task, device)
+    finally:
+        # Not before this, since an error holds on to all that its frames have. Spark may give the next task of this
+        # process another GPU, and this one to another process.
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch gives it no types
+            with suppress(RuntimeError):  # after an error of CUDA there is nothing left to give back
+                torch.cuda.empty_cache()
+
+
+def _attempted(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
+    try:
+        _board(task).tell(Progress(socket.gethostname()))
+        this_environment().check_same(task.environment)
+        return _within_memory(work, task, device if isinstance(device, str) else device())
+    except Exception as error:
+        failure = Failure(task.rank, socket.gethostname(), *_described(task, error))
+        # Peers may wait for this worker already, whether it came to meet them or not.
+        with suppress(RuntimeError):
+            _board(task).leave(error)
+        return failure
+
+
+def _within_memory(work: Work, task: Task, device: str) -> Report:
+    try:
+        return work(task, device)
+    except torch.OutOfMemoryError as error:
+        config = task.config
+        remedy = f"lower batch_size_per_worker (now {config.batch_size_per_worker})"
+        if config.compute.precision != "bfloat16":
+            remedy += " or set compute.precision=bfloat16"
+        if config.allow_shared_gpu:
+            remedy += ", or lower num_workers, since allow_shared_gpu is set"
+        raise UserError(f"{device} has too little memory: {f'{error}'.split('. GPU ')[0]}; {remedy}") from error
+
+
+def _board(task: Task) -> Board:
+    return Board(task.address, rank=task.rank, timeout_s=task.config.timeout_s)
+
+
+def _described(task: Task, error: Exception) -> tuple[str, str, str]:
+    """Kind, message and trace of a failure."""
+    text, trace = task.address.hidden(f"{error}"), task.address.hidden(traceback.format_exc())
+    match error:
+        case UserError():
+            return "user", text, trace
+        case DivergedError():
+            return "diverged", text, trace
+        case RetryableError() | OSError():
+            return "world", text, trace
+        case _ if isinstance(error, PEER_ERRORS):
+            return "peer", text, trace
+    return "bug", f"{type(error).__name__}: {text}", trace
+
+
+@lru_cache(maxsize=4)
+def open_dataset(uri: str, digest: str, *, cache_bytes: int = 0) -> Dataset:
+    """The version `digest` of a DataSet; opened once a process, since a version never changes."""
+    cache = ShardCache(cache_folder(), cache_bytes) if cache_bytes and filesystem.local_path(uri) is None else None
+    return Dataset(uri, load_manifest(uri, digest), cache)
+
+
+def member_of(task: Task, device: str, *, sums: bool) -> Member:
+    """The task's place among the workers of its segment; those that train sum, those that evaluate only report."""
+    return Member(
+        task.address,
+        rank=task.rank,
+        num_workers=task.num_workers,
+        timeout_s=task.config.timeout_s,
+        sums=sums,
+        device=device,
+        allow_shared_gpu=task.config.allow_shared_gpu,
+    )
+
+
+@contextmanager
+def seeded(task: Task, device: str) -> Iterator[None]:
+    """Torch's threads, arithmetic and random numbers as the task wants them, for as long as it runs."""
+    # Python workers serve many jobs: what a task sets in its process, it puts back.
+    num_threads, flushed = torch.get_num_threads(), flushes_denormals()
+    torch.set_num_threads(task.config.threads_per_worker or 1)
+    # Weight decay makes a dead filter's weights ever smaller, and below 1e-38 a CPU computes several times slower.
+    torch.set_flush_denormal(True)
+    try:
+        # The task's own device and no other: to keep the random numbers of all would start every GPU up.
+        with _current(device), torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
+            place = (task.rounds.epoch, task.rounds.first, len(task.rounds.earlier)) if task.rounds else (0, 0, 0)
+            seeds = np.random.SeedSequence([task.config.seed, *place, task.rank])
+            seed = int(seeds.generate_state(1)[0])
+            torch.default_generator.manual_seed(seed)
+            if device != "cpu":
+                torch.cuda.manual_seed(seed)
+            yield
+    finally:
+        torch.set_flush_denormal(flushed)
+        torch.set_num_threads(num_threads)
+
+
+def _current(device: str) -> AbstractContextManager[object]:
+    return nullcontext() if device == "cpu" else torch.cuda.device(device)
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread takes numbers for zero that are too small for float32's full precision."""
+    return not (torch.tensor([1e-38]) * 0.01).any()
+
+
+def open_task_dataset(task: Task) -> Dataset:
+    """The task's DataSet, with the machine's cache of its shards where the config has one."""
+    return open_dataset(task.dataset_uri, task.digest, cache_bytes=task.config.shard_cache_bytes or 0)
