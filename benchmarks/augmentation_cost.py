@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "blur 1 in 10": {"blur": 0.1},
     "equalize 1 in 10": {"equalize": 0.1},
 }
-COLOURS = {
+COLORS = {
     "random crop, flip": {"crop_area_min": 0.08, "crop_aspect_max": 4 / 3, "flip_horizontal": 0.5},
     "brightness, contrast, saturation": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4},
     "hue": {"hue": 0.1},
@@ -56,7 +56,7 @@ def main() -> None:
     for shape in BATCHES:
         images_BCHW = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
         keys_B = example_keys(ids[: shape[0]])
-        for name, settings in (SETTINGS | (COLOURS if shape[1] == 3 else {})).items():
+        for name, settings in (SETTINGS | (COLORS if shape[1] == 3 else {})).items():
             augmenter = Augmenter(AugmentationConfig(**settings), seed=0, epoch=0, mean=[0.5] * shape[1])
             cost = measured(lambda a=augmenter, i=images_BCHW, k=keys_B: a(i, k), repeats)  # type: ignore[misc]
             print(f"{' x '.join(map(str, shape)):16} {name:33} {cost}")

@@ -57,7 +57,7 @@ def main() -> None:
     table("JPEG to 112 x 84, reduced", jpegs, reduced_sides(found, SMALL), options.repeats)
     arrays = [simplejpeg.decode_jpeg(data) for data in jpegs]
     table("Resizing alone, 500 x 375 to 224 x 224", arrays, resizers(found), options.repeats)
-    table("PNG, grey, 28 x 28", digits(), png_sides(found, ImageConfig(), "L"), options.repeats)
+    table("PNG, gray, 28 x 28", digits(), png_sides(found, ImageConfig(), "L"), options.repeats)
     pngs = [saved(Image.fromarray(pixels), "PNG") for pixels in arrays[:10]]
     config = ImageConfig(height_px=PHOTOGRAPH[1], width_px=PHOTOGRAPH[0], channels=3)
     table("PNG, RGB, 500 x 375, not resized", pngs, png_sides(found, config, "RGB"), options.repeats)
@@ -86,9 +86,9 @@ def candidates() -> dict[str, Any]:
 
 
 def digits() -> list[bytes]:
-    """Grey pictures as small as MNIST's, made of a photograph's parts."""
-    grey = Image.fromarray(load_sample_images().images[0]).convert("L")
-    return [saved(grey.crop((x, 100, x + 28, 128)), "PNG") for x in range(0, 600, 6)]
+    """Gray pictures as small as MNIST's, made of a photograph's parts."""
+    gray = Image.fromarray(load_sample_images().images[0]).convert("L")
+    return [saved(gray.crop((x, 100, x + 28, 128)), "PNG") for x in range(0, 600, 6)]
 
 
 def pillow_full(data: bytes) -> NDArray[np.uint8]:
@@ -204,7 +204,7 @@ def thumbnail(pyvips: Any, data: bytes, size: tuple[int, int]) -> NDArray[np.uin
 def table(title: str, inputs: list[Any], sides: dict[str, Side], repeats: int) -> None:
     """Measure the sides in turn and print images per second and the distance from the first, the plain way."""
     wanted = [next(iter(sides.values()))(one) for one in inputs]
-    figures = in_turn({name: lambda side=side: rate(side, inputs) for name, side in sides.items()}, repeats)
+    metrics = in_turn({name: lambda side=side: rate(side, inputs) for name, side in sides.items()}, repeats)
     print(f"\n{title}")
     rows = [
         [
@@ -213,7 +213,7 @@ def table(title: str, inputs: list[Any], sides: dict[str, Side], repeats: int) -
             f"{min(rates):.0f} to {max(rates):.0f}",
             *distance(sides[name], inputs, wanted),
         ]
-        for name, rates in figures.items()
+        for name, rates in metrics.items()
     ]
     print_table(["", "images/s", "least to most", "mean error", "greatest", "PSNR"], rows)
 

@@ -4,7 +4,7 @@ python -m benchmarks.epoch_time [--repeats 5] [--work /tmp/shardmean-benchmarks]
 
 Workload: the LeNet recipe on Fashion-MNIST, batch 32, two workers of one thread. Ours: from the driver's call to the
 new state in the driver's hands (Spark job, rendezvous, reading from shards, averaging), epochs after the first; no
-split is held out, so nothing is evaluated. Bare: data in memory as normalised floats, no exchange, the slower process
+split is held out, so nothing is evaluated. Bare: data in memory as normalized floats, no exchange, the slower process
 counts. All are run in turn; medians are compared.
 """
 
@@ -16,10 +16,10 @@ from benchmarks.fashion import fashion_dataset
 from benchmarks.measure import in_turn, parsed, parser, print_compared, print_table, seconds
 from benchmarks.ours import ACCOUNT, BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
-from shardmean.jobs.spark.barrier import BarrierTransport, driver_host
+from shardmean.jobs.spark.barrier import BarrierLauncher, driver_host
 from shardmean.jobs.spark.session import open_session
-from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.training.trainer import Training
+from shardmean.model.distributed.rendezvous import Rendezvous
+from shardmean.model.training.trainer import Trainer
 
 WORKERS = 2
 
@@ -32,10 +32,10 @@ def main() -> None:
         open_session("epoch time", {"spark.master": f"local[{WORKERS}]"}) as session,
         Processes(bare, WORKERS, BATCH) as processes,
     ):
-        transport = BarrierTransport(session, Meeting(driver_host(session)), WORKERS)
+        launcher = BarrierLauncher(session, Rendezvous(driver_host(session)), WORKERS)
         ours = {
             f"averaging every {frequency}": Epochs(
-                Training(recipe(averaging={"frequency": frequency}), dataset, transport)
+                Trainer(recipe(averaging={"frequency": frequency}), dataset, launcher)
             )
             for frequency in (5, "epoch")
         }

@@ -62,11 +62,11 @@ def main() -> None:
         }
         for name, elsewhere in others(given, few, ends).items():
             sides[name] = lambda elsewhere=elsewhere: given.plain_images / elsewhere.seconds()
-        figures = in_turn(sides, given.repeats)
-    print_compared(figures, "images/s", base="bare loop", places=0)
+        metrics = in_turn(sides, given.repeats)
+    print_compared(metrics, "images/s", base="bare loop", places=0)
     rates.print_account()
     aims = [("ours", "bare loop", 0.85), ("ours", PLAIN, 8), *(("ours", name, 2) for name in OTHERS.values())]
-    print_aims(figures, aims)
+    print_aims(metrics, aims)
 
 
 def others(given: argparse.Namespace, images: Path, ends: ExitStack) -> dict[str, Elsewhere]:

@@ -41,7 +41,7 @@ def main() -> None:
     pa.set_io_thread_count(1)
     torch.set_num_threads(1)
     datasets = {
-        "28 x 28 grey": fashion_dataset(given.work),
+        "28 x 28 gray": fashion_dataset(given.work),
         "224 x 224 RGB": photograph_dataset(given.work, given.images),
     }
     for name, dataset in datasets.items():
@@ -50,11 +50,11 @@ def main() -> None:
             WITH_NAMES: partial(rate, dataset, with_names=True),
             FIRST: lambda dataset=dataset: rate(dataset, with_names=False, is_first=True),
         }
-        figures = in_turn(sides, given.repeats)
+        metrics = in_turn(sides, given.repeats)
         num = dataset.manifest.num_examples("train")
         print(f"{num:,} examples of {name}, {num * dataset.manifest.image.example_bytes / 1e9:.2f} GB of pixels:")
-        print_compared(figures, "GB/s", base=TRAINING)
-        print_aims({**figures, "1 GB/s": [1]}, [(TRAINING, "1 GB/s", 1)])
+        print_compared(metrics, "GB/s", base=TRAINING)
+        print_aims({**metrics, "1 GB/s": [1]}, [(TRAINING, "1 GB/s", 1)])
 
 
 def rate(dataset: Dataset, *, with_names: bool, is_first: bool = False) -> float:

@@ -62,9 +62,9 @@ class Rates:
         print_table(["", ""], rows.items())
 
 
-def print_aims(figures: Mapping[str, Sequence[float]], aims: Iterable[tuple[str, str, float]]) -> None:
+def print_aims(metrics: Mapping[str, Sequence[float]], aims: Iterable[tuple[str, str, float]]) -> None:
     """A row for each (side, other, aim): how many times the other's median the side's is, and what it should be."""
-    medians = {name: statistics.median(values) for name, values in figures.items()}
+    medians = {name: statistics.median(values) for name, values in metrics.items()}
     rows = [
         [
             f"{side} against {other}",

@@ -49,11 +49,11 @@ def _bare(given: argparse.Namespace) -> None:
     ):
         rates = Rates(given.images)
         sides = {"bare loop": rates.of_bare(processes), "ours": rates.of_ours(ours.afresh)}
-        figures = in_turn(sides, given.repeats)
+        metrics = in_turn(sides, given.repeats)
     print(f"{given.images:,} PNG files of 28 x 28, {CORES} cores:")
-    print_compared(figures, "images/s", base="bare loop", places=0)
+    print_compared(metrics, "images/s", base="bare loop", places=0)
     rates.print_account()
-    print_aims(figures, [("ours", "bare loop", 0.6)])
+    print_aims(metrics, [("ours", "bare loop", 0.6)])
 
 
 def _listing(given: argparse.Namespace) -> None:

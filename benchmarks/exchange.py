@@ -23,7 +23,7 @@ from torch import distributed, nn
 from benchmarks.measure import in_turn, parsed, parser, print_compared
 from benchmarks.processes import Processes
 from shardmean.model.config.training import AveragingConfig
-from shardmean.model.distributed.rendezvous import Meeting, Member
+from shardmean.model.distributed.rendezvous import Rendezvous, WorkerGroup
 from shardmean.model.networks.classifier import lenet
 from shardmean.model.optimization.averaging import Averager
 
@@ -44,8 +44,8 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=40, help="rounds of each side in a repeat")
     given = parsed(options)
     with tempfile.TemporaryDirectory() as folder:
-        meeting = Meeting()
-        with Processes(rounds, WORKERS, meeting.new_address(), f"file://{folder}/gloo") as processes:
+        rendezvous = Rendezvous()
+        with Processes(rounds, WORKERS, rendezvous.new_address(), f"file://{folder}/gloo") as processes:
             for computing_s, when in (
                 (0.0, "at once"),
                 (COMPUTING_S, f"after {1000 * COMPUTING_S:.0f} ms of computing"),
@@ -74,7 +74,7 @@ def beyond_waiting_ms(*spans: tuple[float, float]) -> float:
 def rounds(rank: int, num: int, address: Address, gloo: str) -> Answer:
     """For `Processes`: arrival and leave of each round asked for, on the clock that all processes share."""
     distributed.init_process_group("gloo", init_method=gloo, rank=rank, world_size=num)
-    member = Member(address, rank=rank, num_workers=num, timeout_s=300)
+    member = WorkerGroup(address, rank=rank, num_workers=num, timeout_s=300)
     averager = _lenet_averager(member)
 
     def answer(question: tuple[str, int, int, float]) -> list[tuple[float, float]]:
@@ -96,7 +96,7 @@ def rounds(rank: int, num: int, address: Address, gloo: str) -> Answer:
     return answer
 
 
-def _lenet_averager(member: Member) -> Averager:
+def _lenet_averager(member: WorkerGroup) -> Averager:
     model = lenet((1, 28, 28), 10)
     optimizer = torch.optim.Adagrad(model.parameters())
     nn.functional.cross_entropy(model(torch.zeros(1, 1, 28, 28)), torch.zeros(1, dtype=torch.int64)).backward()

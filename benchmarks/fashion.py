@@ -1,4 +1,4 @@
-"""Fashion-MNIST for the benchmarks: IDX files to DataSets, each made once in a folder. N examples, 28 x 28 px, grey."""
+"""Fashion-MNIST for the benchmarks: IDX files to DataSets, each made once in a folder. N examples, 28 x 28 px, gray."""
 
 from __future__ import annotations
 

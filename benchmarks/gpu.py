@@ -28,8 +28,8 @@ from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, publish
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.networks.classifier import build_classifier
-from shardmean.model.training.local_launcher import LocalTransport
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.local_launcher import LocalLauncher
+from shardmean.model.training.trainer import Trainer
 from tests.model.shard_writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -88,13 +88,13 @@ def main() -> None:
 
 def _compare(workload: Workload, dataset: Dataset, repeats: int) -> None:
     num_examples = dataset.manifest.num_examples("train")
-    with LocalTransport(1, device="cuda:0") as transport:
+    with LocalLauncher(1, device="cuda:0") as launcher:
         sgd = {"name": "sgd", "learning_rate": RATE, "momentum": MOMENTUM}
         config = recipe(
             network=workload.network, optimizer=sgd, averaging={"frequency": "epoch"}, num_workers=1,
             batch_size_per_worker=workload.batch, device="cuda", **workload.config,
         )  # fmt: skip
-        ours = Epochs(Training(config, dataset, transport))
+        ours = Epochs(Trainer(config, dataset, launcher))
         epochs = {BY_HAND: by_hand(workload, dataset), "ours": ours}
         rates = {name: partial(_rate, epoch, num_examples) for name, epoch in epochs.items()}
         print(f"{workload.name}: {num_examples:,} images an epoch")
@@ -161,10 +161,10 @@ def two_on_one_gpu(dataset: Dataset) -> float:
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # the workers inherit it; TF32 keeps 10 bits of a factor
     models = []
     for device in ("cpu", "cuda:0"):
-        with LocalTransport(2, device=device) as transport:
+        with LocalLauncher(2, device=device) as launcher:
             sgd = {"name": "sgd", "learning_rate": RATE, "momentum": MOMENTUM}
             config = recipe(optimizer=sgd, device=device.split(":")[0], allow_shared_gpu=True)
-            epochs = Epochs(Training(config, dataset, transport))
+            epochs = Epochs(Trainer(config, dataset, launcher))
             epochs()
             models.append(epochs.state.model)
     return max(float((tensor - models[1][name]).abs().max()) for name, tensor in models[0].items())

@@ -25,13 +25,13 @@ from benchmarks.fashion import DEFAULT_SOURCE, fashion_dataset, read_idx, write_
 from benchmarks.measure import in_turn, parsed, parser, peak_mib, print_compared, print_table, seconds
 from benchmarks.ours import BATCH, Epochs, recipe
 from benchmarks.processes import Processes, bare
-from shardmean.jobs.spark.barrier import BarrierTransport, driver_host
+from shardmean.jobs.spark.barrier import BarrierLauncher, driver_host
 from shardmean.jobs.spark.session import open_session
 from shardmean.model.config.training import AveragingConfig
-from shardmean.model.distributed.rendezvous import Meeting, Member
+from shardmean.model.distributed.rendezvous import Rendezvous, WorkerGroup
 from shardmean.model.optimization.averaging import Averager
-from shardmean.model.training.local_launcher import LocalTransport
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.local_launcher import LocalLauncher
+from shardmean.model.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,12 +60,12 @@ def _workers(work: Path, repeats: int) -> None:
     rows = []
     with open_session("growth", {"spark.master": f"local[{max(NUM_WORKERS)}]"}) as session:
         for num_workers in NUM_WORKERS:
-            transport = BarrierTransport(session, Meeting(driver_host(session)), num_workers)
-            ours = Epochs(Training(recipe(num_workers=num_workers), dataset, transport))
+            launcher = BarrierLauncher(session, Rendezvous(driver_host(session)), num_workers)
+            ours = Epochs(Trainer(recipe(num_workers=num_workers), dataset, launcher))
             with Processes(bare, num_workers, BATCH) as processes:
                 sides = {"bare": partial(seconds, partial(processes.ask, "epoch")), "ours": partial(seconds, ours)}
-                figures = in_turn(sides, repeats)
-            bare_s, ours_s = (statistics.median(figures[name]) for name in ("bare", "ours"))
+                metrics = in_turn(sides, repeats)
+            bare_s, ours_s = (statistics.median(metrics[name]) for name in ("bare", "ours"))
             rows.append(
                 [num_workers, f"{bare_s:.2f}", f"{ours_s:.2f}", f"{ours_s - bare_s:.2f}", f"{ours_s / bare_s:.3f}"]
             )
@@ -74,8 +74,8 @@ def _workers(work: Path, repeats: int) -> None:
 
 
 def _networks(_work: Path, repeats: int) -> None:
-    meeting = Meeting()
-    with Processes(averagings, 2, meeting.new_address()) as processes:
+    rendezvous = Rendezvous()
+    with Processes(averagings, 2, rendezvous.new_address()) as processes:
 
         def median_ms(num_parameters: int) -> float:
             ranks = processes.ask(num_parameters)
@@ -88,7 +88,7 @@ def _networks(_work: Path, repeats: int) -> None:
 
 def averagings(rank: int, num: int, address: Address) -> Answer:
     """For `Processes`: arrival and leave of each averaging of a plain network with about as many parameters."""
-    member = Member(address, rank=rank, num_workers=num, timeout_s=300)
+    member = WorkerGroup(address, rank=rank, num_workers=num, timeout_s=300)
 
     def answer(num_parameters: int) -> list[tuple[float, float]]:
         model = nn.Sequential(nn.Flatten(), nn.Linear(784, num_parameters // 795), nn.ReLU(), nn.LazyLinear(10))
@@ -110,9 +110,9 @@ def _datasets(work: Path, _repeats: int) -> None:
         with tempfile.TemporaryDirectory(prefix="shardmean-growth-", dir=work) as folder:
             dataset = write_dataset(folder, {"train": read_idx(DEFAULT_SOURCE, "train")}, copies=copies)
             size_mib = sum(shard.num_bytes for shard in dataset.manifest.shards) / 2**20
-            with LocalTransport(2) as transport:
+            with LocalLauncher(2) as launcher:
                 config = recipe(averaging={"frequency": "epoch"}, shuffle_buffer_bytes=BUFFER_BYTES)
-                Epochs(Training(config, dataset, transport))()
+                Epochs(Trainer(config, dataset, launcher))()
                 workers = [process.pid for process in psutil.Process().children() if _is_worker(process)]
                 peaks_mib = [peak_mib(pid) for pid in workers]
             rows.append([f"{dataset.manifest.num_examples('train'):,}", f"{size_mib:.0f}", f"{max(peaks_mib):.0f}"])

@@ -15,8 +15,8 @@ from shardmean.jobs.config.job import TrainJob, VectorizeJob, load_job
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.training.local_launcher import LocalTransport
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.local_launcher import LocalLauncher
+from shardmean.model.training.trainer import Trainer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "lenet_mnist.yaml"
 
@@ -33,11 +33,11 @@ def main() -> None:
     dataset = Dataset(uri, load_manifest(uri))
     for rate in given.rates:
         job = load_job(TrainJob, CONFIG, [f"optimizer.learning_rate={rate}", "device=cpu"])
-        with LocalTransport(job.num_workers) as transport:
-            training = Training(job, dataset, transport)
+        with LocalLauncher(job.num_workers) as launcher:
+            training = Trainer(job, dataset, launcher)
             state = training.fit(None, lambda _state: None)
-            figures = training.evaluate(state.best_model, "test").figures()
-        print(f"rate {rate:<7g} test accuracy {figures['accuracy']:.2%}, loss {figures['loss']:.4f}", flush=True)
+            metrics = training.evaluate(state.best_model, "test").metrics()
+        print(f"rate {rate:<7g} test accuracy {metrics['accuracy']:.2%}, loss {metrics['loss']:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,14 +39,14 @@ def parsed(made: argparse.ArgumentParser) -> argparse.Namespace:
 
 def in_turn(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """Measure all sides one after the other, `repeats` times after one round to warm up; each gives its figure."""
-    figures: dict[str, list[float]] = {name: [] for name in sides}
+    metrics: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name, measure in sides.items():
             os.sync()  # what one side left to the disk is not the next one's burden
             figure = measure()
             if repeat:
-                figures[name].append(figure)
-    return figures
+                metrics[name].append(figure)
+    return metrics
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -56,12 +56,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def print_compared(figures: Mapping[str, Sequence[float]], unit: str, *, base: str, places: int = 2) -> None:
+def print_compared(metrics: Mapping[str, Sequence[float]], unit: str, *, base: str, places: int = 2) -> None:
     """A row per side: median, least and most of its figures, and the median as a multiple of the base's."""
-    base_median = statistics.median(figures[base])
+    base_median = statistics.median(metrics[base])
     rows = [
         [name, *(f"{f(values):.{places}f}" for f in (statistics.median, min, max)), _ratio(values, base_median)]
-        for name, values in figures.items()
+        for name, values in metrics.items()
     ]
     print_table(["", f"median {unit}", "min", "max", f"x {base}"], rows)
 

@@ -9,7 +9,7 @@ from shardmean.model.config.training import TrainingConfig
 from shardmean.model.training.phase_timer import PHASES
 
 if TYPE_CHECKING:
-    from shardmean.model.training.trainer import Training
+    from shardmean.model.training.trainer import Trainer
 
 BATCH = 32
 MANY_EPOCHS = 100_000
@@ -35,7 +35,7 @@ def recipe(**changes: Any) -> TrainingConfig:
 class Epochs:
     """Each call trains one more epoch."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Trainer) -> None:
         self._training = training
         self.state = training.first_state()
 
@@ -45,5 +45,5 @@ class Epochs:
 
     def account(self) -> list[str]:
         """Seconds of the last epoch by phase, the workers' mean, and of Spark beside them; cells for `ACCOUNT`."""
-        figures = self.state.history[-1]
-        return [f"{figures.get(f'{phase}_s', 0.0):.2f}" for phase in ACCOUNT]
+        metrics = self.state.history[-1]
+        return [f"{metrics.get(f'{phase}_s', 0.0):.2f}" for phase in ACCOUNT]

@@ -31,7 +31,7 @@ def photograph_folder(work: Path, num: int) -> Path:
 
 
 def noise_folder(work: Path, num: int) -> Path:
-    """PNG files of 28 x 28 grey noise in a folder per class."""
+    """PNG files of 28 x 28 gray noise in a folder per class."""
     return made_once(work / f"noise-{num}", lambda folder: write_all(folder, islice(noise(), num), ".png"))
 
 
@@ -62,7 +62,7 @@ def photographs(num: int) -> Iterator[bytes]:
 
 
 def noise() -> Iterator[bytes]:
-    """PNG files of 28 x 28 grey noise, without end."""
+    """PNG files of 28 x 28 gray noise, without end."""
     draw = np.random.default_rng(0)
     while True:
         yield saved(Image.fromarray(draw.integers(0, 256, (28, 28), np.uint8)), "PNG", compress_level=1)

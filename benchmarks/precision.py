@@ -53,9 +53,9 @@ def main() -> None:
             sides |= {f"{name}, compiled": {**side, "compile": "always"} for name, side in SIDES.items()}
         with tempfile.TemporaryDirectory(prefix="shardmean-precision-", dir=options.work) as folder:
             dataset = random_dataset(folder, shape, num_examples=10)
-            figures = {name: step_ms(network, dataset, side, batch_size, num_steps) for name, side in sides.items()}
+            metrics = {name: step_ms(network, dataset, side, batch_size, num_steps) for name, side in sides.items()}
             print(f"{network}: {batch_size} x {' x '.join(map(str, shape))}")
-            print_compared(in_turn(figures, options.repeats), "ms", base=BASE)
+            print_compared(in_turn(metrics, options.repeats), "ms", base=BASE)
 
 
 def step_ms(network: str, dataset: Dataset, compute: dict[str, Any], batch_size: int, num_steps: int) -> Any:

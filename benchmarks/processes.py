@@ -80,7 +80,7 @@ def _serve(end: Connection, make: Callable[..., Answer], rank: int, num: int, *a
 
 def bare(rank: int, num: int, batch: int) -> Answer:
     """For `Processes`: a question is an epoch of LeNet with AdaGrad over one part of the data, in memory, alone."""
-    images_NCHW, labels_N = normalised("train")
+    images_NCHW, labels_N = normalized("train")
     mine = slice(rank * len(labels_N) // num, (rank + 1) * len(labels_N) // num)
     images_NCHW, labels_N = images_NCHW[mine].clone(), labels_N[mine].clone()
     model = lenet((1, 28, 28), 10)
@@ -97,7 +97,7 @@ def bare(rank: int, num: int, batch: int) -> Answer:
     return epoch
 
 
-def normalised(part: str) -> tuple[Tensor, Tensor]:
+def normalized(part: str) -> tuple[Tensor, Tensor]:
     """Fashion-MNIST in memory: float images (N, 1, 28, 28), int64 labels (N,)."""
     images_NHW, labels_N = read_idx(DEFAULT_SOURCE, part)
     images_NCHW = (torch.from_numpy(images_NHW.astype(np.float32))[:, None] / 255 - MEAN) / STD

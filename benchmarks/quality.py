@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.fashion import official_dataset
 from benchmarks.measure import commit, parsed, parser, print_table
 from shardmean.model.config.training import TrainingConfig
-from shardmean.model.training.local_launcher import LocalTransport
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.local_launcher import LocalLauncher
+from shardmean.model.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,8 +153,8 @@ class Runs:
                 "timeout_s": 3600,
             }
         )
-        with LocalTransport(setting.num_workers) as transport:
-            training = Training(config, self._dataset, transport)
+        with LocalLauncher(setting.num_workers) as launcher:
+            training = Trainer(config, self._dataset, launcher)
             state = training.fit(None, lambda _state: None)
             test = training.evaluate(state.model, "test").accuracy
         validation = state.history[-1]["validation_accuracy"]
@@ -169,8 +169,10 @@ def _print(results: dict[Setting, list[Result]]) -> None:
         name = "plain, no averaging" if setting == PLAIN else setting.frequency
         tests = [100 * result.test for result in found]
         spread = f"{min(tests):.2f} to {max(tests):.2f}"
-        ahead = f"{_mean(found) - plain:+.2f}"
-        rows.append([setting.num_workers, name, f"{found[0].rate:g}", len(found), f"{_mean(found):.2f}", spread, ahead])
+        prefetch = f"{_mean(found) - plain:+.2f}"
+        rows.append(
+            [setting.num_workers, name, f"{found[0].rate:g}", len(found), f"{_mean(found):.2f}", spread, prefetch]
+        )
     head = ["workers", "averaging every", "best rate", "seeds", "mean test accuracy, %", "range", "points from plain"]
     print_table(head, rows)
     print(f"trained at commits: {', '.join(sorted({r.commit for found in results.values() for r in found}))}")
@@ -186,16 +188,16 @@ def _draw(results: dict[Setting, list[Result]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for num_workers, marker, colour in zip(WORKERS, "os", ("C0", "C1"), strict=True):
+    for num_workers, marker, color in zip(WORKERS, "os", ("C0", "C1"), strict=True):
         mine = {s.frequency: found for s, found in results.items() if s.num_workers == num_workers and found}
         means = [_mean(mine.get(frequency, [])) for frequency in FREQUENCIES]
         # The outer optimizer is no further step on the way to rarer averaging, so no line leads there.
-        axes.plot(FREQUENCIES[:-1], means[:-1], marker=marker, color=colour, label=f"{num_workers} workers")
-        axes.plot(FREQUENCIES[-1:], means[-1:], marker=marker, color=colour)
+        axes.plot(FREQUENCIES[:-1], means[:-1], marker=marker, color=color, label=f"{num_workers} workers")
+        axes.plot(FREQUENCIES[-1:], means[-1:], marker=marker, color=color)
         for frequency, found in mine.items():
-            axes.scatter([frequency] * len(found), [100 * r.test for r in found], s=10, color=colour, alpha=0.5)
+            axes.scatter([frequency] * len(found), [100 * r.test for r in found], s=10, color=color, alpha=0.5)
     if results.get(PLAIN):
-        axes.axhline(_mean(results[PLAIN]), color="grey", linestyle="--", label="one worker, plain")
+        axes.axhline(_mean(results[PLAIN]), color="gray", linestyle="--", label="one worker, plain")
     axes.set_xlabel("minibatches between two averagings")
     axes.set_ylabel("test accuracy, % (mean and each seed)")
     axes.legend()

@@ -22,11 +22,11 @@ from benchmarks.fashion import DEFAULT_SOURCE, MEAN, STD, fashion_dataset, read_
 from benchmarks.measure import in_turn, parsed, parser, print_compared, seconds
 from benchmarks.ours import BATCH, Epochs, recipe
 from benchmarks.processes import RATE, WEIGHT_DECAY
-from shardmean.jobs.spark.barrier import BarrierTransport, driver_host
+from shardmean.jobs.spark.barrier import BarrierLauncher, driver_host
 from shardmean.jobs.spark.session import open_session
-from shardmean.model.distributed.rendezvous import Meeting
+from shardmean.model.distributed.rendezvous import Rendezvous
 from shardmean.model.networks.classifier import lenet
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -53,9 +53,9 @@ def main() -> None:
     num_rounds = -(-len(files) // per_round)
     num_timed = min(given.rounds or num_rounds, num_rounds)
     with open_session("spark round", {"spark.master": f"local[{WORKERS}]"}) as session:
-        transport = BarrierTransport(session, Meeting(driver_host(session)), WORKERS)
+        launcher = BarrierLauncher(session, Rendezvous(driver_host(session)), WORKERS)
         config = recipe(averaging={"frequency": FREQUENCY})
-        ours = Epochs(Training(config, fashion_dataset(given.work), transport))
+        ours = Epochs(Trainer(config, fashion_dataset(given.work), launcher))
         theirs = JobPerRound(session.sparkContext, files[: num_timed * per_round])
         scale = num_rounds / num_timed
         name = "a Spark job per round" + (f" ({num_timed} of {num_rounds} rounds timed)" if scale > 1 else "")
@@ -108,7 +108,7 @@ def added(one: Sum, other: Sum) -> Sum:
 
 
 def exported(folder: Path) -> list[str]:
-    """Files of one minibatch each, normalised float32 images as in Deeplearning4j's DataSet; written once."""
+    """Files of one minibatch each, normalized float32 images as in Deeplearning4j's DataSet; written once."""
     images_NHW, labels_N = read_idx(DEFAULT_SOURCE, "train")
     files = [folder / f"{first:05d}.npz" for first in range(0, len(labels_N), BATCH)]
     if not (folder / "done").exists():

@@ -27,14 +27,14 @@ from torch import distributed, nn
 from benchmarks.fashion import DEFAULT_SOURCE, MEAN, STD, read_idx, write_dataset
 from benchmarks.measure import parsed, parser, print_compared, print_table
 from benchmarks.ours import recipe
-from shardmean.jobs.spark.barrier import BarrierTransport, driver_host
+from shardmean.jobs.spark.barrier import BarrierLauncher, driver_host
 from shardmean.jobs.spark.session import open_session
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.distributed.rendezvous import Meeting
+from shardmean.model.distributed.rendezvous import Rendezvous
 from shardmean.model.errors import UserError
 from shardmean.model.networks.classifier import lenet
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import argparse
@@ -64,7 +64,7 @@ def main() -> None:
     if given.search:
         _search(given)
         return
-    figures: dict[str, list[float]] = {}
+    metrics: dict[str, list[float]] = {}
     ends: dict[str, list[int]] = {}
     for seed in range(given.repeats + 1):
         with _warm_session() as session:
@@ -77,10 +77,10 @@ def main() -> None:
             for name, side in sides.items():
                 duration_s, num_epochs = _timed(side, given, seed)
                 if seed:
-                    figures.setdefault(name, []).append(duration_s)
+                    metrics.setdefault(name, []).append(duration_s)
                     ends.setdefault(name, []).append(num_epochs)
     print(f"ours: {OURS}; TorchDistributor: {DDP}; batch is per process")
-    print_compared(figures, "s", base="TorchDistributor, Spark tasks", places=1)
+    print_compared(metrics, "s", base="TorchDistributor, Spark tasks", places=1)
     print("epochs: " + ", ".join(f"{name} {statistics.median(values):g}" for name, values in ends.items()))
 
 
@@ -141,7 +141,7 @@ def our_side(session: SparkSession, settings: Settings, *, work: Path, target: f
         batch_size_per_worker=settings["batch"],
         seed=seed,
     )
-    training = Training(config, dataset, BarrierTransport(session, Meeting(driver_host(session)), WORKERS))
+    training = Trainer(config, dataset, BarrierLauncher(session, Rendezvous(driver_host(session)), WORKERS))
     state = training.first_state()
     while state.epoch < MAX_EPOCHS:
         state = training.next_state(state)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Event = AssetEventDagRunReferenceResult | AssetEventResult
 
 
-def version_told(events: Iterable[Event], dataset_uri: str) -> str | None:
+def triggering_version(events: Iterable[Event], dataset_uri: str) -> str | None:
     """The version that the newest event of a DataSet names; None when no event is of that DataSet.
 
     URIs are compared as configs hold them. Raises UserError for one that a config would not take.
@@ -27,7 +27,7 @@ def version_told(events: Iterable[Event], dataset_uri: str) -> str | None:
     return max(told)[1] if told else None
 
 
-def datasets_told(events: Iterable[Event]) -> str:
+def published_datasets(events: Iterable[Event]) -> str:
     """The DataSets of events, for a message."""
     return ", ".join(sorted({uri for event in events for uri, _ in _told(event)})) or "no DataSet that has a name"
 

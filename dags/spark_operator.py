@@ -20,8 +20,8 @@ from airflow.sdk.exceptions import (
 )
 
 import shardmean.jobs.config.job
-from shardmean.dags.asset_events import datasets_told, version_told
-from shardmean.jobs.common.local_paths import home
+from shardmean.dags.asset_events import published_datasets, triggering_version
+from shardmean.jobs.common.local_paths import data_dir
 from shardmean.jobs.config.airflow import MAX_RETRY_DELAY_S
 from shardmean.model.errors import UserError
 from shardmean.model.storage import filesystem
@@ -114,14 +114,14 @@ class SparkJobOperator(SparkSubmitOperator):
             return settings
         trained_on = params["dataset_uri"]
         try:
-            digest = version_told(events, trained_on)
+            digest = triggering_version(events, trained_on)
         except UserError as error:
             raise AirflowFailException(f"dataset_uri: {error}") from error
         if digest is None:
             raise AirflowSkipException(
-                f"published: {datasets_told(events)}; but {dag_run.dag_id} trains on {trained_on}. To train on another "
-                f"DataSet, trigger {dag_run.dag_id} by hand with its dataset_uri and a tracking.registered_model of "
-                f"its own, or change both in {self.config_file}"
+                f"published: {published_datasets(events)}; but {dag_run.dag_id} trains on {trained_on}. To train on "
+                f"another DataSet, trigger {dag_run.dag_id} by hand with its dataset_uri and a "
+                f"tracking.registered_model of its own, or change both in {self.config_file}"
             )
         # In quotes, or YAML would take a digest of digits alone for a number.
         return [*settings, f'dataset_digest="{digest}"']
@@ -130,7 +130,7 @@ class SparkJobOperator(SparkSubmitOperator):
         if self.asset == DATASET:
             # Not whether this try has published: one that was cut off may have, or a command line.
             events = context["inlet_events"][self.asset].ascending(False).limit(MAX_EVENTS)
-            if version_told(events, result["dataset_uri"]) == result["digest"]:
+            if triggering_version(events, result["dataset_uri"]) == result["digest"]:
                 raise AirflowSkipException(f"nothing new: {result['dataset_uri']} stays at version {result['digest']}")
         self.link_url = result.get("run_url") or ""
         context["outlet_events"][self.asset].extra = result
@@ -157,7 +157,7 @@ def results_uri() -> str:
     """Where jobs leave results: SHARDMEAN_RESULTS_URI, which Spark drivers and Airflow's workers must both reach."""
     airflow_home = os.environ.get("AIRFLOW_HOME")
     # A service of Airflow's may have any working directory, where `home` would look.
-    folder = Path(airflow_home).absolute() if airflow_home and not os.environ.get("SHARDMEAN_HOME") else home()
+    folder = Path(airflow_home).absolute() if airflow_home and not os.environ.get("SHARDMEAN_HOME") else data_dir()
     try:
         return filesystem.absolute(os.environ.get("SHARDMEAN_RESULTS_URI") or str(folder / "results"))
     except UserError as error:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from shardmean.jobs.common.local_paths import home, store_uri
-from shardmean.jobs.common.redaction import without_secrets
+from shardmean.jobs.common.local_paths import data_dir, store_uri
+from shardmean.jobs.common.redaction import redact
 from shardmean.jobs.local.stack import scripts_folder
 from shardmean.jobs.spark.java import MIN_VERSION, java_version, packaged_java, system_java
 
@@ -41,13 +41,13 @@ class Finding:
 def examine() -> int:
     """Print a line for each finding. Returns 0 when nothing is wrong, else 1."""
     console = Console(highlight=False, soft_wrap=True)
-    colours = {"ok": "green", "warning": "yellow", "wrong": "red"}
+    colors = {"ok": "green", "warning": "yellow", "wrong": "red"}
     findings = []
     for check in CHECKS:
         finding = _safely(check)
         findings.append(finding)
-        colour = colours[finding.state]
-        console.print(f"[{colour}]{finding.state:8}[/]{finding.name:20}{escape(finding.found)}")
+        color = colors[finding.state]
+        console.print(f"[{color}]{finding.state:8}[/]{finding.name:20}{escape(finding.found)}")
         if finding.remedy:
             console.print(f"{'':28}-> {escape(finding.remedy)}")
     num_wrong = sum(finding.state == "wrong" for finding in findings)
@@ -148,11 +148,11 @@ def _airflow_connection() -> Finding:
 def _place(connection: str) -> str:
     """Type and address of a connection, as a URI, a JSON object, or Airflow's list of one; never what is secret."""
     if not connection.lstrip().startswith(("{", "[")):
-        return without_secrets(connection).partition("?")[0][:80]
+        return redact(connection).partition("?")[0][:80]
     fields = json.loads(connection)
     fields = fields[0] if isinstance(fields, list) else fields
     shown = (f"{key} {fields[key]}" for key in ("conn_type", "host", "port") if fields.get(key))
-    return without_secrets(", ".join(shown))
+    return redact(", ".join(shown))
 
 
 def _mlflow() -> Finding:
@@ -171,7 +171,7 @@ def _mlflow() -> Finding:
 
 
 def _writable_paths() -> Finding:
-    for folder in (home(), Path(tempfile.gettempdir())):
+    for folder in (data_dir(), Path(tempfile.gettempdir())):
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         try:
             with tempfile.NamedTemporaryFile(dir=existing):
@@ -183,7 +183,7 @@ def _writable_paths() -> Finding:
         if free_gib < 1:
             remedy = "free some space, or set SHARDMEAN_HOME elsewhere"
             return Finding("warning", "writable paths", f"{folder}: only {free_gib:.1f} GiB are free", remedy)
-    return Finding("ok", "writable paths", f"{home()} and {tempfile.gettempdir()}")
+    return Finding("ok", "writable paths", f"{data_dir()} and {tempfile.gettempdir()}")
 
 
 CHECKS: list[Callable[[], Finding]] = [

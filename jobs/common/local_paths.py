@@ -9,16 +9,16 @@ import os
 from pathlib import Path
 
 
-def home() -> Path:
+def data_dir() -> Path:
     """The folder itself: SHARDMEAN_HOME, else `.shardmean` in the working directory, as in `configs/`."""
     return Path(os.environ.get("SHARDMEAN_HOME") or ".shardmean").expanduser().absolute()
 
 
 def store_uri() -> str:
     """The MLflow store there: the tracking URI of trainings that are given none, and what the server of `up` shows."""
-    return f"sqlite:///{home()}/mlflow.db"
+    return f"sqlite:///{data_dir()}/mlflow.db"
 
 
 def artifacts() -> Path:
     """Where experiments of that store keep pictures and models."""
-    return home() / "artifacts"
+    return data_dir() / "artifacts"

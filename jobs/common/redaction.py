@@ -9,7 +9,7 @@ _USERINFO = re.compile(r"(?<=://)([^\s/?#:]*:\S*|[^\s/?#]*)@")
 _PASSWORD_IN_QUERY = re.compile(r"(?<=[?&])((?:ssl)?password|passwd|pwd)=[^\s&]*", re.IGNORECASE)
 
 
-def shown(text: str, limit: int) -> str:
+def truncate_printable(text: str, limit: int) -> str:
     """A name from outside as it can be printed: odd characters by their codes, the middle cut out where it is long."""
     plain = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     if len(plain) <= limit:
@@ -18,7 +18,7 @@ def shown(text: str, limit: int) -> str:
     return f"{plain[:head]}…{plain[head + 1 - limit :]}"
 
 
-def without_secrets(text: str) -> str:
+def redact(text: str) -> str:
     """A URI, or a text with URIs in it, without their user names and passwords."""
     return _PASSWORD_IN_QUERY.sub(r"\1=...", _USERINFO.sub("", text))
 

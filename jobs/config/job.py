@@ -20,6 +20,7 @@ from yaml import YAMLError
 
 from shardmean.jobs.common.redaction import holds_password
 from shardmean.jobs.config.airflow import AirflowConfig
+from shardmean.jobs.config.former_names import with_current_names
 from shardmean.jobs.config.patterns import check_expression, check_glob
 from shardmean.jobs.config.validation_errors import plain_sections, problems
 from shardmean.model.config.base import Fraction, Settings
@@ -195,18 +196,19 @@ def load_job(kind: type[Job], file: Path | None, overrides: Sequence[str] = (), 
     Only a DAG gives all three: its form's values are the object, and what the run itself decides are overrides.
     Raises UserError that lists each wrong key with its value, the limit and the remedy.
     """
-    parts = [*([_read(file)] if file else []), *_params(params), *_dotlist(overrides)]
+    where = str(file) if file else "the command line"
+    given_parts = [*([_read(file)] if file else []), *_params(params), *_dotlist(overrides)]
+    parts = [OmegaConf.create(with_current_names(_plain(part), where)) for part in given_parts]
     try:
         config = OmegaConf.merge(OmegaConf.create(), *parts)
         for part in parts:
             # Merging drops a section's plain value without a word where another part gives one of the section's keys.
-            given: Any = OmegaConf.to_container(part)
-            for key, value in plain_sections(kind, given):
+            for key, value in plain_sections(kind, _plain(part)):
                 OmegaConf.update(config, key, value, merge=False)
         merged = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"config error: {_first_line(error)}; check the ${{...}} references") from error
-    return validated(kind, merged, str(file) if file else "the command line")
+    return validated(kind, merged, where)
 
 
 def validated(kind: type[Job], values: object, where: str) -> Job:
@@ -278,6 +280,10 @@ def _params(text: str) -> list[Any]:
         parts.append(OmegaConf.create())
         OmegaConf.update(parts[-1], key, value)
     return parts
+
+
+def _plain(part: Any) -> Any:
+    return OmegaConf.to_container(part)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from shardmean.jobs.common.redaction import without_secrets
+from shardmean.jobs.common.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,7 +52,7 @@ def _problem(kind: type[BaseModel], key: str, error: Mapping[str, Any]) -> str:
 
 def _found(error: Mapping[str, Any]) -> str:
     value = error["input"]
-    return repr(without_secrets(value)) if isinstance(value, str) else without_secrets(repr(value))
+    return repr(redact(value)) if isinstance(value, str) else redact(repr(value))
 
 
 def _said(error: Mapping[str, Any]) -> str:
@@ -73,7 +73,7 @@ def _hint(kind: type[BaseModel], location: list[str]) -> str:
 def _keys_for(kind: type[BaseModel], section: str, value: object) -> str:
     """The keys of a section, and one that would take the value that was given to the section itself."""
     fields = {key: field for key, field in leaves(kind) if key.startswith(f"{section}.")}
-    fitting = (f"{key}={without_secrets(str(value))}" for key, field in fields.items() if _takes(field, value))
+    fitting = (f"{key}={redact(str(value))}" for key, field in fields.items() if _takes(field, value))
     return f"for example {next(fitting, f'{next(iter(fields))}=VALUE')}; known keys: {', '.join(sorted(fields))}"
 
 

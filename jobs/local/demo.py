@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
-from shardmean.jobs.common.local_paths import home
+from shardmean.jobs.common.local_paths import data_dir
 from shardmean.jobs.common.logging import LOG_MARK
 from shardmean.jobs.config.job import TrainJob, VectorizeJob, config_folder, load_job
 from shardmean.jobs.local import stack
@@ -58,7 +58,7 @@ def demo() -> int:
         _remember(jobs, result)
     else:
         console.print("images, DataSet and model are up to date: nothing to do")
-    _summarise(result, jobs)
+    _summarize(result, jobs)
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. `make up` shows it all in Airflow and MLflow.")
     return 0
 
@@ -66,7 +66,7 @@ def demo() -> int:
 def write_first_images(environment: dict[str, str]) -> None:
     """Give a first `up` the demo's images to run on, or its first scheduled run would fail. No others are made up."""
     images = Path(_load_jobs(environment).vectorize.source.uri)
-    if images == home() / "images" / "digits" and not images.exists() and find_spec("sklearn"):
+    if images == data_dir() / "images" / "digits" and not images.exists() and find_spec("sklearn"):
         console.print(f"wrote {_write_digits(images)} PNG files of handwritten digits to {images}")
 
 
@@ -102,7 +102,7 @@ def _dataset_is_current(job: VectorizeJob) -> bool:
 
 
 def _memory() -> Path:
-    return home() / "demo.json"
+    return data_dir() / "demo.json"
 
 
 def _settings(jobs: _Jobs) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _finished_training(jobs: _Jobs) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     result: dict[str, Any] = memory["result"]
-    is_same = memory["settings"] == _settings(jobs) and (home() / "mlflow.db").exists()
+    is_same = memory["settings"] == _settings(jobs) and (data_dir() / "mlflow.db").exists()
     return result if is_same and result["dataset_digest"] == load_manifest(jobs.train.dataset_uri).digest else None
 
 
@@ -124,7 +124,7 @@ def _remember(jobs: _Jobs, result: dict[str, Any]) -> None:
 
 
 def _newest_result() -> dict[str, Any]:
-    files = sorted((home() / "results" / "train").glob("*.json"), key=lambda file: file.stat().st_mtime)
+    files = sorted((data_dir() / "results" / "train").glob("*.json"), key=lambda file: file.stat().st_mtime)
     result: dict[str, Any] = json.loads(files[-1].read_text()) if files else {"error": "no result was written"}
     if "error" in result:
         raise RetryableError(f"train_cnn: {result['error']}")
@@ -133,7 +133,7 @@ def _newest_result() -> dict[str, Any]:
 
 def _run_dag(dag_id: str, environment: dict[str, str]) -> None:
     """Run a DAG with `airflow dags test` and show the job's own lines; all lines go to a log file."""
-    log_file = home() / "logs" / f"demo-{dag_id}.log"
+    log_file = data_dir() / "logs" / f"demo-{dag_id}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"\n[bold]DAG {dag_id}[/]")
     process = subprocess.Popen(
@@ -191,13 +191,13 @@ def _own_words(line: str) -> str:
     return re.sub(r" \[airflow\.[^]]*\].*$", "", line.split(f"{LOG_MARK} ", 1)[1].rstrip()).rstrip()
 
 
-def _summarise(result: dict[str, Any], jobs: _Jobs) -> None:
-    figures = result["figures"]
+def _summarize(result: dict[str, Any], jobs: _Jobs) -> None:
+    metrics = result["metrics"]
     image = next(iter(sorted(Path(jobs.vectorize.source.uri).glob("7/*.png"))))
-    wrong = round((1 - figures["accuracy"]) * result["num_examples"])
+    wrong = round((1 - metrics["accuracy"]) * result["num_examples"])
     console.rule("Result")
     console.print(
-        f"{result['split']} accuracy     [bold]{figures['accuracy']:.2%}[/] ({wrong} wrong of {result['num_examples']})"
+        f"{result['split']} accuracy     [bold]{metrics['accuracy']:.2%}[/] ({wrong} wrong of {result['num_examples']})"
     )
     console.print(f"confusion matrix  {result['pictures_uri']}/confusion_matrix.png")
     console.print(f"MLflow run        {result['run_id']} in {result['tracking_uri']}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from shardmean.jobs.common.local_paths import artifacts, home, store_uri
+from shardmean.jobs.common.local_paths import artifacts, data_dir, store_uri
 from shardmean.jobs.spark.java import LOCAL_SETTINGS, java_environment
 from shardmean.model.errors import RetryableError, UserError
 
@@ -43,7 +43,7 @@ def prepare(airflow_port: int = 8080, tracking_uri: str | None = None, host: str
     SHARDMEAN_HOME as an absolute path, AIRFLOW_HOME, the DAGs' folder, Airflow's address, secret and one user, and
     MLflow's tracking URI and silence. All else that the caller sets (a Spark connection, say) stays.
     """
-    folder = home()
+    folder = data_dir()
     airflow_home = folder / "airflow"
     airflow_home.mkdir(parents=True, exist_ok=True)
     address = f"http://{HOST}:{airflow_port}"
@@ -180,7 +180,7 @@ def components(host: str, airflow_port: int, mlflow_port: int) -> list[Component
         # The root is the folder itself, not the server's proxy for it: a training without the server writes there too.
         # Who reaches the server from another machine, or from outside a container, has no such folder.
         mlflow += ["--default-artifact-root", str(artifacts())]
-    logs = home() / "logs"
+    logs = data_dir() / "logs"
 
     def airflow(name: str, health_key: str, *options: str) -> Component:
         command = [f"{scripts}/airflow", name, *options]
@@ -217,7 +217,7 @@ def up(*, host: str, airflow_port: int, mlflow_port: int, before_start: Callable
         _await_ready(stack, console)
         console.print(f"\n[bold]Airflow[/]  http://{HOST}:{airflow_port}   user admin, password {password}")
         console.print(f"[bold]MLflow[/]   http://{HOST}:{mlflow_port}   no login")
-        console.print(f"Logs are in {home() / 'logs'}. Ctrl-C stops everything.")
+        console.print(f"Logs are in {data_dir() / 'logs'}. Ctrl-C stops everything.")
         while True:
             for component in stack:
                 component.check_alive()
@@ -240,7 +240,7 @@ def _await_ready(stack: list[Component], console: Console) -> None:
                 last_said = time.monotonic()
         if time.monotonic() - started > READY_TIMEOUT_S:
             names = ", ".join(component.name for component in waiting)
-            raise RetryableError(f"{names}: not ready after {READY_TIMEOUT_S} s; see {home() / 'logs'}")
+            raise RetryableError(f"{names}: not ready after {READY_TIMEOUT_S} s; see {data_dir() / 'logs'}")
         if waiting and time.monotonic() - last_said > 4:
             console.print(f"  waiting for {', '.join(c.name for c in waiting)}, {time.monotonic() - started:.0f} s")
             last_said = time.monotonic()
@@ -260,7 +260,7 @@ def _stop(stack: list[Component], console: Console) -> None:
 
 def _password() -> str:
     # The file that Airflow's SimpleAuthManager keeps its passwords in; it makes one where there is none.
-    file = home() / "airflow" / "simple_auth_manager_passwords.json.generated"
+    file = data_dir() / "airflow" / "simple_auth_manager_passwords.json.generated"
     if not file.exists():
         file.touch(mode=0o600)
         file.write_text(json.dumps({"admin": secrets.token_urlsafe(9)}))

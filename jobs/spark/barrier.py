@@ -14,9 +14,9 @@ from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
 from shardmean.jobs.spark import jvm
 from shardmean.jobs.spark.session import first_cause, is_local_mode, reraise_interrupt, spare_the_collector
-from shardmean.jobs.spark.state_broadcast import no_room, packed, unpacked
+from shardmean.jobs.spark.state_broadcast import broadcast_states, no_room, restored_state
 from shardmean.model.errors import LostLauncherError, LostWorkerError, RetryableError, UserError
-from shardmean.model.training.progress import INTERVAL_S, every
+from shardmean.model.training.progress import INTERVAL_S, run_periodically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pyspark.resource import ResourceProfile
     from pyspark.sql import SparkSession
 
-    from shardmean.jobs.spark.state_broadcast import Parcel
-    from shardmean.model.distributed.rendezvous import Meeting
+    from shardmean.jobs.spark.state_broadcast import BroadcastTasks
+    from shardmean.model.distributed.rendezvous import Rendezvous
     from shardmean.model.training.messages import Failure, Report, Task, Work
 
 log = logging.getLogger(__name__)
@@ -35,37 +35,43 @@ log = logging.getLogger(__name__)
 POLL_S = 0.2
 
 
-class BarrierTransport:
+class BarrierLauncher:
     """Sends a segment's tasks to Spark as one barrier job: all run side by side or none does.
 
     On a cluster whose executors have GPUs each of these tasks asks for one (the ETL's tasks ask for none).
     """
 
     def __init__(
-        self, session: SparkSession, meeting: Meeting, num_workers: int, *, device: str = "auto", wait_s: float = 30
+        self,
+        session: SparkSession,
+        rendezvous: Rendezvous,
+        num_workers: int,
+        *,
+        device: str = "auto",
+        wait_s: float = 30,
     ) -> None:
         """Wait up to `wait_s` seconds for a cluster's executors.
 
         Raises UserError when Spark's local mode has no room for `num_workers` tasks at once, RetryableError when a
         cluster has none (others may be using it).
         """
-        self.meeting = meeting
+        self.rendezvous = rendezvous
         self._context = session.sparkContext
         self._profile = _training_profile(self._context, device)
         self._group = f"shardmean-{id(self)}"
         self._reason = ""
-        self._held: list[Broadcast[Any]] = []
+        self._live: list[Broadcast[Any]] = []
         self._wait_for_slots(num_workers, wait_s)
 
     def _wait_for_slots(self, num_workers: int, wait_s: float) -> None:
         master, is_local = self._context.master, is_local_mode(self._context)
         deadline = time.monotonic() + (0 if is_local else wait_s)
 
-        def say() -> None:
+        def log_progress() -> None:
             log.info("waiting for executors of %s: %d of %d slots are there", master, self.num_slots(), num_workers)
 
         # A cluster's executors come one by one, some seconds after the session.
-        with every(INTERVAL_S, say):
+        with run_periodically(INTERVAL_S, log_progress):
             while (slots := self.num_slots()) < num_workers and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         if slots >= num_workers:
@@ -97,7 +103,7 @@ class BarrierTransport:
         self._reason = ""
         is_local = is_local_mode(self._context)
         try:
-            with packed(self._context, tasks, held=self._held, is_local=is_local) as parcel:
+            with broadcast_states(self._context, tasks, live=self._live, is_local=is_local) as parcel:
                 return self._run(work, parcel)
         except UserError:
             raise
@@ -110,7 +116,7 @@ class BarrierTransport:
             mistake = no_room(self._context, str(error))
             raise mistake or LostWorkerError(first_cause(error), _lost_rank(error)) from error
 
-    def _run(self, work: Work, parcel: Parcel) -> list[Report | Failure]:
+    def _run(self, work: Work, parcel: BroadcastTasks) -> list[Report | Failure]:
         large = parcel.large
 
         def in_task(mine: Iterable[Task]) -> Iterator[Report | Failure]:
@@ -118,7 +124,9 @@ class BarrierTransport:
 
             spare_the_collector()
             for task in mine:
-                yield attempt(work, unpacked(_with_own_threads(task), large), partial(task_device, task.config.device))
+                yield attempt(
+                    work, restored_state(_with_own_threads(task), large), partial(task_device, task.config.device)
+                )
 
         self._context.setJobGroup(self._group, "a segment of training", interruptOnCancel=True)
         tasks_rdd = self._context.parallelize(parcel.tasks, len(parcel.tasks))

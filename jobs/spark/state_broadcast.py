@@ -29,7 +29,7 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Parcel:
+class BroadcastTasks:
     """Tasks without the large parts of their states, and those as broadcasts, by rank and name."""
 
     tasks: list[Task]
@@ -37,9 +37,9 @@ class Parcel:
 
 
 @contextmanager
-def packed(
-    context: SparkContext, tasks: Sequence[Task], *, held: list[Broadcast[Any]], is_local: bool
-) -> Iterator[Parcel]:
+def broadcast_states(
+    context: SparkContext, tasks: Sequence[Task], *, live: list[Broadcast[Any]], is_local: bool
+) -> Iterator[BroadcastTasks]:
     """The tasks to send in place of `tasks`. A part of a state that several tasks share is broadcast once.
 
     `held` lists the broadcasts while the `with` block runs, and after one that failed until the next begins.
@@ -47,27 +47,27 @@ def packed(
     """
     sizes = {id(part): num_bytes(part) for task in tasks for part in task.state.values()}
     _check_room(context, tasks, sum(sizes.values()), is_local=is_local)
-    _let_go(held)
+    _let_go(live)
     sent: dict[int, Broadcast[Any]] = {}
     for part in (part for task in tasks for part in task.state.values()):
         if sizes[id(part)] >= LARGE_BYTES and id(part) not in sent:
             sent[id(part)] = context.broadcast(part)
-            held.append(sent[id(part)])
-    yield Parcel(
+            live.append(sent[id(part)])
+    yield BroadcastTasks(
         [replace(task, state={k: v for k, v in task.state.items() if id(v) not in sent}) for task in tasks],
         {task.rank: {k: sent[id(v)] for k, v in task.state.items() if id(v) in sent} for task in tasks},
     )
     # Not after a failure or a SIGTERM: tasks may still run, Spark's threads wait until those let go of a broadcast, and
     # when the session stops meanwhile they print their stacks whatever the log level.
-    _let_go(held)
+    _let_go(live)
 
 
-def _let_go(held: list[Broadcast[Any]]) -> None:
-    while held:
-        held.pop().destroy()
+def _let_go(live: list[Broadcast[Any]]) -> None:
+    while live:
+        live.pop().destroy()
 
 
-def unpacked(task: Task, large: dict[int, dict[str, Broadcast[Any]]]) -> Task:
+def restored_state(task: Task, large: dict[int, dict[str, Broadcast[Any]]]) -> Task:
     """Inside a Spark task: the task as it was before it was packed."""
     return replace(task, state=task.state | {name: broadcast.value for name, broadcast in large[task.rank].items()})
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from shardmean.jobs.spark.session import open_session, run_tasks
 from shardmean.model.errors import RetryableError, UserError
-from shardmean.model.training.progress import INTERVAL_S, every
+from shardmean.model.training.progress import INTERVAL_S, run_periodically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -111,10 +111,10 @@ class SparkRunner:
 
         total, started = sum(map(work.size, tasks)), time.monotonic()
 
-        def say() -> None:
+        def log_progress() -> None:
             log.info("%s", progress(done.value, total, rejected.value, time.monotonic() - started))
 
-        with every(INTERVAL_S, say):
+        with run_periodically(INTERVAL_S, log_progress):
             return run_tasks(self._session, run, tasks)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import mlflow
 
-from shardmean.jobs.common.local_paths import home, store_uri
-from shardmean.jobs.common.redaction import without_secrets
+from shardmean.jobs.common.local_paths import data_dir, store_uri
+from shardmean.jobs.common.redaction import redact
 from shardmean.model.errors import RetryableError
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ def connect(tracking: TrackingConfig) -> str:
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or store_uri()
     try:
         if uri == store_uri():
-            home().mkdir(parents=True, exist_ok=True)
+            data_dir().mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(uri)
         mlflow.MlflowClient().search_experiments(max_results=1)
     except Exception as error:  # SQLAlchemy's, requests' and MLflow's own errors all mean the same here
-        raise unreachable(without_secrets(uri), error) from error
-    return without_secrets(uri)
+        raise unreachable(redact(uri), error) from error
+    return redact(uri)
 
 
 def unreachable(uri: str, error: Exception) -> RetryableError:
@@ -56,7 +56,7 @@ def unreachable(uri: str, error: Exception) -> RetryableError:
 
 def short(error: Exception) -> str:
     """What an error says, in a line at most and without secrets: MLflow's own name the whole URI."""
-    text = without_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
+    text = redact(str(error).splitlines()[0]) if str(error) else type(error).__name__
     # requests wraps the system's words ("[Errno 111] Connection refused") in four layers of its own.
     errno = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)
     return errno[1] if errno else text[:200]

@@ -81,7 +81,7 @@ def learning_curves(history: Sequence[dict[str, float]], best_epoch: int, metric
 
 
 def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
-    """Rows are true classes, columns found ones; colour is the share of the true class, numbers are counts."""
+    """Rows are true classes, columns found ones; color is the share of the true class, numbers are counts."""
     counts = evaluation.class_counts
     shown_N = np.sort(_first(counts.hits_K - counts.actual_K, MAX_CLASSES))
     counts_NN = evaluation.confusion(shown_N)
@@ -106,17 +106,17 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
 
 def class_figures(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
     """Precision, recall and F1 of each class, the lowest F1 on top."""
-    figures = evaluation.per_class()
-    shown_N = _first(figures["f1"], MAX_CLASSES)
+    metrics = evaluation.per_class()
+    shown_N = _first(metrics["f1"], MAX_CLASSES)
     figure = Figure(figsize=(8, 1.6 + 0.28 * len(shown_N)), layout="constrained")
     axes = figure.subplots()
     places_N = np.arange(len(shown_N))
-    precision_N, recall_N, f1_N = (100 * figures[name][shown_N] for name in ("precision", "recall", "f1"))
+    precision_N, recall_N, f1_N = (100 * metrics[name][shown_N] for name in ("precision", "recall", "f1"))
     axes.hlines(places_N, np.minimum(precision_N, recall_N), np.maximum(precision_N, recall_N), color=TRAIN, zorder=1)
     axes.scatter(precision_N, places_N, color=HELD_OUT, marker=">", label="precision")
     axes.scatter(recall_N, places_N, color=GAP, marker="<", label="recall")
     axes.scatter(f1_N, places_N, color=INK, marker="|", s=90, label="F1")
-    labels = [f"{_short(class_names[number])}  ({figures['examples'][number]:,})" for number in shown_N]
+    labels = [f"{_short(class_names[number])}  ({metrics['examples'][number]:,})" for number in shown_N]
     axes.set_yticks(places_N, labels, parse_math=False)
     axes.set(xlabel="precision, recall, F1 (%)", ylim=(len(shown_N) - 0.4, -0.6))
     axes.set_title(f"{split}: classes (examples) by F1{_which(shown_N, class_names, 'lowest F1')}")
@@ -170,7 +170,7 @@ def roc_curves(evaluation: Evaluation, class_names: Sequence[str], split: str) -
     whole.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     widened.set(xlabel="false positive rate (logarithmic)", xscale="log", xlim=(lowest_false, 1))
     widened.set_ylim(lowest_true - 0.1 * (1 - lowest_true) - 0.01, 1.01)
-    area = f"mean area {evaluation.figures()['roc_auc_macro']:.4f}"
+    area = f"mean area {evaluation.metrics()['roc_auc_macro']:.4f}"
     figure.suptitle(f"{split}: each class against the rest, {area}{_which(shown_N, class_names, 'lowest area')}")
     for axes in (whole, widened):
         axes.spines[["top", "right"]].set_visible(False)

@@ -17,9 +17,9 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 
-from shardmean.jobs.common.redaction import without_secrets
+from shardmean.jobs.common.redaction import redact
 from shardmean.model.errors import RetryableError, UserError
-from shardmean.model.optimization.replica import normalisation
+from shardmean.model.optimization.replica import normalization
 from shardmean.model.serving import image_model
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def register(run_id: str, job: TrainJob, manifest: Manifest, state: dict[str, An
     """Log a model state to a run with all that serving needs, register it, and return its version."""
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
         data = Path(folder) / "classifier"
-        mean, std = normalisation(job, manifest)
+        mean, std = normalization(job, manifest)
         image_model.save_model(data, manifest, job.network, state, layers=job.layers, mean=mean, std=std)
         code, search_path = image_model.copy_code(Path(folder) / "code"), list(sys.path)
         logged = mlflow.pyfunc.log_model(
@@ -78,7 +78,7 @@ def set_aliases(
     manifest: Manifest,
     split: str,
     accuracy: float,
-    rival_accuracy: RivalAccuracy,
+    champion_metrics: RivalAccuracy,
 ) -> list[str]:
     """Make a version the challenger, and the champion too if it beats the present one on the same rows.
 
@@ -95,9 +95,9 @@ def set_aliases(
     elif str(champion.version) == version:  # an int, as SQLite's store gives it
         return [CHALLENGER, CHAMPION]
     else:
-        theirs = _accuracy_of(client, champion, rows, rival_accuracy)
+        theirs = _accuracy_of(client, champion, rows, champion_metrics)
         if theirs is None or accuracy <= theirs:
-            log.info("champion stays version %s: %s", champion.version, _why_it_stays(theirs, accuracy))
+            log.info("champion stays version %s: %s", champion.version, _promotion_reason(theirs, accuracy))
             return [CHALLENGER]
         log.info("version %s beats champion %s: %.2f %% > %.2f %%", version, champion.version,
                  100 * accuracy, 100 * theirs)  # fmt: skip
@@ -129,7 +129,7 @@ def download(uri: str, folder: str) -> tuple[str, Path]:
 
 def cause_of(error: Exception) -> str:
     """The kind and the words of an error, in one line: torch and MLflow raise many kinds for one unreadable model."""
-    return f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))[:200]}"
+    return f"{type(error).__name__}: {redact(' '.join(str(error).split()))[:200]}"
 
 
 def _champion(client: mlflow.MlflowClient, name: str) -> ModelVersion | None:
@@ -139,14 +139,14 @@ def _champion(client: mlflow.MlflowClient, name: str) -> ModelVersion | None:
 
 
 def _accuracy_of(
-    client: mlflow.MlflowClient, version: ModelVersion, rows: str, rival_accuracy: RivalAccuracy
+    client: mlflow.MlflowClient, version: ModelVersion, rows: str, champion_metrics: RivalAccuracy
 ) -> float | None:
     if version.tags.get("evaluated_on") == rows:
         return float(version.tags["accuracy"])
     try:
         with tempfile.TemporaryDirectory() as folder:
             rival = image_model.load_model(_fetch(f"models:/{version.name}/{version.version}", folder))
-        return rival_accuracy(rival)
+        return champion_metrics(rival)
     except RetryableError:
         raise
     except Exception as error:
@@ -182,7 +182,7 @@ def _requirements() -> list[str]:
     return [f"{name}=={version}" for name, version in versions.items()]
 
 
-def _why_it_stays(theirs: float | None, ours: float) -> str:
+def _promotion_reason(theirs: float | None, ours: float) -> str:
     if theirs is None:
         return (
             "it can't be used, or takes other images or classes, so the two can't be compared; "

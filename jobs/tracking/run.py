@@ -21,7 +21,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from shardmean.jobs.common.local_paths import artifacts, store_uri
-from shardmean.jobs.common.redaction import without_secrets
+from shardmean.jobs.common.redaction import redact
 from shardmean.jobs.tracking import plots, registry
 from shardmean.jobs.tracking.client import connect, short, unreachable
 from shardmean.model.dataset.manifest import report_uri
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from shardmean.model.dataset.manifest import Manifest
     from shardmean.model.evaluation.evaluator import Evaluation
     from shardmean.model.training.checkpoint import Checkpoint
-    from shardmean.model.training.progress import Moment
+    from shardmean.model.training.progress import EpochProgress
 
 MAX_PARAMS_A_CALL = 100  # MLflow's limit
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to, for whoever started it. `figures` are of `split`; `run_url` needs an MLflow server.
+    """What a training came to, for whoever started it. `metrics` are of `split`; `run_url` needs an MLflow server.
 
     It is logged and shown: its URIs are without user names and passwords.
     """
@@ -59,7 +59,7 @@ class TrainResult:
     num_epochs: int
     split: str
     num_examples: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
     pictures_uri: str
     dataset_uri: str
     dataset_digest: str
@@ -141,11 +141,15 @@ class Tracker:
         except MlflowException as error:
             raise unreachable(self.tracking_uri, error) from error
 
-    def log_progress(self, moment: Moment) -> None:
+    def log_progress(self, progress: EpochProgress) -> None:
         """Send how far an epoch is, which MLflow shows live. It waits for nothing: the epoch's end says more."""
-        now, step = int(time.time() * 1000), moment.total_examples
-        values = {"loss": moment.loss, "examples_per_second": moment.examples_per_second, "epoch": moment.epoch + 1}
-        values |= {f"worker_{rank}/examples_per_second": rate for rank, rate in moment.worker_rates.items()}
+        now, step = int(time.time() * 1000), progress.total_examples
+        values = {
+            "loss": progress.loss,
+            "examples_per_second": progress.examples_per_second,
+            "epoch": progress.epoch + 1,
+        }
+        values |= {f"worker_{rank}/examples_per_second": rate for rank, rate in progress.worker_rates.items()}
         metrics = [Metric(f"progress/{name}", value, now, step) for name, value in values.items()]
         self._client.log_batch(self.run_id, metrics=metrics, synchronous=False)
 
@@ -158,12 +162,12 @@ class Tracker:
 
     def _send(self, history: list[dict[str, float]]) -> None:
         sent = {metric.step for metric in self._client.get_metric_history(self.run_id, "train_loss")}
-        for epoch, figures in enumerate(history, start=1):
+        for epoch, metrics in enumerate(history, start=1):
             if epoch not in sent:
                 now = int(time.time() * 1000)
                 saved = {"checkpoint_s": self.checkpoint_s[epoch]} if epoch in self.checkpoint_s else {}
-                metrics = [Metric(name, value, now, epoch) for name, value in (figures | saved).items()]
-                self._client.log_batch(self.run_id, metrics=metrics)
+                series = [Metric(name, value, now, epoch) for name, value in (metrics | saved).items()]
+                self._client.log_batch(self.run_id, metrics=series)
 
     def finish(
         self,
@@ -171,7 +175,7 @@ class Tracker:
         evaluation: Evaluation,
         split: str,
         example: bytes,
-        rival_accuracy: registry.RivalAccuracy,
+        champion_metrics: registry.RivalAccuracy,
     ) -> TrainResult:
         """Log what is left, register the model as challenger, and make it champion if it beats the present one.
 
@@ -181,14 +185,14 @@ class Tracker:
         try:
             self._send(final.history)
             self._log_pictures(final, evaluation, split)
-            figures = evaluation.figures()
-            self._log_figures(evaluation, figures, split)
+            metrics = evaluation.metrics()
+            self._log_metrics(evaluation, metrics, split)
             name = self._job.tracking.registered_model
             version = registry.registered_version(self._client, self.run_id) or registry.register(
                 self.run_id, self._job, self._manifest, final.best_model, example
             )
             aliases = registry.set_aliases(
-                self._client, name, version, self._manifest, split, figures["accuracy"], rival_accuracy
+                self._client, name, version, self._manifest, split, metrics["accuracy"], champion_metrics
             )
             self._client.set_terminated(self.run_id, "FINISHED")
             run = self._client.get_run(self.run_id)
@@ -205,8 +209,8 @@ class Tracker:
             num_epochs=final.epoch,
             split=split,
             num_examples=evaluation.num_examples,
-            figures=figures,
-            pictures_uri=without_secrets(f"{run.info.artifact_uri}/pictures"),
+            metrics=metrics,
+            pictures_uri=redact(f"{run.info.artifact_uri}/pictures"),
             dataset_uri=self._job.dataset_uri,
             dataset_digest=self._manifest.digest,
         )
@@ -224,11 +228,11 @@ class Tracker:
             return None
         return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}"
 
-    def _log_figures(self, evaluation: Evaluation, figures: dict[str, float], split: str) -> None:
+    def _log_metrics(self, evaluation: Evaluation, metrics: dict[str, float], split: str) -> None:
         # The names of the other splits belong to the epochs' series.
         prefix, now = f"{'' if split == 'test' else 'final_'}{split}", int(time.time() * 1000)
-        metrics = [Metric(f"{prefix}_{name}", value, now, 0) for name, value in figures.items()]
-        self._client.log_batch(self.run_id, metrics=metrics)
+        finals = [Metric(f"{prefix}_{name}", value, now, 0) for name, value in metrics.items()]
+        self._client.log_batch(self.run_id, metrics=finals)
         table = pd.DataFrame({"class": self._manifest.class_names, **evaluation.per_class()})
         self._client.log_text(self.run_id, table.to_csv(index=False), f"evaluation/{split}_classes.csv")
 

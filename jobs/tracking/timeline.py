@@ -12,7 +12,7 @@ from shardmean.model.training.phase_timer import PHASES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COLOURS = {
+COLORS = {
     "start": "#9aa5b1",
     "wait": "#d64545",
     "step": "#0b6bcb",
@@ -23,37 +23,37 @@ COLOURS = {
 MAX_WORKERS = 32
 
 
-def timeline(moments: Sequence[dict[str, Any]]) -> Figure:
+def timeline(timings: Sequence[dict[str, Any]]) -> Figure:
     """`moments` is a checkpoint's timeline: one segment each, with its seconds and each worker's seconds by phase.
 
     Within a segment a phase's seconds are drawn together, in the order in which phases begin; `Spark` is what is left:
     the job's start and end, and waiting for other workers' ends.
     """
-    num_workers = min(MAX_WORKERS, max((len(moment["workers"]) for moment in moments), default=1))
+    num_workers = min(MAX_WORKERS, max((len(timing["workers"]) for timing in timings), default=1))
     figure = Figure(figsize=(12, 1.8 + 0.35 * num_workers), layout="constrained")
     axes = figure.subplots()
     for rank in range(num_workers):
-        for name, spans in _spans(moments, rank).items():
-            axes.broken_barh(spans, (rank - 0.35, 0.7), color=COLOURS[name], linewidth=0)
-    total = sum(moment["seconds"] for moment in moments)
+        for name, spans in _spans(timings, rank).items():
+            axes.broken_barh(spans, (rank - 0.35, 0.7), color=COLORS[name], linewidth=0)
+    total = sum(timing["seconds"] for timing in timings)
     axes.set_yticks(range(num_workers), [f"worker {rank}" for rank in range(num_workers)])
     axes.invert_yaxis()
-    axes.set(xlabel="seconds of training", xlim=(0, max(total, 1e-3)), title=_title(moments, total))
+    axes.set(xlabel="seconds of training", xlim=(0, max(total, 1e-3)), title=_title(timings, total))
     axes.spines[["top", "right", "left"]].set_visible(False)
-    handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items()]
+    handles = [Patch(color=color, label=name) for name, color in COLORS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
 
 
-def _spans(moments: Sequence[dict[str, Any]], rank: int) -> dict[str, list[tuple[float, float]]]:
+def _spans(timings: Sequence[dict[str, Any]], rank: int) -> dict[str, list[tuple[float, float]]]:
     """Starts and lengths of one worker's phases, in seconds of training."""
-    spans: dict[str, list[tuple[float, float]]] = {name: [] for name in COLOURS}
+    spans: dict[str, list[tuple[float, float]]] = {name: [] for name in COLORS}
     left = 0.0
-    for moment in moments:
-        end = left + moment["seconds"]
-        if rank < len(moment["workers"]):
-            seconds = moment["workers"][rank]
-            spark = max(0.0, moment["seconds"] - sum(seconds.values()))
+    for timing in timings:
+        end = left + timing["seconds"]
+        if rank < len(timing["workers"]):
+            seconds = timing["workers"][rank]
+            spark = max(0.0, timing["seconds"] - sum(seconds.values()))
             for name in ("Spark", *PHASES):
                 width = spark if name == "Spark" else seconds.get(name, 0.0)
                 spans[name].append((left, width))
@@ -62,10 +62,10 @@ def _spans(moments: Sequence[dict[str, Any]], rank: int) -> dict[str, list[tuple
     return spans
 
 
-def _title(moments: Sequence[dict[str, Any]], total: float) -> str:
-    if not moments or total == 0:
+def _title(timings: Sequence[dict[str, Any]], total: float) -> str:
+    if not timings or total == 0:
         return "no segment was trained"
     busy = sum(
-        sum(worker.get("step", 0.0) for worker in moment["workers"]) / len(moment["workers"]) for moment in moments
+        sum(worker.get("step", 0.0) for worker in timing["workers"]) / len(timing["workers"]) for timing in timings
     )
-    return f"{len(moments)} segments in {total:.1f} s; a worker steps {busy / total:.0%} of the time"
+    return f"{len(timings)} segments in {total:.1f} s; a worker steps {busy / total:.0%} of the time"

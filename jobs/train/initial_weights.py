@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shardmean.jobs.tracking import registry
 from shardmean.model.config.fine_tuning import REGISTERED
 from shardmean.model.errors import DamagedError, UserError
-from shardmean.model.optimization.fine_tuning import Origin
+from shardmean.model.optimization.fine_tuning import PretrainedModel
 from shardmean.model.serving import image_model
 from shardmean.model.training import checkpoint
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _ABOUT = ("image", "class_names", "network", "layers", "mean", "std")
 
 
-def find(uri: str) -> Origin:
+def find(uri: str) -> PretrainedModel:
     """The model at models:/NAME@ALIAS, models:/NAME/VERSION, or in a checkpoint's file or a run's folder of them.
 
     The origin's own URI is that of one version or file, which stays when an alias or a folder moves on. MLflow must be
@@ -28,13 +28,13 @@ def find(uri: str) -> Origin:
         with tempfile.TemporaryDirectory() as folder:
             found, path = registry.download(uri, folder)
             try:
-                about, state = image_model.read_parts(path)
-                return Origin(found, {key: about[key] for key in _ABOUT}, state)
+                model_spec, state = image_model.read_parts(path)
+                return PretrainedModel(found, {key: model_spec[key] for key in _ABOUT}, state)
             except Exception as error:  # torch raises many kinds for what is no state dict
                 raise UserError(f"{found} cannot be read ({registry.cause_of(error)}); start from another") from error
     found, state_there = _checkpoint(uri)
     # The best model of a checkpoint, or its last where no epoch has ended.
-    return Origin(found, state_there.about, state_there.best_model or state_there.model)
+    return PretrainedModel(found, state_there.model_spec, state_there.best_model or state_there.model)
 
 
 def _checkpoint(uri: str) -> tuple[str, Checkpoint]:

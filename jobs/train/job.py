@@ -8,26 +8,26 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardmean.jobs.spark.barrier import BarrierTransport, driver_host
+from shardmean.jobs.spark.barrier import BarrierLauncher, driver_host
 from shardmean.jobs.spark.session import open_session
 from shardmean.jobs.tracking.client import connect
 from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train.initial_weights import find
-from shardmean.jobs.train.run_directory import RunFolder, folder_of, version_of
+from shardmean.jobs.train.run_directory import RunDirectory, directory_of, version_of
 from shardmean.model.dataset.manifest import Manifest, load_manifest
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.dataset.sampler import plan_evaluation
-from shardmean.model.distributed.rendezvous import Meeting
+from shardmean.model.distributed.rendezvous import Rendezvous
 from shardmean.model.errors import LeaseLostError, RetryableError, UserError
 from shardmean.model.evaluation.evaluator import evaluate
 from shardmean.model.images.decoder import encode_png
-from shardmean.model.optimization.fine_tuning import normalised_as
+from shardmean.model.optimization.fine_tuning import normalized_as
 from shardmean.model.optimization.replica import build_model
 from shardmean.model.storage import filesystem
 from shardmean.model.storage.lease import Lease
 from shardmean.model.training.augmentation_preview import preview
 from shardmean.model.training.phase_timer import PHASES
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.trainer import Trainer
 from shardmean.model.training.worker import EVALUATION_BATCH, plan_training
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from shardmean.model.config.training import TrainingConfig
     from shardmean.model.dataset.manifest import Split
     from shardmean.model.evaluation.evaluator import Evaluation
-    from shardmean.model.optimization.fine_tuning import Origin
+    from shardmean.model.optimization.fine_tuning import PretrainedModel
     from shardmean.model.serving.image_model import ImageModel
     from shardmean.model.training.checkpoint import Checkpoint
-    from shardmean.model.training.progress import Moment
+    from shardmean.model.training.progress import EpochProgress
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ def train(job: TrainJob) -> TrainResult:
     _check(job, manifest)
     filesystem.check_writable(job.checkpoint_uri)
     dataset = Dataset(job.dataset_uri, manifest)
-    with Lease(folder_of(job, manifest.digest), what="this training") as lease:
-        run = RunFolder(job, manifest.digest, lease)
+    with Lease(directory_of(job, manifest.digest), what="this training") as lease:
+        run = RunDirectory(job, manifest.digest, lease)
         if run.result is not None:
             log.info("run %s has finished already: its result follows", run.uri)
             return run.result
@@ -62,9 +62,9 @@ def train(job: TrainJob) -> TrainResult:
         start = run.latest()
         job, origin = _started(job, manifest, start, run.started_from)
         with open_session("shardmean train", job.spark) as session:
-            transport = BarrierTransport(
+            launcher = BarrierLauncher(
                 session,
-                Meeting(driver_host(session)),
+                Rendezvous(driver_host(session)),
                 # A training that was cut off goes on with fewer, as one does that loses machines on the way.
                 job.num_workers if start is None else job.min_workers,
                 device=job.device,
@@ -80,7 +80,7 @@ def train(job: TrainJob) -> TrainResult:
                 tracker.log_dataset_report()
                 if job.augmentation.is_on:
                     tracker.log_augmentation(preview(job, dataset))
-                training = Training(job, dataset, transport, partial(_log_progress, tracker, lease), origin)
+                training = Trainer(job, dataset, launcher, partial(_log_progress, tracker, lease), origin)
                 return _to_the_end(training, tracker, run, start)
             except BaseException as error:
                 # Whoever took the run over goes on with the same run in MLflow, which is not ours to end.
@@ -100,17 +100,17 @@ def _check(job: TrainJob, manifest: Manifest) -> None:
 
 def _started(
     job: TrainJob, manifest: Manifest, start: Checkpoint | None, found_before: str | None
-) -> tuple[TrainJob, Origin | None]:
-    """The job with the normalisation of what it starts from, and that, unless a checkpoint goes on from there."""
+) -> tuple[TrainJob, PretrainedModel | None]:
+    """The job with the normalization of what it starts from, and that, unless a checkpoint goes on from there."""
     uri = job.fine_tuning.start_from
     if uri is None:
         return job, None
     if start is not None:
-        return normalised_as(job, start.about), None
+        return normalized_as(job, start.model_spec), None
     origin = find(found_before or uri)
     origin.check(job, manifest)
     log.info("starting from %s%s", origin.uri, " with a new head" if job.fine_tuning.replace_head else "")
-    return normalised_as(job, origin.about), origin
+    return normalized_as(job, origin.model_spec), origin
 
 
 def _announce(job: TrainJob, manifest: Manifest, tracker: Tracker, start: Checkpoint | None) -> None:
@@ -134,14 +134,14 @@ def _is_lost(lease: Lease) -> bool:
         return False
 
 
-def _log_progress(tracker: Tracker, lease: Lease, moment: Moment) -> None:
+def _log_progress(tracker: Tracker, lease: Lease, progress: EpochProgress) -> None:
     # The next write stops a driver that lost the run; until then it may not disturb the winner's figures.
     with contextlib.suppress(RetryableError):
         lease.check()
-        tracker.log_progress(moment)
+        tracker.log_progress(progress)
 
 
-def _to_the_end(training: Training, tracker: Tracker, run: RunFolder, start: Checkpoint | None) -> TrainResult:
+def _to_the_end(training: Trainer, tracker: Tracker, run: RunDirectory, start: Checkpoint | None) -> TrainResult:
     def on_state(state: Checkpoint) -> None:
         saving = time.monotonic()
         run.save(state)
@@ -160,13 +160,13 @@ def _to_the_end(training: Training, tracker: Tracker, run: RunFolder, start: Che
     split = _evaluation_split(training.dataset.manifest)
     evaluation = training.evaluate(final.best_model, split)
 
-    def rival_accuracy(rival: ImageModel) -> float | None:
+    def champion_metrics(rival: ImageModel) -> float | None:
         return _rival_accuracy(rival, training.dataset, split)
 
     run.lease.check()
-    result = tracker.finish(final, evaluation, split, _example(training.dataset, split), rival_accuracy)
+    result = tracker.finish(final, evaluation, split, _example(training.dataset, split), champion_metrics)
     run.finish(result)
-    _summarise(result, evaluation)
+    _summarize(result, evaluation)
     return result
 
 
@@ -215,8 +215,8 @@ def _example(dataset: Dataset, split: Split) -> bytes:
     return encode_png(first.features_NCHW[0])
 
 
-def _summarise(result: TrainResult, evaluation: Evaluation) -> None:
-    accuracy = 100 * result.figures["accuracy"]
+def _summarize(result: TrainResult, evaluation: Evaluation) -> None:
+    accuracy = 100 * result.metrics["accuracy"]
     log.info(
         "%s accuracy %.2f %% (%d wrong of %d)", result.split, accuracy, evaluation.num_wrong, evaluation.num_examples
     )

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from shardmean.jobs.config.former_names import with_former_keys
 from shardmean.jobs.tracking.run import TrainResult
 from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
@@ -26,12 +27,12 @@ _PLACES = {
 _EXCLUDED: dict[str, Any] = {**dict.fromkeys(_PLACES, True), "tracking": {"uri", "artifact_uri"}}
 
 
-class RunFolder:
+class RunDirectory:
     """What `run.json` says: the MLflow run, the DataSet's version, and at the end the result. Written under a lease."""
 
     def __init__(self, job: TrainJob, digest: str, lease: Lease) -> None:
         """`digest` is the version of the DataSet that this try has read. Raises RetryableError."""
-        self.uri = folder_of(job, digest)
+        self.uri = directory_of(job, digest)
         self.lease = lease
         self._job = job
         self._digest = digest
@@ -39,7 +40,7 @@ class RunFolder:
         if self._record.get("dataset_digest", digest) != digest:
             # It began while this try waited for the lease, and a newer version had come between the two.
             raise RetryableError(f"{self.uri}: begun on version {self._record['dataset_digest']}; repeat the command")
-        self.result = TrainResult(**self._record["result"]) if self._record.get("result") else None
+        self.result = _result(self._record["result"]) if self._record.get("result") else None
         # Without a key a finished run is history, and the command means a new one.
         self._is_history = self.result is not None and job.run_key is None
         if self._is_history:
@@ -84,12 +85,12 @@ class RunFolder:
         filesystem.write_bytes(filesystem.join(self.uri, "run.json"), json.dumps(record, indent=1).encode())
 
 
-def folder_of(job: TrainJob, digest: str) -> str:
+def directory_of(job: TrainJob, digest: str) -> str:
     """Where a job's run lies: by its key, and by all that decides the outcome on the DataSet's version `digest`.
 
     With a key and no version in the job it is one folder for all versions: the run keeps to that on which it began.
     """
-    settings = job.model_dump(mode="json", exclude=_EXCLUDED)
+    settings = with_former_keys(job.model_dump(mode="json", exclude=_EXCLUDED))
     if not _keeps_its_version(job):
         settings |= {"digest": digest}
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -100,11 +101,17 @@ def version_of(job: TrainJob) -> str | None:
     """The version of the DataSet that a job means: its own, or that on which its run began; None: the current one."""
     if not _keeps_its_version(job):
         return job.dataset_digest
-    return _read(folder_of(job, "")).get("dataset_digest")
+    return _read(directory_of(job, "")).get("dataset_digest")
 
 
 def _keeps_its_version(job: TrainJob) -> bool:
     return job.run_key is not None and job.dataset_digest is None
+
+
+def _result(record: dict[str, Any]) -> TrainResult:
+    # Version 0.1.0 called the metrics figures.
+    metrics = record.get("metrics", record.get("figures"))
+    return TrainResult(**{key: value for key, value in record.items() if key != "figures"} | {"metrics": metrics})
 
 
 def _read(folder: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def clean(
     *,
     keep_versions: int,
     clean_after_hours: float,
-    passing: Collection[str],
+    intermediates: Collection[str],
     before_delete: Callable[[], None],
 ) -> int:
     """Delete files that no kept version names and that are older than `clean_after_hours`; give their number.
@@ -40,7 +40,7 @@ def clean(
         for folder in FOLDERS:
             uri = filesystem.join(dataset_uri, folder)
             for name, written_ns in sorted(filesystem.list_modified_ns(uri).items()):
-                if name not in kept and (written_ns < oldest_ns or name in passing):
+                if name not in kept and (written_ns < oldest_ns or name in intermediates):
                     before_delete()
                     filesystem.delete(filesystem.join(uri, name))
                     num_deleted += 1
@@ -53,7 +53,7 @@ def clean(
     except RetryableError as error:
         log.warning("not all old files could be cleaned away: %s", error)
         return 0
-    num_old = num_deleted - len(set(passing) - kept)
+    num_old = num_deleted - len(set(intermediates) - kept)
     if num_old > 0:
         log.info("deleted %d files that no version in use names", num_old)
     return num_deleted

@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardmean.jobs.common.redaction import shown
+from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.spark.task_runner import SparkRunner
 from shardmean.jobs.vectorize.garbage_collection import clean
 from shardmean.jobs.vectorize.index.table import rejected_table, to_parquet
 from shardmean.jobs.vectorize.report.html import make_report
 from shardmean.jobs.vectorize.source.scan import scan
-from shardmean.jobs.vectorize.update import OF_THE_WORLD, SOURCE_SETTINGS, Update
+from shardmean.jobs.vectorize.update import RETRYABLE_REASONS, SOURCE_SETTINGS, Update
 from shardmean.model.dataset.manifest import (
     SPLITS,
     Manifest,
@@ -71,56 +71,56 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     Raises UserError and RetryableError; then nothing was published.
     """
     started = time.monotonic()
-    present = _present(job)
-    found = _scan(job)
-    _tell(job, found)
-    if present is not None and _is_current(job, found, present):
-        return _nothing_new(job, present, started)
+    previous = _load_previous(job)
+    scan_result = _scan(job)
+    _tell(job, scan_result)
+    if previous is not None and _is_current(job, scan_result, previous):
+        return _nothing_new(job, previous, started)
     filesystem.check_writable(shards_uri(job.dataset_uri))
     with ExitStack() as ends:
         lease = ends.enter_context(Lease(job.dataset_uri, what=f"the ETL of {job.dataset_uri}"))
-        before, present = present, _present(job)
-        if present != before:
+        latest, previous = previous, _load_previous(job)
+        if previous != latest:
             log.info("another run has published in the meantime: listing the source anew")
-            found = _scan(job)
+            scan_result = _scan(job)
         tasks = runner or ends.enter_context(SparkRunner("shardmean vectorize", job.spark))
-        update = Update(job, found, None if job.replace else present, tasks)
-        result = _publish(job, update, present, lease.check, started)
+        update = Update(job, scan_result, None if job.replace else previous, tasks)
+        result = _publish(job, update, previous, lease.check, started)
         clean(
             job.dataset_uri,
             keep_versions=job.keep_versions,
             clean_after_hours=job.clean_after_hours,
-            passing=update.passing,
+            intermediates=update.intermediates,
             before_delete=lease.check,
         )
     return result
 
 
 def _scan(job: VectorizeJob) -> Scan:
-    found = scan(job.source)
-    _check_listed(job, found)
-    return found
+    scan_result = scan(job.source)
+    _check_listed(job, scan_result)
+    return scan_result
 
 
-def _is_current(job: VectorizeJob, found: Scan, present: Manifest) -> bool:
+def _is_current(job: VectorizeJob, scan_result: Scan, previous: Manifest) -> bool:
     """Whether there is nothing to read: nothing differs, and no image waits for the world to be mended."""
-    is_mended = not set(OF_THE_WORLD) & set(present.num_rejected_by_reason)
-    return not job.replace and is_mended and present.source.fingerprint == found.fingerprint
+    has_no_retryable_rejections = not set(RETRYABLE_REASONS) & set(previous.num_rejected_by_reason)
+    return not job.replace and has_no_retryable_rejections and previous.source.fingerprint == scan_result.fingerprint
 
 
-def _nothing_new(job: VectorizeJob, present: Manifest, started: float) -> VectorizeResult:
+def _nothing_new(job: VectorizeJob, previous: Manifest, started: float) -> VectorizeResult:
     log.info(
         "%s is up to date (%s): nothing new in %d images, nothing was published, in %.1f s",
-        job.dataset_uri, present.digest, present.source.num_files, time.monotonic() - started,
+        job.dataset_uri, previous.digest, previous.source.num_files, time.monotonic() - started,
     )  # fmt: skip
-    return _result(job, present, changed=False)
+    return _result(job, previous, changed=False)
 
 
 def _publish(
-    job: VectorizeJob, update: Update, present: Manifest | None, before_write: Callable[[], None], started: float
+    job: VectorizeJob, update: Update, previous: Manifest | None, before_write: Callable[[], None], started: float
 ) -> VectorizeResult:
     update.read()
-    update.decide()
+    update.assign_splits()
     _check_rejected(job, update)
     update.rewrite()
     manifest = update.manifest()
@@ -129,7 +129,7 @@ def _publish(
     tables = {name: to_parquet(table) for name, table in (("index", index), ("rejected", rejected_table(index)))}
     manifest = manifest.model_copy(update={name: file for name, (file, _) in tables.items()})
     # Whoever says replace=true may have been told so by a file that is damaged, so all of them are written.
-    if manifest == present and not job.replace:
+    if manifest == previous and not job.replace:
         return _nothing_new(job, manifest, started)
     for place, (name, data) in zip((index_uri, rejected_uri), tables.values(), strict=True):
         before_write()
@@ -139,10 +139,10 @@ def _publish(
     before_write()
     filesystem.write_bytes(report_uri(job.dataset_uri, manifest.digest), report)
     publish(manifest, job.dataset_uri, before_write=before_write)
-    _summarise(job, manifest, update.counts(), time.monotonic() - started)
+    _summarize(job, manifest, update.counts(), time.monotonic() - started)
     log.info("  report: %s", report_uri(job.dataset_uri, manifest.digest))
     # Files that were only touched give the same examples: the manifest notes their new times, and nobody need train.
-    return _result(job, manifest, changed=present is None or present.digest != manifest.digest)
+    return _result(job, manifest, changed=previous is None or previous.digest != manifest.digest)
 
 
 def _check_there(manifest: Manifest, dataset_uri: str) -> None:
@@ -153,64 +153,67 @@ def _check_there(manifest: Manifest, dataset_uri: str) -> None:
             raise missing(dataset_uri, shard, sizes.get(shard.name))
 
 
-def _present(job: VectorizeJob) -> Manifest | None:
+def _load_previous(job: VectorizeJob) -> Manifest | None:
     if not filesystem.exists(manifest_uri(job.dataset_uri)):
         return None
     try:
-        present = load_manifest(job.dataset_uri)
+        previous = load_manifest(job.dataset_uri)
     except (RetryableError, UserError) as error:
         if not job.replace:
             raise
         log.warning("%s; replacing it", error)
         return None
-    differences = _differences(job, present)
+    differences = _differences(job, previous)
     if differences and not job.replace:
         raise UserError(
             f"dataset_uri {job.dataset_uri} holds a DataSet made with other settings ({'; '.join(differences)}): "
             "choose another dataset_uri, or set replace=true to publish over it"
         )
-    return present
+    return previous
 
 
-def _differences(job: VectorizeJob, present: Manifest) -> list[str]:
+def _differences(job: VectorizeJob, previous: Manifest) -> list[str]:
     # How long decoding may take changes no pixel.
     wanted = {"image": job.image.model_dump(exclude={"decode_timeout_s"}), "split": job.split.model_dump()}
-    there = {"image": present.image.model_dump(), "split": present.split.model_dump()}
+    there = {"image": previous.image.model_dump(), "split": previous.split.model_dump()}
     differences = [
         f"{group}.{key} is {there[group][key]} there and {value} here"
         for group, values in wanted.items()
         for key, value in values.items()
         if there[group][key] != value
     ]
-    settings_there = present.source.settings | {"uri": present.source.uri, "layout": present.source.layout}
+    settings_there = previous.source.settings | {"uri": previous.source.uri, "layout": previous.source.layout}
     for key, value in job.source.model_dump(mode="json", include={"uri", "layout", *SOURCE_SETTINGS}).items():
-        before = settings_there.get(key, value)
-        if before != value:
-            differences.append(f"source.{key} is {before} there and {value} here")
+        latest = settings_there.get(key, value)
+        if latest != value:
+            differences.append(f"source.{key} is {latest} there and {value} here")
     return differences
 
 
-def _tell(job: VectorizeJob, found: Scan) -> None:
-    log.info("%s: %d images in %d classes", job.source.uri, len(found.items), len(found.class_names))
-    if found.num_other_files:
-        log.info("%d other files were passed over (not an image by their name)", found.num_other_files)
-    if found.num_hidden:
+def _tell(job: VectorizeJob, scan_result: Scan) -> None:
+    log.info("%s: %d images in %d classes", job.source.uri, len(scan_result.items), len(scan_result.class_names))
+    if scan_result.num_other_files:
+        log.info("%d other files were passed over (not an image by their name)", scan_result.num_other_files)
+    if scan_result.num_hidden:
         what = "hidden Parquet files" if job.source.layout == "table" else "hidden files and folders"
-        log.info("%d %s were left out; rename what belongs to the source", found.num_hidden, what)
-    if found.num_left_out:
-        log.info("%d images were left out by source.max_per_class=%s", found.num_left_out, job.source.max_per_class)
+        log.info("%d %s were left out; rename what belongs to the source", scan_result.num_hidden, what)
+    if scan_result.num_left_out:
+        log.info(
+            "%d images were left out by source.max_per_class=%s", scan_result.num_left_out, job.source.max_per_class
+        )
 
 
-def _check_listed(job: VectorizeJob, found: Scan) -> None:
+def _check_listed(job: VectorizeJob, scan_result: Scan) -> None:
     """Raise UserError where so many paths are no files that nothing would be published, before any image is read."""
-    reasons = found.items.table["reason"]
+    reasons = scan_result.items.table["reason"]
     num_absent = len(reasons) - reasons.null_count
     share = num_absent / len(reasons)
     if share > job.max_rejected_fraction:
-        first = found.items[pc.index(pc.is_valid(reasons), True).as_py()]
+        first = scan_result.items[pc.index(pc.is_valid(reasons), True).as_py()]
         raise UserError(
             f"source {job.source.uri}: {num_absent} of {len(reasons)} paths are no files ({share:.1%}, first: "
-            f"{shown(first.uri, MAX_TEXT)}), over the limit max_rejected_fraction={job.max_rejected_fraction:g}; "
+            f"{truncate_printable(first.uri, MAX_TEXT)}), over the limit max_rejected_fraction="
+            f"{job.max_rejected_fraction:g}; "
             "correct the source (relative paths of a table start at its folder), or raise the limit"
         )
 
@@ -226,7 +229,12 @@ def _check_rejected(job: VectorizeJob, update: Update) -> None:
     # An error says "named above", so that something must be.
     told = pa.concat_tables([news, olds]) if is_too_much else news
     for row in told.slice(0, MAX_TOLD).to_pylist():
-        log.warning("rejected %s: %s: %s", shown(row["path"], MAX_TEXT), row["reason"], shown(row["detail"], MAX_TEXT))
+        log.warning(
+            "rejected %s: %s: %s",
+            truncate_printable(row["path"], MAX_TEXT),
+            row["reason"],
+            truncate_printable(row["detail"], MAX_TEXT),
+        )
     num_more = told.num_rows - MAX_TOLD
     if num_more > 0:
         log.warning("... and %d more", num_more)
@@ -250,7 +258,7 @@ def _check_train(job: VectorizeJob, update: Update, manifest: Manifest) -> None:
     if manifest.num_examples("train"):
         return
     num_images = manifest.source.num_files
-    given = Counter(update.found.items.table["split"].drop_null().to_pylist())
+    given = Counter(update.scan.items.table["split"].drop_null().to_pylist())
     if not given:
         raise UserError(
             f"split: no image fell into train; {num_images} images ({manifest.num_rejected} of them rejected) are too "
@@ -264,7 +272,7 @@ def _check_train(job: VectorizeJob, update: Update, manifest: Manifest) -> None:
     )
 
 
-def _summarise(job: VectorizeJob, manifest: Manifest, counts: Counts, seconds: float) -> None:
+def _summarize(job: VectorizeJob, manifest: Manifest, counts: Counts, seconds: float) -> None:
     log.info("published %s, version %s, in %.1f s", job.dataset_uri, manifest.digest, seconds)
     log.info(
         "  images: %d new, %d changed, %d deleted, %d unchanged, %d rejected; "

@@ -16,7 +16,7 @@ from shardmean.jobs.vectorize.index.duplicates import HASH_BYTES
 from shardmean.jobs.vectorize.index.split_assignment import fixed_code, split_code
 from shardmean.jobs.vectorize.index.table import INDEX, REMEMBERED
 from shardmean.jobs.vectorize.source.items import path_hashes
-from shardmean.jobs.vectorize.source.reader import contents
+from shardmean.jobs.vectorize.source.reader import read_ahead
 from shardmean.model.dataset.manifest import SPLITS
 from shardmean.model.dataset.shard import one_chunk
 from shardmean.model.dataset.shard_writer import NewShard
@@ -116,7 +116,7 @@ def _filled(sizes_bytes_N: NDArray[np.int64], num_items: int) -> Iterator[slice]
 
 def vectorize_partition(task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> PartitionReport:
     """Make one partition's shards. Raises UserError and RetryableError when what it needs can't be read or written."""
-    read = zip(task.items, contents(task.items, job.image), strict=True)
+    read = zip(task.items, read_ahead(task.items, job.image), strict=True)
     with _Made(task, job, class_names) as made:
         for number, (item, content) in enumerate(read):
             try:

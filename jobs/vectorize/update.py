@@ -17,7 +17,7 @@ from shardmean.jobs.common.arrow_tables import give_back_memory
 from shardmean.jobs.spark.task_runner import Work, run_all
 from shardmean.jobs.vectorize.compaction import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
 from shardmean.jobs.vectorize.index.duplicates import CONFLICT, IN_OTHER_SPLIT
-from shardmean.jobs.vectorize.index.split_assignment import Candidates, decide, fixed_codes
+from shardmean.jobs.vectorize.index.split_assignment import Candidates, assign_splits, fixed_codes
 from shardmean.jobs.vectorize.index.table import (
     INDEX,
     REMEMBERED,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from shardmean.model.dataset.manifest import Shard
 
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
-OF_THE_WORLD = ("vanished", "changed", "no_permission", "not_readable", "too_slow")
+RETRYABLE_REASONS = ("vanished", "changed", "no_permission", "not_readable", "too_slow")
 OF_THE_LISTING = (MISSING, NOT_A_FILE)
 # What changes which images there are is not among them: a source may grow by it.
 SOURCE_SETTINGS = (
@@ -76,38 +76,40 @@ class Counts:
 class Update:
     """One run's work, step by step: compare, read, decide, rewrite, compose."""
 
-    def __init__(self, job: VectorizeJob, found: Scan, present: Manifest | None, runner: Runner) -> None:
-        """`present` is the version to go on from; None: all is made anew."""
+    def __init__(self, job: VectorizeJob, scan: Scan, previous: Manifest | None, runner: Runner) -> None:
+        """`previous` is the version to go on from; None: all is made anew."""
         self.job = job
-        self.found = found
+        self.scan = scan
         self.runner = runner
-        self.listed = listed_table(found.items)
-        before = read_index(job.dataset_uri, present.index if present else None)
-        self.comparison = compare(self.listed, before)
+        self.listed = listed_table(scan.items)
+        previous_index = read_index(job.dataset_uri, previous.index if previous else None)
+        self.comparison = compare(self.listed, previous_index)
         # Shards by number; those of the last version come first.
-        self.shards: dict[int, Shard] = dict(enumerate(present.shards)) if present and present.index else {}
+        self.shards: dict[int, Shard] = dict(enumerate(previous.shards)) if previous and previous.index else {}
         self._num_before = self._num_shards = len(self.shards)
         # Shards that this run wrote and then wrote anew.
-        self.passing: set[str] = set()
-        self._names_before = {shard.name for shard in present.shards} if present else set()
-        self._classes_before = present.class_names if present else []
-        self.classes_N = codes_of(self.listed["class_name"], found.class_names)
-        given, groups = (one_chunk(found.items.table[name]) for name in ("split", "group"))
+        self.intermediates: set[str] = set()
+        self._names_before = {shard.name for shard in previous.shards} if previous else set()
+        self._classes_before = previous.class_names if previous else []
+        self.classes_N = codes_of(self.listed["class_name"], scan.class_names)
+        given, groups = (one_chunk(scan.items.table[name]) for name in ("split", "group"))
         self.fixed_N = fixed_codes(given, groups, job.split)
-        self._homes = before.select(["content_hash", "home"]).filter(pc.is_valid(before["home"])).combine_chunks()
-        self._recall(before)
+        is_published = pc.is_valid(previous_index["published_split"])
+        published = previous_index.select(["content_hash", "published_split"]).filter(is_published)
+        self._published_splits = published.combine_chunks()
+        self._restore_previous(previous_index)
 
-    def _recall(self, before: pa.Table) -> None:
+    def _restore_previous(self, previous: pa.Table) -> None:
         """Bring the state of the last version into the order of now; of new and changed images it is empty."""
-        recalled = before.select(["shard", "home", *REMEMBERED]).take(places_of(self.comparison.at_N))
+        recalled = previous.select(["shard", "published_split", *REMEMBERED]).take(places_of(self.comparison.at_N))
         self.shard_N = codes_of(recalled["shard"], [shard.name for shard in self.shards.values()]).astype(np.int32)
-        self.published_N = codes_of(recalled["home"], SPLITS).astype(np.int8)
+        self.published_N = codes_of(recalled["published_split"], SPLITS).astype(np.int8)
         self.state = recalled.select(list(REMEMBERED)).combine_chunks()
         is_known_N = self.comparison.is_known_N
         self.reasons_before = reason = self.state["reason"]
         is_lost_N = (self.shard_N < 0) & reason.is_null().to_numpy()
-        is_worlds_N = pc.is_in(reason, pa.array(OF_THE_WORLD)).to_numpy()
-        self.is_read_N = ~is_known_N | is_lost_N | is_worlds_N
+        is_retryable_N = pc.is_in(reason, pa.array(RETRYABLE_REASONS)).to_numpy()
+        self.is_read_N = ~is_known_N | is_lost_N | is_retryable_N
         self.is_decided_N = pc.is_in(reason, pa.array(DECIDED)).to_numpy() & ~self.is_read_N
         self.num_same = 0
 
@@ -116,7 +118,7 @@ class Update:
         self._read(self.is_read_N)
 
     def _read(self, is_chosen_N: NDArray[np.bool_]) -> None:
-        job, class_names = self.job, self.found.class_names
+        job, class_names = self.job, self.scan.class_names
         work: Work[PartitionTask, PartitionReport] = Work(
             do=lambda task: vectorize_partition(task, job, class_names),
             size=lambda task: len(task.items),
@@ -127,12 +129,12 @@ class Update:
         rows_per_shard = job.shard_bytes // job.image.example_bytes
         # Handed on without a name: nobody holds the tasks when they are done.
         reports = run_all(
-            self.runner, work, plan_tasks(self.found.items, is_chosen_N, known, rows_per_shard=rows_per_shard)
+            self.runner, work, plan_tasks(self.scan.items, is_chosen_N, known, rows_per_shard=rows_per_shard)
         )
-        self._take_in(reports)
+        self._merge_reports(reports)
         give_back_memory()
 
-    def _take_in(self, reports: list[PartitionReport]) -> None:
+    def _merge_reports(self, reports: list[PartitionReport]) -> None:
         shard_numbers, tables = [], [REPORT.empty_table()]
         for report in reports:
             first = self._num_shards
@@ -152,24 +154,24 @@ class Update:
             pc.equal(rows["content_hash"], self.state["content_hash"].take(rows["place"])), fill_value=False
         ).to_numpy()
         # With another name, label or group it is still the same image; with other bytes it is not.
-        homes = pc.index_in(rows["content_hash"], value_set=self._homes["content_hash"].combine_chunks())
-        homes_M = codes_of(self._homes["home"].take(homes), SPLITS).astype(np.int8)
+        found = pc.index_in(rows["content_hash"], value_set=self._published_splits["content_hash"].combine_chunks())
+        published_M = codes_of(self._published_splits["published_split"].take(found), SPLITS).astype(np.int8)
         # Where the source gives the split, a file that was moved to another follows it.
-        homes_M[self.fixed_N[places_M] >= 0] = -1
-        self.published_N[places_M[is_new_content]] = homes_M[is_new_content]
+        published_M[self.fixed_N[places_M] >= 0] = -1
+        self.published_N[places_M[is_new_content]] = published_M[is_new_content]
         # Rows of the reports take the place of those recalled.
         source_N = np.arange(self.state.num_rows)
         source_N[to_M] = self.state.num_rows + changed
         both = pa.concat_tables([self.state, rows.select(self.state.column_names)])
         self.state = both.take(pa.array(source_N)).combine_chunks()
 
-    def decide(self) -> None:
+    def assign_splits(self) -> None:
         """Give each example its split, and reject those whose bytes stand elsewhere already.
 
         One that was rejected for another's sake is read when that other is gone, and only then.
         """
         while True:
-            self.codes_N, rejected = self._decided((self.shard_N >= 0) | self.is_decided_N)
+            self.codes_N, rejected = self._assigned((self.shard_N >= 0) | self.is_decided_N)
             is_freed_N = self.is_decided_N & (self.codes_N >= 0)
             if not is_freed_N.any():
                 break
@@ -188,7 +190,7 @@ class Update:
             place = self.state.column_names.index(name)
             self.state = self.state.set_column(place, name, pa.array(values, pa.string()))
 
-    def _decided(self, is_candidate_N: NDArray[np.bool_]) -> tuple[NDArray[np.int8], dict[int, tuple[str, str]]]:
+    def _assigned(self, is_candidate_N: NDArray[np.bool_]) -> tuple[NDArray[np.int8], dict[int, tuple[str, str]]]:
         places = np.flatnonzero(is_candidate_N)
         candidates = Candidates(
             one_chunk(self.listed["path"]).take(pa.array(places)),
@@ -197,7 +199,7 @@ class Update:
             self.fixed_N[places],
             self.published_N[places],
         )
-        codes, rejected = decide(candidates, self.job.split)
+        codes, rejected = assign_splits(candidates, self.job.split)
         codes_N = np.full(len(is_candidate_N), -1, np.int8)
         codes_N[places] = codes
         return codes_N, {int(places[place]): why for place, why in rejected.items()}
@@ -219,7 +221,7 @@ class Update:
             num_rejected=lambda _: 0,
         )
         old = {number: self.shards[number] for number in range(self._num_before)}
-        stale = renumbered(old, self._classes_before, self.found.class_names)
+        stale = renumbered(old, self._classes_before, self.scan.class_names)
         while True:
             self.shards = {number: self.shards[number] for number in np.unique(self.shard_N).tolist() if number >= 0}
             tasks = plan_rewrites(
@@ -234,7 +236,7 @@ class Update:
                 return
             reports = run_all(self.runner, work, tasks)
             gone = {shard.name for task in tasks for shard in task.shards}
-            self.passing |= gone - self._names_before
+            self.intermediates |= gone - self._names_before
             self.shards = {number: shard for number, shard in self.shards.items() if shard.name not in gone}
             for report in reports:
                 for shard, places in zip(report.shards, report.places, strict=True):
@@ -249,8 +251,8 @@ class Update:
         columns = {name: self.listed[name] for name in self.listed.column_names}
         columns |= {name: self.state[name] for name in self.state.column_names}
         columns["split"] = pa.array(SPLITS).take(places_of(self.codes_N))
-        homes_N = np.where(self.codes_N >= 0, self.codes_N, self.published_N)
-        columns["home"] = pa.array(SPLITS).take(places_of(homes_N))
+        published_N = np.where(self.codes_N >= 0, self.codes_N, self.published_N)
+        columns["published_split"] = pa.array(SPLITS).take(places_of(published_N))
         columns["shard"] = pa.array([shards.get(number) for number in self.shard_N.tolist()], pa.string())
         return pa.table([columns[name] for name in INDEX.names], schema=INDEX)
 
@@ -263,17 +265,17 @@ class Update:
         manifest = Manifest(
             image=image,
             split=self.job.split,
-            class_names=self.found.class_names,
+            class_names=self.scan.class_names,
             mean=mean,
             std=std,
             shards=shards,
             source=Source(
                 uri=source.uri,
                 layout=source.layout,
-                fingerprint=self.found.fingerprint,
-                num_files=len(self.found.items),
-                num_left_out=self.found.num_left_out,
-                num_hidden=self.found.num_hidden,
+                fingerprint=self.scan.fingerprint,
+                num_files=len(self.scan.items),
+                num_left_out=self.scan.num_left_out,
+                num_hidden=self.scan.num_hidden,
                 settings=source.model_dump(mode="json", include=set(SOURCE_SETTINGS)),
             ),
             num_rejected=reasons.total(),
@@ -281,10 +283,10 @@ class Update:
             num_first_frames=int(
                 pc.sum(self.state["has_more_frames"].filter(pa.array(self.shard_N >= 0))).as_py() or 0
             ),
-            extra_columns=list(self.found.extra_columns),
+            extra_columns=list(self.scan.extra_columns),
         ).sealed()
         accepted = sum(manifest.num_examples(split) for split in SPLITS)
-        assert accepted + manifest.num_rejected == len(self.found.items), "every image is an example or rejected"
+        assert accepted + manifest.num_rejected == len(self.scan.items), "every image is an example or rejected"
         return manifest
 
     def counts(self) -> Counts:
@@ -308,6 +310,6 @@ class Update:
 def _with_known_hashes(rows: pa.Table, state: pa.Table) -> pa.Table:
     """Reports of tasks, where an image that could not be read now keeps the hash of its bytes of before."""
     hashes = pc.coalesce(rows["content_hash"], state["content_hash"].take(rows["place"]))
-    is_unread = pc.fill_null(pc.is_in(rows["reason"], pa.array(OF_THE_WORLD + OF_THE_LISTING)), fill_value=False)
+    is_unread = pc.fill_null(pc.is_in(rows["reason"], pa.array(RETRYABLE_REASONS + OF_THE_LISTING)), fill_value=False)
     kept = pc.if_else(is_unread, hashes, rows["content_hash"])
     return rows.set_column(rows.column_names.index("content_hash"), "content_hash", kept)

@@ -1,6 +1,6 @@
 """Where each pixel of an augmented image comes from: one 3 x 3 matrix an example, of all its changes of place.
 
-A matrix maps (x, y, 1) of the given image to the new one, in pixels, origin at the centre of the top left pixel.
+A matrix maps (x, y, 1) of the given image to the new one, in pixels, origin at the center of the top left pixel.
 Computed in float64 on the CPU, whatever the device. Shapes: N examples.
 """
 
@@ -24,15 +24,15 @@ _CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 
 def matrices(config: AugmentationConfig, draws: Draws, *, height: int, width: int) -> NDArray[np.float64]:
     """Crop, scale, shear, rotation, shift and warp of each example in one matrix, float64 (N, 3, 3)."""
-    centre = np.array([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]])
-    about_centre = (
+    center = np.array([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]])
+    about_center = (
         _warp(config.warp_fraction, draws, height, width)
         @ _shift(config, draws, height, width)
         @ _rotation(config.rotate_degrees, draws)
         @ _shear_and_scale(config, draws)
         @ _crop(config, draws, height, width)
     )
-    moved: NDArray[np.float64] = centre @ about_centre @ np.linalg.inv(centre)
+    moved: NDArray[np.float64] = center @ about_center @ np.linalg.inv(center)
     return moved
 
 

@@ -76,7 +76,7 @@ class Augmenter:
         if self._config.moves_pixels:
             images_BCHW = _moved(images_BCHW, self._config, draws)
         if self._config.changes_values:
-            images_BCHW = _recoloured(images_BCHW, self._config, draws)
+            images_BCHW = _recolored(images_BCHW, self._config, draws)
             images_BCHW = _erased(images_BCHW, self._config, draws, self._mean)
         return images_BCHW
 
@@ -106,7 +106,7 @@ def _moved(images_BCHW: Tensor, config: AugmentationConfig, draws: Draws) -> Ten
     return warp_affine(images_BCHW, matrices_B33[:, :2], (height, width), padding_mode=PADDING[config.border])
 
 
-def _recoloured(images_BCHW: Tensor, config: AugmentationConfig, draws: Draws) -> Tensor:
+def _recolored(images_BCHW: Tensor, config: AugmentationConfig, draws: Draws) -> Tensor:
     def factor(stream: Stream, reach: float) -> Tensor:
         return _like(images_BCHW, draws.between(stream, 1 - reach, 1 + reach))
 
@@ -122,18 +122,18 @@ def _recoloured(images_BCHW: Tensor, config: AugmentationConfig, draws: Draws) -
     if config.hue:
         turns = _like(images_BCHW, 2 * math.pi * draws.between(Stream.HUE, -config.hue, config.hue))
         images_BCHW = adjust_hue(images_BCHW, turns)
-    images_BCHW = _where(images_BCHW, draws, Stream.GRAYSCALE, config.grayscale, lambda i, _: _grey(i))
+    images_BCHW = _where(images_BCHW, draws, Stream.GRAYSCALE, config.grayscale, lambda i, _: _gray(i))
     return _where(images_BCHW, draws, Stream.EQUALIZE, config.equalize, lambda i, _: equalize(i))
 
 
-def _grey(images_BCHW: Tensor) -> Tensor:
+def _gray(images_BCHW: Tensor) -> Tensor:
     return rgb_to_grayscale(images_BCHW).repeat(1, 3, 1, 1)
 
 
 def _contrasted(images_BCHW: Tensor, factors_B: Tensor) -> Tensor:
     # Kornia's takes a mean of floats, which torch sums in another order for a batch of one on several threads.
-    grey_B1HW = rgb_to_grayscale(images_BCHW) if images_BCHW.shape[1] == 3 else images_BCHW
-    levels_B1HW = (grey_B1HW * 255).round().to(torch.int64)
+    gray_B1HW = rgb_to_grayscale(images_BCHW) if images_BCHW.shape[1] == 3 else images_BCHW
+    levels_B1HW = (gray_B1HW * 255).round().to(torch.int64)
     mean_B111 = (levels_B1HW.sum((1, 2, 3), keepdim=True) / levels_B1HW[0].numel() / 255).to(images_BCHW.dtype)
     factors_B111 = factors_B.reshape(-1, 1, 1, 1)
     return (images_BCHW * factors_B111 + mean_B111 * (1 - factors_B111)).clamp_(0, 1)

@@ -34,13 +34,13 @@ class AugmentationConfig(Settings):
     crop_aspect_max: Annotated[float, Field(ge=1, le=10)] = 1.0
     """Largest change of the crop's aspect ratio, in both directions; 1: none."""
     scale_min: Annotated[float, Field(ge=0.1, le=10)] = 1.0
-    """Smallest factor of size, about the centre."""
+    """Smallest factor of size, about the center."""
     scale_max: Annotated[float, Field(ge=0.1, le=10)] = 1.0
-    """Largest factor of size, about the centre."""
+    """Largest factor of size, about the center."""
     shear_degrees: Annotated[float, Field(ge=0, le=60)] = 0.0
     """Largest slant of the vertical edges, to both sides, in degrees."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Largest rotation about the centre, in either direction, in degrees."""
+    """Largest rotation about the center, in either direction, in degrees."""
     translate_fraction: Fraction = 0.0
     """Largest shift along each axis, in either direction, as a share of the image's size."""
     translate_px: Annotated[int, Field(ge=0, le=4096)] = 0
@@ -56,17 +56,17 @@ class AugmentationConfig(Settings):
     brightness: Fraction = 0.0
     """Brightness jitter x: pixels are multiplied by a random factor from 1 - x to 1 + x."""
     contrast: Fraction = 0.0
-    """Contrast jitter x: each pixel's distance from the image's mean grey is multiplied by 1 - x to 1 + x."""
+    """Contrast jitter x: each pixel's distance from the image's mean gray is multiplied by 1 - x to 1 + x."""
     saturation: Fraction = 0.0
-    """Saturation jitter x: each colour's distance from grey is multiplied by 1 - x to 1 + x; RGB only."""
+    """Saturation jitter x: each color's distance from gray is multiplied by 1 - x to 1 + x; RGB only."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Largest shift of the hue, in either direction, as a share of the full circle; RGB only."""
     grayscale: Fraction = 0.0
-    """Probability of converting to greyscale; RGB only."""
+    """Probability of converting to grayscale; RGB only."""
     equalize: Fraction = 0.0
     """Probability of spreading each channel's values evenly from 0 to 255."""
     erase: Fraction = 0.0
-    """Probability of covering a random rectangle with the DataSet's mean colour."""
+    """Probability of covering a random rectangle with the DataSet's mean color."""
     erase_area_max: Annotated[float, Field(ge=0.02, le=1)] = 0.33
     """Largest share of the image that is covered; the smallest is 0.02."""
 
@@ -99,6 +99,6 @@ class AugmentationConfig(Settings):
         asked = [f"augmentation.{name} = {getattr(self, name):g}" for name in _RGB_ONLY if getattr(self, name)]
         if asked and image.channels != 3:
             raise UserError(
-                f"{', '.join(asked)}: images of {image.channels} channel have no colours to change; "
+                f"{', '.join(asked)}: images of {image.channels} channel have no colors to change; "
                 "set it to 0, or vectorize with image.channels=3"
             )

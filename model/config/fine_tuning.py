@@ -1,4 +1,4 @@
-"""Settings of fine-tuning: what a training starts from, what of it stays, and how images are normalised."""
+"""Settings of fine-tuning: what a training starts from, what of it stays, and how images are normalized."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class FineTuningConfig(Settings):
 Means = Annotated[list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]], Field(max_length=3)]
 
 
-class NormalisationConfig(Settings):
-    """How images are normalised, by channel, of values divided by 255. Empty: by the DataSet's own figures."""
+class NormalizationConfig(Settings):
+    """How images are normalized, by channel, of values divided by 255. Empty: by the DataSet's own figures."""
 
     mean: Means = []
     """What is subtracted, for each channel; empty: the DataSet's, or with start_from that model's."""

@@ -13,24 +13,31 @@ from pydantic import BeforeValidator, Field, model_validator
 from .base import Fraction, Settings
 
 MAX_EXAMPLE_BYTES = 64 * 2**20
-NAMED_COLOURS = {"black": "#000000", "grey": "#808080", "white": "#ffffff"}
+NAMED_COLORS = {"black": "#000000", "gray": "#808080", "white": "#ffffff"}
+# What version 0.1.0 stored in manifests and models.
+_FORMER_VALUES = {"grey": "gray", "centre_crop": "center_crop"}
 
 
-def _colour(value: object) -> str:
-    """One text for each colour, so that a form can hold it and equal settings are equal."""
-    if isinstance(value, str) and (value in NAMED_COLOURS or re.fullmatch(r"#[0-9a-fA-F]{6}", value)):
+def _current_name(value: object) -> object:
+    return _FORMER_VALUES.get(value, value) if isinstance(value, str) else value
+
+
+def _parse_color(value: object) -> str:
+    """One text for each color, so that a form can hold it and equal settings are equal."""
+    value = _current_name(value)
+    if isinstance(value, str) and (value in NAMED_COLORS or re.fullmatch(r"#[0-9a-fA-F]{6}", value)):
         return value.lower()
     if isinstance(value, list | tuple) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
         return "#{:02x}{:02x}{:02x}".format(*value)
-    raise ValueError(f"a colour is {', '.join(NAMED_COLOURS)}, #rrggbb, or three whole numbers from 0 to 255")
+    raise ValueError(f"a color is {', '.join(NAMED_COLORS)}, #rrggbb, or three whole numbers from 0 to 255")
 
 
-Colour = Annotated[str, BeforeValidator(_colour)]
+Color = Annotated[str, BeforeValidator(_parse_color)]
 
 
-def rgb_of(colour: Colour) -> tuple[int, int, int]:
+def rgb_of(color: Color) -> tuple[int, int, int]:
     """Red, green and blue of a setting, each 0 to 255."""
-    red, green, blue = bytes.fromhex(NAMED_COLOURS.get(colour, colour)[1:])
+    red, green, blue = bytes.fromhex(NAMED_COLORS.get(color, color)[1:])
     return red, green, blue
 
 
@@ -42,13 +49,13 @@ class ImageConfig(Settings):
     width_px: Annotated[int, Field(ge=1, le=4096)] = 28
     """Width of every example, in pixels."""
     channels: Literal[1, 3] = 1
-    """Channels of every example: 1 (grey) or 3 (RGB)."""
-    resize: Literal["stretch", "fit", "centre_crop", "none"] = "stretch"
-    """How an image of another size fits: stretch, fit (pad), centre_crop, or none (reject it)."""
-    background: Colour = "white"
-    """What shows through transparent parts: black, grey, white, #rrggbb, or three numbers from 0 to 255."""
-    padding: Colour = "black"
-    """Colour of the bars that resize=fit leaves around an image; written as background is."""
+    """Channels of every example: 1 (gray) or 3 (RGB)."""
+    resize: Annotated[Literal["stretch", "fit", "center_crop", "none"], BeforeValidator(_current_name)] = "stretch"
+    """How an image of another size fits: stretch, fit (pad), center_crop, or none (reject it)."""
+    background: Color = "white"
+    """What shows through transparent parts: black, gray, white, #rrggbb, or three numbers from 0 to 255."""
+    padding: Color = "black"
+    """Color of the bars that resize=fit leaves around an image; written as background is."""
     max_pixels: Annotated[int, Field(ge=1, le=2**31)] = 64_000_000
     """Larger images (width x height, pixels, from the file's header) are rejected before they are decoded."""
     max_file_bytes: Annotated[int, Field(ge=1, le=2**40)] = 256 * 2**20

@@ -9,7 +9,7 @@ from pydantic import Field, WithJsonSchema, model_validator
 from ..errors import UserError
 from .augmentation import AugmentationConfig
 from .base import Positive, Settings
-from .fine_tuning import FineTuningConfig, NormalisationConfig
+from .fine_tuning import FineTuningConfig, NormalizationConfig
 from .network import Layers, NetworkName, check_layers
 from .optimizer import OptimizerConfig
 
@@ -60,11 +60,11 @@ class AveragingConfig(Settings):
     outer: OuterConfig = OuterConfig()
     synchronous_steps: SynchronousSteps = 0
     """Steps at the start of the training that average gradients (post-local SGD); `all`: every step, as DDP does."""
-    exchange: Literal["float32", "bfloat16"] = "float32"
+    comm_dtype: Literal["float32", "bfloat16"] = "float32"
     """What workers send each other: whole values, or their changes in half as many bytes. Sums are in float32."""
 
 
-FigureName = Literal[
+MetricName = Literal[
     "accuracy",
     "loss",
     "top_3_accuracy",
@@ -83,13 +83,13 @@ FigureName = Literal[
     "roc_auc_weighted",
     "ece",
 ]
-LOWEST_IS_BEST: frozenset[FigureName] = frozenset({"loss", "ece"})
+LOWEST_IS_BEST: frozenset[MetricName] = frozenset({"loss", "ece"})
 
 
 class EarlyStoppingConfig(Settings):
     """Which epoch's state becomes the model, and when training ends before the last epoch."""
 
-    metric: FigureName = "accuracy"
+    metric: MetricName = "accuracy"
     """Figure of the validation split that decides: the highest, or for loss and ece the lowest, is best."""
     patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Epochs without a better one after which training ends; null: never before num_epochs."""
@@ -129,7 +129,7 @@ class TrainingConfig(Settings):
     class_weights: Literal["none", "balanced"] = "none"
     """Weight of an example in the training loss: 1, or inverse to its class's share of the training split."""
     fine_tuning: FineTuningConfig = FineTuningConfig()
-    normalisation: NormalisationConfig = NormalisationConfig()
+    normalization: NormalizationConfig = NormalizationConfig()
     num_epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
     """Passes over the training split."""
     num_workers: Annotated[int, Field(ge=1, le=4096)] = 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ..training.phase_timer import Clock
+    from ..training.phase_timer import PhaseTimer
     from .manifest import Split
     from .reader import Dataset, Examples
     from .sampler import Window
@@ -35,7 +35,7 @@ def minibatches(
     with_keys: bool = False,
     prefetch_batches: int = 0,
     pin: bool = False,
-    clock: Clock | None = None,
+    timer: PhaseTimer | None = None,
 ) -> Generator[Examples]:
     """The minibatches of some windows of a plan; memory holds one window at a time.
 
@@ -47,9 +47,9 @@ def minibatches(
     if prefetch_batches == 0:
         batches = _cut(reading, batch_size)
     else:
-        batches = _cut(ahead(reading if clock is None else clock.timing("read", reading), 1), batch_size)
+        batches = _cut(prefetch(reading if timer is None else timer.timing("read", reading), 1), batch_size)
     prepared = (_pinned(batch) for batch in batches) if pin else batches
-    return ahead(prepared, prefetch_batches) if prefetch_batches else prepared
+    return prefetch(prepared, prefetch_batches) if prefetch_batches else prepared
 
 
 def _windows(
@@ -95,7 +95,7 @@ def _joined(pieces: Iterator[Examples], num_rows: int) -> Examples:
     return replace(whole, labels_N=np.concatenate(labels), keys_N=np.concatenate(keys) if keys else None)
 
 
-def ahead(items: Generator[T], num_ahead: int) -> Generator[T]:
+def prefetch(items: Generator[T], num_ahead: int) -> Generator[T]:
     """The same items, made in a thread that runs up to `num_ahead` ahead; its errors are raised here."""
     end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:

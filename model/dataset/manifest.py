@@ -103,19 +103,7 @@ class Manifest(Settings):
 
     def sealed(self) -> Manifest:
         """This manifest with its digest filled in."""
-        return self.model_copy(update={"digest": self._digest()})
-
-    def _digest(self) -> str:
-        content = self.model_dump(mode="json", exclude={"digest", "source", "index", "rejected"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-    def check_digest(self, uri: str) -> None:
-        """Raise RetryableError when the content is not what was published."""
-        if self.digest != self._digest():
-            raise RetryableError(
-                f"{uri}: the manifest's digest is {self.digest} but its content gives {self._digest()}: "
-                "it was changed after it was published; restore it, or run `shardmean vectorize` with replace=true"
-            )
+        return self.model_copy(update={"digest": _digest_of(self.model_dump(mode="json"))})
 
 
 def mean_and_std(shards: Sequence[Shard], image: ImageConfig) -> tuple[list[float], list[float]]:
@@ -189,7 +177,6 @@ def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
             "run `shardmean vectorize` with this dataset_uri, or correct it"
         ) from None
     manifest = _parse(text, uri)
-    manifest.check_digest(uri)
     if digest is not None and manifest.digest != digest:
         raise RetryableError(f"{uri}: holds version {manifest.digest}, not {digest}; restore it, or use another")
     return manifest
@@ -197,15 +184,28 @@ def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
 
 def _parse(text: bytes, uri: str) -> Manifest:
     try:
-        version = json.loads(text).get("schema_version")
+        document = json.loads(text)
+        version = document.get("schema_version")
         if version != SCHEMA_VERSION:
             raise UserError(
                 f"{uri}: schema version {version}, but this Shardmean reads {SCHEMA_VERSION}; use a matching version"
             )
-        return Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate(document)
     except UserError:
         raise
     except (ValueError, AttributeError, ValidationError) as error:
         raise RetryableError(
             f"{uri}: not a manifest: {str(error).splitlines()[0]}; restore it, or run vectorize with replace=true"
         ) from error
+    # Of the text, not of what it was read as: an older version's names of values give its digest.
+    if manifest.digest != (found := _digest_of(document)):
+        raise RetryableError(
+            f"{uri}: the manifest's digest is {manifest.digest} but its content gives {found}: "
+            "it was changed after it was published; restore it, or run `shardmean vectorize` with replace=true"
+        )
+    return manifest
+
+
+def _digest_of(document: dict[str, Any]) -> str:
+    content = {key: value for key, value in document.items() if key not in ("digest", "source", "index", "rejected")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..errors import RetryableError
 from .hashing import example_keys
 from .manifest import shard_uri
-from .shard import MEND, damaged, features_of, has_hash, one_chunk, open_shard
+from .shard import REPAIR_HINT, damaged, features_of, has_hash, one_chunk, open_shard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,7 +126,7 @@ class Dataset:
         try:
             features_NB = features_of(table, image.example_bytes)
         except ValueError as error:
-            raise RetryableError(f"{shard_uri(self.uri, shard.name)}: {error}; {MEND}") from error
+            raise RetryableError(f"{shard_uri(self.uri, shard.name)}: {error}; {REPAIR_HINT}") from error
         return Examples(
             features_NB.reshape(-1, *image.shape),
             table["label"].to_numpy(),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _SHARD_ORDER, _ROW_ORDER = 0, 1
 
 
-class Leg(NamedTuple):
+class Stage(NamedTuple):
     """A part of an epoch by one number of workers: how many there were, and the rounds they have done."""
 
     num_workers: int
@@ -50,7 +50,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Dealing:
+class EpochLayout:
     """All rows of an epoch in one sequence, cut into minibatches. `bounds[d]` to `bounds[d + 1]` are deal d's places.
 
     The sequence is that of the shards in their order, turned by `shift` rows, so that windows change with the epoch.
@@ -118,15 +118,15 @@ class EpochPlan:
     `num_before` counts the examples of earlier legs.
     """
 
-    dealing: Dealing
-    hands: tuple[tuple[Part, ...], ...]
+    layout: EpochLayout
+    assignments: tuple[tuple[Part, ...], ...]
     frequency: int | Literal["epoch"]
     num_before: int = 0
 
     @property
     def num_workers(self) -> int:
         """Workers of this leg."""
-        return len(self.hands)
+        return len(self.assignments)
 
     @property
     def num_rounds(self) -> int:
@@ -145,11 +145,11 @@ class EpochPlan:
 
     def num_examples(self, rank: int) -> int:
         """Examples of one worker in this leg."""
-        return sum(self.dealing.num_examples(part) for part in self.hands[rank])
+        return sum(self.layout.num_examples(part) for part in self.assignments[rank])
 
     def num_minibatches(self, rank: int) -> int:
         """Optimizer steps of one worker in this leg."""
-        return sum(part.stop - part.start for part in self.hands[rank])
+        return sum(part.stop - part.start for part in self.assignments[rank])
 
     def examples_in_round(self, rank: int, round_index: int) -> int:
         """Examples that one worker sees in one round; 0 when it has none left."""
@@ -165,22 +165,22 @@ class EpochPlan:
         return self.num_before + sum(self._examples_between(rank, 0, num_steps) for rank in range(self.num_workers))
 
     def _examples_between(self, rank: int, start: int, stop: int) -> int:
-        return sum(self.dealing.num_examples(part) for part in _cut(self.hands[rank], start, stop))
+        return sum(self.layout.num_examples(part) for part in _cut(self.assignments[rank], start, stop))
 
     def windows(self, rank: int, *, first_step: int = 0, stop_step: int | None = None) -> Iterator[Window]:
         """What one worker reads for its minibatches from `first_step` on, window by window."""
         stop = self.num_minibatches(rank) if stop_step is None else stop_step
-        for part in _cut(self.hands[rank], first_step, stop):
-            yield from self.dealing.windows(part)
+        for part in _cut(self.assignments[rank], first_step, stop):
+            yield from self.layout.windows(part)
 
-    def dealt_anew(self, num_rounds: int, num_workers: int) -> EpochPlan:
+    def reassigned(self, num_rounds: int, num_workers: int) -> EpochPlan:
         """The plan of the next leg: what is left after `num_rounds` rounds, dealt to `num_workers` workers."""
         done = num_rounds * self.minibatches_per_round
-        left = [part for hand in self.hands for part in _cut(hand, done, 2**62)]
+        left = [part for assigned in self.assignments for part in _cut(assigned, done, 2**62)]
         num_left = sum(part.stop - part.start for part in left)
         places = [rank * num_left // num_workers for rank in range(num_workers + 1)]
-        hands = tuple(_cut(left, start, stop) for start, stop in pairwise(places))
-        return replace(self, hands=hands, num_before=self.examples_after(done))
+        assignments = tuple(_cut(left, start, stop) for start, stop in pairwise(places))
+        return replace(self, assignments=assignments, num_before=self.examples_after(done))
 
 
 def _cut(parts: Sequence[Part], start: int, stop: int) -> tuple[Part, ...]:
@@ -204,7 +204,7 @@ def plan_epoch(
     seed: int,
     epoch: int,
     buffer_rows: int,
-    earlier: Sequence[Leg] = (),
+    earlier: Sequence[Stage] = (),
 ) -> EpochPlan:
     """Deal an epoch's rows to the workers, shards in an order of (seed, epoch), rows mixed within `buffer_rows`.
 
@@ -219,7 +219,7 @@ def plan_epoch(
         )
     generator = np.random.default_rng([seed, epoch, _SHARD_ORDER])
     order = generator.permutation(len(rows_per_shard))
-    dealing = Dealing(
+    layout = EpochLayout(
         rows_per_shard=tuple(rows_per_shard),
         shard_order=tuple(int(index) for index in order),
         shift=int(generator.integers(sum(rows_per_shard))),
@@ -228,16 +228,16 @@ def plan_epoch(
         window_rows=max(1, buffer_rows // batch_size) * batch_size,
         seeds=(seed, epoch),
     )
-    plan = EpochPlan(dealing, _all_hands(dealing), frequency)
-    followers = [leg.num_workers for leg in earlier[1:]] + [num_workers]
-    for leg, next_workers in zip(earlier, followers, strict=bool(earlier)):
-        plan = plan.dealt_anew(leg.num_rounds, next_workers)
+    plan = EpochPlan(layout, _all_hands(layout), frequency)
+    followers = [stage.num_workers for stage in earlier[1:]] + [num_workers]
+    for stage, next_workers in zip(earlier, followers, strict=bool(earlier)):
+        plan = plan.reassigned(stage.num_rounds, next_workers)
     return plan
 
 
 def plan_evaluation(rows_per_shard: Sequence[int], *, num_workers: int, batch_size: int) -> EpochPlan:
     """Deal all rows once, in their order; a worker may have none."""
-    dealing = Dealing(
+    layout = EpochLayout(
         rows_per_shard=tuple(rows_per_shard),
         shard_order=tuple(range(len(rows_per_shard))),
         shift=0,
@@ -246,12 +246,12 @@ def plan_evaluation(rows_per_shard: Sequence[int], *, num_workers: int, batch_si
         window_rows=batch_size,
         seeds=None,
     )
-    return EpochPlan(dealing, _all_hands(dealing), "epoch")
+    return EpochPlan(layout, _all_hands(layout), "epoch")
 
 
-def _all_hands(dealing: Dealing) -> tuple[tuple[Part, ...], ...]:
-    sizes = (stop - start for start, stop in pairwise(dealing.bounds))
-    return tuple((Part(deal, 0, -(-size // dealing.batch_size)),) for deal, size in enumerate(sizes))
+def _all_hands(layout: EpochLayout) -> tuple[tuple[Part, ...], ...]:
+    sizes = (stop - start for start, stop in pairwise(layout.bounds))
+    return tuple((Part(deal, 0, -(-size // layout.batch_size)),) for deal, size in enumerate(sizes))
 
 
 def _bounds(num_rows: int, num_workers: int, batch_size: int) -> tuple[int, ...]:

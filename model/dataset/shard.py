@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
         pa.field("path", pa.string(), nullable=False),
     ]
 )
-MEND = "the shard is damaged: restore the DataSet, or run vectorize with replace=true"
+REPAIR_HINT = "the shard is damaged: restore the DataSet, or run vectorize with replace=true"
 
 
 def rows_table(
@@ -97,7 +97,7 @@ def open_shard(dataset_uri: str, shard: Shard) -> pa.Buffer:
 def missing(dataset_uri: str, shard: Shard, num_bytes: int | None) -> RetryableError:
     """What to raise where a shard has another number of bytes, or (None) is not there."""
     found = "missing" if num_bytes is None else f"{num_bytes} bytes, the manifest says {shard.num_bytes}"
-    return RetryableError(f"{shard_uri(dataset_uri, shard.name)}: {found}; {MEND}")
+    return RetryableError(f"{shard_uri(dataset_uri, shard.name)}: {found}; {REPAIR_HINT}")
 
 
 def has_hash(shard: Shard, content: pa.Buffer) -> bool:
@@ -108,5 +108,5 @@ def has_hash(shard: Shard, content: pa.Buffer) -> bool:
 def damaged(dataset_uri: str, shard: Shard) -> RetryableError:
     """What to raise when they are not."""
     return RetryableError(
-        f"{shard_uri(dataset_uri, shard.name)}: damaged (its BLAKE3 hash is not the manifest's); {MEND}"
+        f"{shard_uri(dataset_uri, shard.name)}: damaged (its BLAKE3 hash is not the manifest's); {REPAIR_HINT}"
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .store import Board
+    from .store import WorkerStore
 
 T = TypeVar("T")
 _ASKING_S = 0.0005
@@ -32,7 +32,7 @@ _GRACE_S = 60
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceInfo:
     """Where a worker computes: its host, the kind of its device and, for a GPU, its UUID and the CUDA of its torch."""
 
     host: str
@@ -41,15 +41,15 @@ class Place:
     cuda: str = ""
 
 
-def place_of(device: str) -> Place:
+def device_info(device: str) -> DeviceInfo:
     """The running process's."""
     host, kind = socket.gethostname(), torch.device(device).type
     if kind == "cpu":
-        return Place(host, kind)
-    return Place(host, kind, f"{torch.cuda.get_device_properties(device).uuid}", f"{torch.version.cuda}")
+        return DeviceInfo(host, kind)
+    return DeviceInfo(host, kind, f"{torch.cuda.get_device_properties(device).uuid}", f"{torch.version.cuda}")
 
 
-def check_alike(places: list[Place]) -> None:
+def check_alike(places: list[DeviceInfo]) -> None:
     """Raise UserError that names hosts unless all workers compute on one kind of device, by torch for one CUDA."""
     kinds = _ranks_by([place.kind for place in places])
     if len(kinds) > 1:
@@ -65,7 +65,7 @@ def check_alike(places: list[Place]) -> None:
         )
 
 
-def check_distinct(places: list[Place], *, allow_shared: bool) -> bool:
+def check_distinct(places: list[DeviceInfo], *, allow_shared: bool) -> bool:
     """Whether every worker has a GPU of its own.
 
     Raises UserError that names the workers of one GPU, unless sharing is allowed.
@@ -88,25 +88,25 @@ def _ranks_by(values: Sequence[T]) -> dict[T, list[int]]:
     return ranks
 
 
-def _found(ranks: dict[str, list[int]], places: list[Place]) -> str:
+def _found(ranks: dict[str, list[int]], places: list[DeviceInfo]) -> str:
     """Each value with the first worker that has it and that worker's host."""
     return "; ".join(f"{value} for worker {first} on {places[first].host}" for value, (first, *_) in ranks.items())
 
 
-class GroupExchange:
+class ProcessGroupAllReduce:
     """Sums over all workers by a process group of torch.distributed, on its device. Errors are RuntimeErrors."""
 
     def __init__(
-        self, board: Board, *, backend: str, device: str, rank: int, num_workers: int, timeout_s: float
+        self, store: WorkerStore, *, backend: str, device: str, rank: int, num_workers: int, timeout_s: float
     ) -> None:
         """Join the others' group. Raises RuntimeError when one does not come."""
-        self._board = board
+        self._store = store
         self._num_workers = num_workers
         self._timeout_s = timeout_s
         with _no_end_of_the_process():
             dist.init_process_group(
                 backend,
-                store=board.store,
+                store=store.tcp_store,
                 rank=rank,
                 world_size=num_workers,
                 # This worker gives up first: it can say so, and leaves nothing behind.
@@ -140,7 +140,7 @@ class GroupExchange:
             waited_s = now - started
             if now - looked >= _LOOK_S:
                 looked = now
-                self._board.look()
+                self._store.raise_if_aborted()
             if waited_s > self._timeout_s:
                 raise LostPeersError([], f"no sum with the others for {self._timeout_s:g} s")
             # A short sum is over while this asks again and again, and to a long one a 20th more is little.

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # its stubs name them elsewhere
 
-from .process_group import GroupExchange, Place, check_alike, check_distinct, place_of
-from .store import ABORT, Address, Board, Progress, progress_key
-from .tcp_allreduce import Exchange, missing_peers
+from .process_group import DeviceInfo, ProcessGroupAllReduce, check_alike, check_distinct, device_info
+from .store import ABORT, Address, Progress, WorkerStore, progress_key
+from .tcp_allreduce import TcpAllReduce, missing_peers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ PROGRESS_INTERVAL_S = 1.0
 log = logging.getLogger(__name__)
 
 
-class Meeting:
+class Rendezvous:
     """The driver's side. One store serves all segments of a training; each segment has keys of its own."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
@@ -87,7 +87,7 @@ def _store_at(host: str) -> TCPStore:
     return TCPStore(host, port, None, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
 
 
-class Member:
+class WorkerGroup:
     """A worker's side: sums over all workers, and progress to the driver. Without `sums` it only reports.
 
     Workers on GPUs of their own sum on them by NCCL, and one that is alone has its sums where it computes; all others
@@ -110,33 +110,33 @@ class Member:
         Raises UserError when some have a GPU and others none, or two share one and may not, MissingPeersError when one
         does not come.
         """
-        self._board = Board(address, rank=rank, timeout_s=timeout_s)
+        self._store = WorkerStore(address, rank=rank, timeout_s=timeout_s)
         self._rank = rank
         self._num_workers = num_workers
         self._last_report_s = 0.0
         self._progress = Progress(socket.gethostname(), is_ready=True)
         self.sums_on = device if num_workers == 1 else "cpu"
         self.report(lambda progress: progress)
-        self._exchange: Exchange | GroupExchange | None = None
+        self._reducer: TcpAllReduce | ProcessGroupAllReduce | None = None
         if not sums or num_workers == 1:
             return
         common = {"rank": rank, "num_workers": num_workers, "timeout_s": timeout_s}
-        places = self._gathered(place_of(device))
+        places = self._gathered(device_info(device))
         check_alike(places)
         if device != "cpu" and check_distinct(places, allow_shared=allow_shared_gpu):
             self.sums_on = device
-            self._exchange = GroupExchange(self._board, backend="nccl", device=device, **common)
+            self._reducer = ProcessGroupAllReduce(self._store, backend="nccl", device=device, **common)
         else:
             own_host = _own_host(address, timeout_s)
-            self._exchange = Exchange(self._board, secret=address.secret, own_host=own_host, **common)
+            self._reducer = TcpAllReduce(self._store, secret=address.secret, own_host=own_host, **common)
 
     def all_reduce(self, values: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """Sum float32 values on `sums_on` over all workers, in place; they travel as `dtype`.
 
         Raises LostPeersError or RuntimeError when a peer is gone.
         """
-        if self._exchange is not None:
-            self._exchange.all_reduce(values, dtype=dtype)
+        if self._reducer is not None:
+            self._reducer.all_reduce(values, dtype=dtype)
 
     def report(self, changed: Callable[[Progress], Progress]) -> None:
         """Tell the driver how far this worker is, at most once a second; it is asked for then only.
@@ -146,17 +146,17 @@ class Member:
         if time.monotonic() - self._last_report_s >= PROGRESS_INTERVAL_S:
             self._last_report_s = time.monotonic()
             self._progress = changed(self._progress)
-            self._board.tell(self._progress)
-            self._board.look()
+            self._store.publish_progress(self._progress)
+            self._store.raise_if_aborted()
 
-    def _gathered(self, place: Place) -> list[Place]:
+    def _gathered(self, place: DeviceInfo) -> list[DeviceInfo]:
         """The places of all workers, in the order of ranks."""
         keys = [f"place/{rank}" for rank in range(self._num_workers)]
-        self._board.set(keys[self._rank], json.dumps(asdict(place)))
+        self._store.set(keys[self._rank], json.dumps(asdict(place)))
         try:
-            return [Place(**json.loads(text)) for text in self._board.get_all(keys)]
+            return [DeviceInfo(**json.loads(text)) for text in self._store.get_all(keys)]
         except TimeoutError as error:
-            missing = [keys.index(key) for key in self._board.missing(keys)]
+            missing = [keys.index(key) for key in self._store.missing(keys)]
             raise missing_peers(self._rank, missing, error) from error
 
     def __enter__(self) -> Self:
@@ -169,16 +169,16 @@ class Member:
         """
         if error is not None:
             # First of all: they may wait in a group that this worker could not leave before them.
-            self._board.stop_all(error)
+            self._store.abort_all(error)
         try:
-            if self._exchange is not None:
-                self._exchange.close(broken=error is not None)
+            if self._reducer is not None:
+                self._reducer.close(broken=error is not None)
         except RuntimeError as failure:
             if error is None:
                 raise
             log.warning("worker %d failed, and so did its leaving the others: %s", self._rank, failure)
         finally:
-            self._board.leave(error)
+            self._store.mark_done(error)
 
 
 def _own_host(address: Address, timeout_s: float) -> str:

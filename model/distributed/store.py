@@ -50,7 +50,7 @@ class Progress:
     is_done: bool = False
 
 
-class Board:
+class WorkerStore:
     """One worker's view of its segment's keys."""
 
     def __init__(self, address: Address, *, rank: int, timeout_s: float) -> None:
@@ -68,12 +68,12 @@ class Board:
     def _connect(self) -> None:
         timeout = timedelta(seconds=self._timeout_s)
         client = _client(self._address.host, self._address.port, timeout, self._rank)
-        self.store = PrefixStore(self._address.prefix, client)
-        self.store.check([ABORT])
+        self.tcp_store = PrefixStore(self._address.prefix, client)
+        self.tcp_store.check([ABORT])
 
     def set(self, key: str, value: str) -> None:
         """Write a key of the segment."""
-        self.store.set(key, value)
+        self.tcp_store.set(key, value)
 
     def get(self, key: str) -> str:
         """The value of a key, once it is there. Raises AbortedError, and TimeoutError after the segment's timeout."""
@@ -83,40 +83,40 @@ class Board:
         """The values of some keys, once all are there; errors as `get`. It takes no more requests than one key does."""
         # Short waits of our own: one of the store's would not see that the segment was given up.
         deadline, pause_s = time.monotonic() + self._timeout_s, _FIRST_PAUSE_S
-        while not self.store.check(keys):
-            self.look()
+        while not self.tcp_store.check(keys):
+            self.raise_if_aborted()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no {', '.join(self.missing(keys))} for {self._timeout_s:g} s")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        return [value.decode() for value in self.store.multi_get(keys)]
+        return [value.decode() for value in self.tcp_store.multi_get(keys)]
 
     def missing(self, keys: list[str]) -> list[str]:
         """Those of some keys that are not there yet."""
-        return [key for key in keys if not self.store.check([key])]
+        return [key for key in keys if not self.tcp_store.check([key])]
 
-    def look(self) -> None:
+    def raise_if_aborted(self) -> None:
         """Raise AbortedError when the segment was given up."""
-        if self.store.check([ABORT]):
-            raise AbortedError(f"worker {self._rank} was told to stop: {self.store.get(ABORT).decode()}")
+        if self.tcp_store.check([ABORT]):
+            raise AbortedError(f"worker {self._rank} was told to stop: {self.tcp_store.get(ABORT).decode()}")
 
-    def tell(self, progress: Progress) -> None:
+    def publish_progress(self, progress: Progress) -> None:
         """Tell the driver how far this worker is."""
         self.set(progress_key(self._rank), json.dumps(asdict(progress)))
 
-    def stop_all(self, error: BaseException) -> None:
+    def abort_all(self, error: BaseException) -> None:
         """Tell all workers to stop; the first who does so says why."""
         with contextlib.suppress(RuntimeError):  # the driver may be gone
-            self.store.compare_set(ABORT, "", self._address.hidden(f"{error}"))
+            self.tcp_store.compare_set(ABORT, "", self._address.hidden(f"{error}"))
 
-    def leave(self, error: BaseException | None) -> None:
+    def mark_done(self, error: BaseException | None) -> None:
         """Tell the driver to wait for this worker no more, and after an error all workers to stop."""
         if error is not None:
-            self.stop_all(error)
+            self.abort_all(error)
         with contextlib.suppress(RuntimeError):
             key = progress_key(self._rank)
-            if self.store.check([key]):
-                self.tell(replace(Progress(**json.loads(self.store.get(key))), is_done=True))
+            if self.tcp_store.check([key]):
+                self.publish_progress(replace(Progress(**json.loads(self.tcp_store.get(key))), is_done=True))
 
 
 @lru_cache(maxsize=8)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .store import Board
+    from .store import WorkerStore
 
 T = TypeVar("T")
 _HELLO_BYTES = 4
@@ -35,11 +35,11 @@ _HELLO_S = 5.0
 _BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
 
 
-class Exchange:
+class TcpAllReduce:
     """One worker's connections to all others of its segment. Errors are RuntimeErrors that name the peer."""
 
     def __init__(
-        self, board: Board, *, secret: str, rank: int, num_workers: int, own_host: str, timeout_s: float
+        self, store: WorkerStore, *, secret: str, rank: int, num_workers: int, own_host: str, timeout_s: float
     ) -> None:
         """Meet the others through `board`; each shows `secret`.
 
@@ -51,7 +51,7 @@ class Exchange:
         self._inbox = torch.empty((0, 0))
         self._peers: dict[int, socket.socket] = {}
         try:
-            self._connect(board, secret.encode(), own_host)
+            self._connect(store, secret.encode(), own_host)
         except OSError as error:
             missing = sorted({*range(num_workers)} - {rank, *self._peers})
             self.close()
@@ -84,17 +84,17 @@ class Exchange:
             peer.close()
         self._peers = {}
 
-    def _connect(self, board: Board, secret: bytes, own_host: str) -> None:
+    def _connect(self, store: WorkerStore, secret: bytes, own_host: str) -> None:
         # Each connects to those of lower rank, so that there is one connection for every two.
         deadline = time.monotonic() + self._timeout_s
         family = socket.AF_INET6 if ":" in own_host else socket.AF_INET
         with socket.create_server((own_host, 0), family=family, backlog=self._num_workers) as server:
-            board.set(f"peer/{self._rank}", f"{own_host} {server.getsockname()[1]}")
+            store.set(f"peer/{self._rank}", f"{own_host} {server.getsockname()[1]}")
             for peer in range(self._rank):
-                self._peers[peer] = self._call(peer, board, secret, deadline)
+                self._peers[peer] = self._call(peer, store, secret, deadline)
             server.settimeout(_SLICE_S)
             while len(self._peers) < self._num_workers - 1:
-                connection, _ = self._in_slices(board, deadline, server.accept)
+                connection, _ = self._in_slices(store, deadline, server.accept)
                 self._welcome(connection, secret)
         for connection in self._peers.values():
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -102,22 +102,22 @@ class Exchange:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
             connection.setblocking(False)
 
-    def _call(self, peer: int, board: Board, secret: bytes, deadline: float) -> socket.socket:
+    def _call(self, peer: int, store: WorkerStore, secret: bytes, deadline: float) -> socket.socket:
         try:
-            host, port = board.get(f"peer/{peer}").split()
-            connection = self._in_slices(board, deadline, partial(_dial, (host, int(port))))
+            host, port = store.get(f"peer/{peer}").split()
+            connection = self._in_slices(store, deadline, partial(_dial, (host, int(port))))
             connection.sendall(secret + self._rank.to_bytes(_HELLO_BYTES, "big"))
         except OSError as error:
             raise missing_peers(self._rank, [peer], error) from error
         return connection
 
-    def _in_slices(self, board: Board, deadline: float, attempt: Callable[[], T]) -> T:
+    def _in_slices(self, store: WorkerStore, deadline: float, attempt: Callable[[], T]) -> T:
         """Try until the deadline what takes a second at most; in between look whether the segment was given up."""
         while True:
             try:
                 return attempt()
             except TimeoutError as error:
-                board.look()
+                store.raise_if_aborted()
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"no connection for {self._timeout_s:g} s") from error
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Tally:
+class BoundedHistogram:
     """Counts of numbers >= 0 without their lowest `dropped_bits`: `keys_N` rising and distinct, `counts_N` >= 1."""
 
     keys_N: NDArray[np.int64]
@@ -28,12 +28,12 @@ class Tally:
     dropped_bits: int = 0
 
     @classmethod
-    def of(cls, numbers_N: NDArray[np.int64], *, max_keys: int) -> Tally:
+    def of(cls, numbers_N: NDArray[np.int64], *, max_keys: int) -> BoundedHistogram:
         """The tally of some numbers below 2^53."""
         return _fitted(cls(np.sort(numbers_N), np.ones(len(numbers_N), dtype=np.int64), max_keys))
 
     @classmethod
-    def merged(cls, parts: Sequence[Tally]) -> Tally:
+    def merged(cls, parts: Sequence[BoundedHistogram]) -> BoundedHistogram:
         """The tally of all parts' numbers together; the parts have the same `max_keys`."""
         dropped_bits = max(part.dropped_bits for part in parts)
         keys_N = np.concatenate([part.keys_N >> (dropped_bits - part.dropped_bits) for part in parts])
@@ -42,7 +42,7 @@ class Tally:
         return _fitted(cls(keys_N[order_N], counts_N[order_N], parts[0].max_keys, dropped_bits))
 
 
-def _fitted(tally: Tally) -> Tally:
+def _fitted(tally: BoundedHistogram) -> BoundedHistogram:
     """Sorted keys, equal ones among them, without as many more bits as it takes to have `max_keys` distinct ones."""
     # A part has no more distinct keys than the whole, so it never dropped a bit that the whole would keep.
     keys_N = tally.keys_N
@@ -54,4 +54,4 @@ def _fitted(tally: Tally) -> Tally:
     num_bits = int((num_left_by_bits < tally.max_keys).argmax())
     starts_N = np.concatenate([[0], np.flatnonzero(differing_bits_N > num_bits) + 1])
     counts_N = np.add.reduceat(tally.counts_N, starts_N)
-    return Tally(keys_N[starts_N] >> num_bits, counts_N, tally.max_keys, tally.dropped_bits + num_bits)
+    return BoundedHistogram(keys_N[starts_N] >> num_bits, counts_N, tally.max_keys, tally.dropped_bits + num_bits)

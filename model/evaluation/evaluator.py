@@ -20,7 +20,7 @@ from torch import nn
 
 from ..dataset.loader import minibatches, on_device
 from ..errors import UserError
-from .bounded_histogram import Tally
+from .bounded_histogram import BoundedHistogram
 from .metrics import Calibration, ClassCounts, RocCurves, in_units, mean_of_units, tally_scores
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Evaluation:
     """
 
     num_classes: int
-    pairs: Tally
-    scores: Tally
+    pairs: BoundedHistogram
+    scores: BoundedHistogram
     ranks_R: NDArray[np.int64]
     calibration: Calibration
     loss_units: int
@@ -82,7 +82,7 @@ class Evaluation:
         ranks_B = np.minimum(_ranks(labels_B, probabilities_BK), max(TOP_KS))
         return cls(
             num_classes,
-            Tally.of(labels_B * num_classes + predicted_B, max_keys=num_classes**2),
+            BoundedHistogram.of(labels_B * num_classes + predicted_B, max_keys=num_classes**2),
             tally_scores(labels_B, probabilities_BK, max_keys=max(MIN_SCORE_KEYS, SCORE_KEYS_PER_CLASS * num_classes)),
             np.bincount(ranks_B, minlength=max(TOP_KS) + 1),
             Calibration.of(probabilities_BK.max(axis=1), predicted_B == labels_B),
@@ -103,8 +103,8 @@ class Evaluation:
         mistakes = [mistake for part in parts for mistake in part.worst]
         return cls(
             parts[0].num_classes,
-            Tally.merged([part.pairs for part in parts]),
-            Tally.merged([part.scores for part in parts]),
+            BoundedHistogram.merged([part.pairs for part in parts]),
+            BoundedHistogram.merged([part.scores for part in parts]),
             np.sum([part.ranks_R for part in parts], axis=0),
             reduce(add, [part.calibration for part in parts]),
             sum(part.loss_units for part in parts),
@@ -160,7 +160,7 @@ class Evaluation:
             "roc_auc_bound": curves.bounds(),
         }
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """All figures by name, each finite; `model.training_config.FigureName` lists them."""
         counts = self.class_counts
         return {
@@ -204,7 +204,7 @@ def evaluate(
     parts = [Evaluation.empty(len(dataset.manifest.class_names))]
     model.eval()
     windows = plan.windows(rank)
-    for batch in minibatches(dataset, windows, split, batch_size=plan.dealing.batch_size, with_names=True):
+    for batch in minibatches(dataset, windows, split, batch_size=plan.layout.batch_size, with_names=True):
         probabilities_BK, losses_B = _predicted(model, batch, split)
         mistakes = _worst_mistakes(batch, probabilities_BK, losses_B, num_mistakes)
         parts.append(Evaluation.of(batch.labels_N, probabilities_BK, losses_B, mistakes))

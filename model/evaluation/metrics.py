@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bounded_histogram import Tally
+from .bounded_histogram import BoundedHistogram
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class ClassCounts:
     hits_K: NDArray[np.int64]
 
     @classmethod
-    def of(cls, pairs: Tally, num_classes: int) -> ClassCounts:
+    def of(cls, pairs: BoundedHistogram, num_classes: int) -> ClassCounts:
         """The counts in a tally of (true class x K + found class)."""
         actual_N, predicted_N = np.divmod(pairs.keys_N, num_classes)
         sums_3K = np.zeros((3, num_classes), dtype=np.int64)
@@ -78,12 +78,12 @@ class ClassCounts:
         which is the accuracy, since every row has one true and one found class.
         """
         occurs_K = (self.actual_K > 0) | (self.predicted_K > 0)
-        figures = {}
+        metrics = {}
         for name, values_K in self.per_class().items():
-            figures[f"{name}_macro"] = float(values_K[occurs_K].mean()) if occurs_K.any() else 0.0
-            figures[f"{name}_micro"] = self.accuracy
-            figures[f"{name}_weighted"] = float(values_K @ self.actual_K) / max(1, self.num_rows)
-        return figures
+            metrics[f"{name}_macro"] = float(values_K[occurs_K].mean()) if occurs_K.any() else 0.0
+            metrics[f"{name}_micro"] = self.accuracy
+            metrics[f"{name}_weighted"] = float(values_K @ self.actual_K) / max(1, self.num_rows)
+        return metrics
 
     def mcc(self) -> float:
         """Matthews' correlation coefficient for K classes (Gorodkin 2004, R_K), -1 to 1."""
@@ -136,7 +136,9 @@ class Calibration:
         return self.hits_M / np.maximum(1, self.num_M)
 
 
-def tally_scores(labels_B: NDArray[np.int64], probabilities_BK: NDArray[np.float32], *, max_keys: int) -> Tally:
+def tally_scores(
+    labels_B: NDArray[np.int64], probabilities_BK: NDArray[np.float32], *, max_keys: int
+) -> BoundedHistogram:
     """All scores of some rows for `RocCurves`: a key is whether the row is of the class, the class, and its score.
 
     A score's bits rise with the probability p: those of float32 p up to 1/2, and above it those of 1 - p, which float32
@@ -150,7 +152,7 @@ def tally_scores(labels_B: NDArray[np.int64], probabilities_BK: NDArray[np.float
     scores_BK = np.where(probabilities_BK > 0.5, 2 * half - bits_BK, bits_BK)
     series_BK = np.broadcast_to(np.arange(num_classes), (num_rows, num_classes)).copy()
     series_BK[np.arange(num_rows), labels_B] += num_classes
-    return Tally.of(((series_BK << _SCORE_BITS) | scores_BK).ravel(), max_keys=max_keys)
+    return BoundedHistogram.of(((series_BK << _SCORE_BITS) | scores_BK).ravel(), max_keys=max_keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +169,7 @@ class RocCurves:
     is_exact: bool
 
     @classmethod
-    def of(cls, scores: Tally, num_classes: int) -> RocCurves:
+    def of(cls, scores: BoundedHistogram, num_classes: int) -> RocCurves:
         """The curves of scores that `tally_scores` counted."""
         score_bits = _SCORE_BITS - scores.dropped_bits
         series_N, scores_N = scores.keys_N >> score_bits, scores.keys_N & ((1 << score_bits) - 1)

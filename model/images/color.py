@@ -1,4 +1,4 @@
-"""Pixels of every mode that image files have, as grey or RGB of 8 bits."""
+"""Pixels of every mode that image files have, as gray or RGB of 8 bits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts 8 bits, and these not
         values = 2**bits - 1 - values
-    grey = Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
+    gray = Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:
-        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
-    return grey
+        gray.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return gray

@@ -38,8 +38,8 @@ def placement(width_px: int, height_px: int, config: ImageConfig) -> Placement:
     match config.resize:
         case "fit":
             return _fitted(width_px, height_px, config)
-        case "centre_crop":
-            # The largest box of the wanted shape; its centre is the image's, at half a pixel where sizes are odd.
+        case "center_crop":
+            # The largest box of the wanted shape; its center is the image's, at half a pixel where sizes are odd.
             box_width = min(width_px, height_px * wanted_width / wanted_height)
             box_height = min(height_px, width_px * wanted_height / wanted_width)
             left, top = (width_px - box_width) / 2, (height_px - box_height) / 2
@@ -63,10 +63,10 @@ def place(pixels_HWC: NDArray[np.uint8], where: Placement, config: ImageConfig) 
     if part_CHW.shape == config.shape:
         return np.ascontiguousarray(part_CHW)
     red, green, blue = rgb_of(config.padding)
-    # Grey as Pillow makes it of a colour.
-    colour = [red, green, blue] if config.channels == 3 else [(red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16]
+    # Gray as Pillow makes it of a color.
+    color = [red, green, blue] if config.channels == 3 else [(red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16]
     example_CHW = np.empty(config.shape, np.uint8)
-    example_CHW[:] = np.array(colour, np.uint8)[:, None, None]
+    example_CHW[:] = np.array(color, np.uint8)[:, None, None]
     rows, columns = (
         slice(where.top_px, where.top_px + where.height_px),
         slice(where.left_px, where.left_px + where.width_px),

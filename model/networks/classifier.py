@@ -22,7 +22,7 @@ MIN_STD = 1 / 255
 
 
 class Classifier(nn.Module):
-    """A network with its normalisation in front: uint8 (B, C, H, W) to scores (B, K).
+    """A network with its normalization in front: uint8 (B, C, H, W) to scores (B, K).
 
     `mean` and `std` are per channel, of values divided by 255. They are no part of the state, so averaging
     leaves them alone. Modules in `held` stay in evaluation mode: BatchNorm's statistics then do not change.
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Scores (B, K), unnormalised."""
+        """Scores (B, K), unnormalized."""
         normal_BCHW = (images_BCHW.float() / 255 - self.mean_C11) / self.std_C11
         scores_BK: Tensor = self.body(normal_BCHW)
         return scores_BK
@@ -81,7 +81,7 @@ def build_classifier(
 
 
 def lenet(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The network of Deeplearning4j's parameter averaging example; 67,780 parameters for 28 x 28 grey, 10 classes."""
+    """The network of Deeplearning4j's parameter averaging example; 67,780 parameters for 28 x 28 gray, 10 classes."""
     features = nn.Sequential(
         nn.Conv2d(shape[0], 20, 5), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(20, 50, 5, stride=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
@@ -97,7 +97,7 @@ def lenet(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
 
 
 def small_cnn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Three stages of 3 x 3 convolutions with batch normalisation, for small images of any size from 8 x 8 up."""
+    """Three stages of 3 x 3 convolutions with batch normalization, for small images of any size from 8 x 8 up."""
     stages: list[nn.Module] = []
     channels = shape[0]
     for width in (32, 64, 128):
@@ -110,7 +110,7 @@ def small_cnn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
 
 
 def vgg_small(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Pairs of 3 x 3 convolutions as in VGG, with batch normalisation and a mean over the image, from 8 x 8 up."""
+    """Pairs of 3 x 3 convolutions as in VGG, with batch normalization and a mean over the image, from 8 x 8 up."""
     stages: list[nn.Module] = []
     channels = shape[0]
     for width in (64, 128, 256):

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..config.training import AveragingConfig
-    from ..distributed.rendezvous import Member
+    from ..distributed.rendezvous import WorkerGroup
 
-EXCHANGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+COMM_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Averager:
@@ -36,20 +36,20 @@ class Averager:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         config: AveragingConfig,
-        member: Member,
+        group: WorkerGroup,
         outer_momentum: Tensor | None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._config = config
-        self._member = member
+        self._group = group
         # What is frozen is the same everywhere, and a sum of its parts would round it.
         self._params = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
         self._buffers = _changing_buffers(model)
         self._previous = None if config.outer.is_plain else _flat(self._params)
         self.outer_momentum = outer_momentum
         self._counters_before = self._counter_values()
-        self._dtype = EXCHANGE_DTYPES[config.exchange]
+        self._dtype = COMM_DTYPES[config.comm_dtype]
         self._message = torch.empty(0)
         self._floats_before = None if self._dtype == torch.float32 else _flat(self._tensors()[0])
         self._is_settled = config.optimizer_state != "average"
@@ -118,13 +118,13 @@ class Averager:
             values.zero_()
         else:
             values *= weight
-        sent = self._message.to(self._member.sums_on)
+        sent = self._message.to(self._group.sums_on)
         with _told_of_lost_peers(rank, round_index):
             if self._dtype == torch.float32:
-                self._member.all_reduce(sent)
+                self._group.all_reduce(sent)
             else:
-                self._member.all_reduce(sent[: values.numel()], dtype=self._dtype)
-                self._member.all_reduce(sent[values.numel() :])
+                self._group.all_reduce(sent[: values.numel()], dtype=self._dtype)
+                self._group.all_reduce(sent[values.numel() :])
         if wrong:
             raise _diverged(rank, round_index, wrong)
         if sent[-1] > 0:
@@ -161,8 +161,8 @@ class Averager:
         )
 
     def _sum_of(self, own: list[bool]) -> list[int]:
-        sums = torch.tensor(own, dtype=torch.float32, device=self._member.sums_on)
-        self._member.all_reduce(sums)
+        sums = torch.tensor(own, dtype=torch.float32, device=self._group.sums_on)
+        self._group.all_reduce(sums)
         return [int(value) for value in sums.tolist()]
 
     def _before(self, values: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from ..config.fine_tuning import NormalisationConfig
+from ..config.fine_tuning import NormalizationConfig
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -21,43 +21,47 @@ Config = TypeVar("Config", bound="TrainingConfig")
 
 
 @dataclass(frozen=True)
-class Origin:
+class PretrainedModel:
     """A trained model: where it is, what it is of (`packaging.describe`), and its state dict."""
 
     uri: str
-    about: dict[str, Any]
+    model_spec: dict[str, Any]
     state: dict[str, Tensor]
 
     def check(self, config: TrainingConfig, manifest: Manifest) -> None:
-        """Raise UserError where network, images, classes or normalisation are not those of the new training."""
+        """Raise UserError where network, images, classes or normalization are not those of the new training."""
         layers = [layer.model_dump() for layer in config.layers]
-        if (self.about["network"], self.about["layers"]) != (config.network, layers):
-            differs = f"network {self.about['network']}" if self.about["network"] != config.network else "other layers"
+        if (self.model_spec["network"], self.model_spec["layers"]) != (config.network, layers):
+            differs = (
+                f"network {self.model_spec['network']}"
+                if self.model_spec["network"] != config.network
+                else "other layers"
+            )
             raise UserError(f"{self.uri} has {differs}, and network is {config.network}: set the same as it has")
-        theirs, ours = _size(self.about["image"]), _size(manifest.image.model_dump())
+        theirs, ours = _size(self.model_spec["image"]), _size(manifest.image.model_dump())
         if theirs != ours:
             raise UserError(f"{self.uri} takes images of {theirs} and the DataSet has {ours}: vectorize to that size")
-        names = self.about["class_names"]
+        names = self.model_spec["class_names"]
         if names != manifest.class_names and not config.fine_tuning.replace_head:
             raise UserError(
                 f"{self.uri} knows {_classes(names)} and the DataSet has {_classes(manifest.class_names)}: set "
                 "fine_tuning.replace_head=true to learn other classes"
             )
-        given = config.normalisation
-        if given.mean and (given.mean, given.std) != (self.about["mean"], self.about["std"]):
+        given = config.normalization
+        if given.mean and (given.mean, given.std) != (self.model_spec["mean"], self.model_spec["std"]):
             raise UserError(
-                f"normalisation is {given.mean}, {given.std} and {self.uri} was trained with {self.about['mean']}, "
-                f"{self.about['std']}: leave normalisation out"
+                f"normalization is {given.mean}, {given.std} and {self.uri} was trained with "
+                f"{self.model_spec['mean']}, {self.model_spec['std']}: leave normalization out"
             )
 
 
-def normalised_as(config: Config, about: dict[str, Any]) -> Config:
-    """`config` with the normalisation of a model, which its first layers were trained with."""
-    normalisation = NormalisationConfig(mean=about["mean"], std=about["std"])
-    return config.model_copy(update={"normalisation": normalisation})
+def normalized_as(config: Config, model_spec: dict[str, Any]) -> Config:
+    """`config` with the normalization of a model, which its first layers were trained with."""
+    normalization = NormalizationConfig(mean=model_spec["mean"], std=model_spec["std"])
+    return config.model_copy(update={"normalization": normalization})
 
 
-def begin(model: Classifier, origin: Origin, config: TrainingConfig, manifest: Manifest) -> None:
+def load_pretrained(model: Classifier, origin: PretrainedModel, config: TrainingConfig, manifest: Manifest) -> None:
     """Give `model` (of `config` and `manifest`, fresh) the state of `origin`, but for a head that is replaced.
 
     Raises UserError where they do not fit.

@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from ..dataset.reader import Examples
 
 
-def normalisation(config: TrainingConfig, manifest: Manifest) -> tuple[list[float], list[float]]:
+def normalization(config: TrainingConfig, manifest: Manifest) -> tuple[list[float], list[float]]:
     """Mean and deviation by channel: the config's, else the DataSet's. Raises UserError for too few or too many."""
-    given, channels = config.normalisation, manifest.image.channels
+    given, channels = config.normalization, manifest.image.channels
     if given.mean and len(given.mean) != channels:
         raise UserError(
-            f"normalisation.mean has {len(given.mean)} values and images have {channels} channels: give one for each"
+            f"normalization.mean has {len(given.mean)} values and images have {channels} channels: give one for each"
         )
     return (given.mean, given.std) if given.mean else (manifest.mean, manifest.std)
 
 
 def build_model(config: TrainingConfig, manifest: Manifest) -> Classifier:
     """The network of a config for a DataSet's images and classes, with fresh parameters, some of them frozen."""
-    mean, std = normalisation(config, manifest)
+    mean, std = normalization(config, manifest)
     model = build_classifier(
         config.network,
         layers=config.layers,

@@ -91,7 +91,7 @@ def describe(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """What a state dict is of: images, classes, network and normalisation (empty: the DataSet's), as JSON values."""
+    """What a state dict is of: images, classes, network and normalization (empty: the DataSet's), as JSON values."""
     return {
         "image": manifest.image.model_dump(),
         "class_names": list(manifest.class_names),

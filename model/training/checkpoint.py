@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from ..dataset.sampler import Leg
+from ..dataset.sampler import Stage
 from ..errors import DamagedError, RetryableError
 from ..storage import filesystem
 
-VERSION = 3
+VERSION = 4
 _DIGEST_BYTES = 32
-_NAME = re.compile(r"^epoch-(\d{6})(?:-leg-(\d{3})-round-(\d{9}))?\.pt$")
+_NAME = re.compile(r"^epoch-(\d{6})(?:-(?:stage|leg)-(\d{3})-round-(\d{9}))?\.pt$")
 log = logging.getLogger(__name__)
 
 
@@ -42,23 +42,23 @@ class Checkpoint:
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_model: dict[str, torch.Tensor] = field(default_factory=dict)
-    legs: tuple[Leg, ...] = ()
+    stages: tuple[Stage, ...] = ()
     num_steps: int = 0
     running: dict[str, float] = field(default_factory=dict)
     timeline: list[dict[str, Any]] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
+    model_spec: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ends_epoch(self) -> bool:
         """Whether no epoch is begun."""
-        return not self.legs
+        return not self.stages
 
     @property
     def name(self) -> str:
         """The name of its file; names sort in the order of training."""
         if self.ends_epoch:
             return f"epoch-{self.epoch:06d}.pt"
-        return f"epoch-{self.epoch:06d}-leg-{len(self.legs):03d}-round-{self.legs[-1].num_rounds:09d}.pt"
+        return f"epoch-{self.epoch:06d}-stage-{len(self.stages):03d}-round-{self.stages[-1].num_rounds:09d}.pt"
 
 
 def save(folder_uri: str, checkpoint: Checkpoint, *, keep_last: int = 2, keep_every_epochs: int | None = None) -> None:
@@ -108,18 +108,20 @@ def load(uri: str) -> Checkpoint:
     except Exception as error:  # torch raises many kinds for what is no checkpoint
         raise DamagedError(f"{uri}: not a readable checkpoint ({type(error).__name__})") from error
     version = content.pop("version")
-    if version != VERSION:
+    if version == 3:
+        content |= {"stages": content.pop("legs"), "model_spec": content.pop("about")}
+    elif version != VERSION:
         raise RetryableError(
             f"{uri}: checkpoint version {version}, this Shardmean reads {VERSION}; use a matching version"
         )
-    legs = tuple(Leg(*leg) for leg in content.pop("legs"))
-    return Checkpoint(**content, legs=legs)
+    stages = tuple(Stage(*stage) for stage in content.pop("stages"))
+    return Checkpoint(**content, stages=stages)
 
 
 def _plain(checkpoint: Checkpoint) -> dict[str, Any]:
     # Not dataclasses.asdict: it would copy every tensor.
     values = {one.name: getattr(checkpoint, one.name) for one in fields(checkpoint)}
-    return values | {"legs": [list(leg) for leg in checkpoint.legs]}
+    return values | {"stages": [list(stage) for stage in checkpoint.stages]}
 
 
 def _names(folder_uri: str) -> list[str]:

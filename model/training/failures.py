@@ -18,7 +18,7 @@ ORDER = ("user", "diverged", "world", "bug", "peer")
 log = logging.getLogger(__name__)
 
 
-def cause(failures: list[Failure]) -> Exception:
+def primary_failure(failures: list[Failure]) -> Exception:
     """The error to show for what workers gave back as failures; the traces of all that are not peers' are logged."""
     first = min(failures, key=lambda f: (ORDER.index(f.kind), f.rank))
     for failure in failures:
@@ -39,13 +39,15 @@ def _where(failure: Failure) -> str:
     return f"worker {failure.rank} on {failure.host}"
 
 
-def blame(error: RetryableError, said: Mapping[int, Progress], abort_reason: str) -> RetryableError:
+def describe_lost_worker(
+    error: RetryableError, last_reports: Mapping[int, Progress], abort_reason: str
+) -> RetryableError:
     """`error` with the lost worker, its host and the round in which it was last heard of."""
     if not isinstance(error, LostWorkerError):
         return error
     where = "a worker"
     if error.rank is not None:
-        last = said.get(error.rank)
+        last = last_reports.get(error.rank)
         heard = f" on {last.host}, last heard of in round {last.round_index}," if last else ""
         where = f"worker {error.rank}{heard}"
     return RetryableError(f"{where} was lost: {error}" + (f" ({abort_reason})" if abort_reason else ""))

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Self
 
-from ..distributed.rendezvous import Meeting
+from ..distributed.rendezvous import Rendezvous
 from ..errors import LostWorkerError, RetryableError
 from .worker_runtime import attempt
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from .messages import Failure, Report, Task, Work
 
 
-class LocalTransport:
+class LocalLauncher:
     """Runs one worker in this process, several in processes of their own that stay for the next call."""
 
     def __init__(self, num_workers: int, device: str = "cpu") -> None:
-        self.meeting = Meeting()
+        self.rendezvous = Rendezvous()
         self._device = device
         self._num_workers = num_workers
         self._pool: ProcessPoolExecutor | None = None

@@ -8,17 +8,17 @@ from .checkpoint import Checkpoint
 from .phase_timer import PHASES
 
 if TYPE_CHECKING:
-    from ..dataset.sampler import EpochPlan, Leg
+    from ..dataset.sampler import EpochPlan, Stage
     from ..evaluation.evaluator import Evaluation
     from .messages import Report
 
 
-MAX_MOMENTS = 500
+MAX_TIMINGS = 500
 
 
 def merged(
     state: Checkpoint,
-    legs: tuple[Leg, ...],
+    stages: tuple[Stage, ...],
     reports: list[Report],
     evaluation: Evaluation | None,
     plan: EpochPlan,
@@ -32,21 +32,21 @@ def merged(
     """
     first = reports[0].state
     assert first is not None, "rank 0 reports the averaged state"
-    running = _running(state, reports, plan, legs, seconds=seconds, retry_s=retry_s)
+    running = _running(state, reports, plan, stages, seconds=seconds, retry_s=retry_s)
     ended = evaluation is not None
     return Checkpoint(
         epoch=state.epoch + ended,
         model=first["model"],
         optimizers=[report.state["optimizer"] for report in reports if report.state is not None],
         outer_momentum=first["outer_momentum"],
-        history=[*state.history, _figures(running, evaluation)] if evaluation else state.history,
+        history=[*state.history, _epoch_metrics(running, evaluation)] if evaluation else state.history,
         best_epoch=state.best_epoch,
         best_model=state.best_model,
-        legs=() if ended else legs,
-        num_steps=state.num_steps + _num_steps(state, legs, plan),
+        stages=() if ended else stages,
+        num_steps=state.num_steps + _num_steps(state, stages, plan),
         running={} if ended else running,
-        timeline=[*state.timeline, _moment(state, reports, seconds)][-MAX_MOMENTS:],
-        about=state.about,
+        timeline=[*state.timeline, _segment_timing(state, reports, seconds)][-MAX_TIMINGS:],
+        model_spec=state.model_spec,
     )
 
 
@@ -54,7 +54,7 @@ def _running(
     state: Checkpoint,
     reports: list[Report],
     plan: EpochPlan,
-    legs: tuple[Leg, ...],
+    stages: tuple[Stage, ...],
     *,
     seconds: float,
     retry_s: float,
@@ -64,7 +64,7 @@ def _running(
         "num_examples": float(sum(report.num_examples for report in reports)),
         "loss_sum": sum(report.loss_sum for report in reports),
         "seconds": seconds,
-        "rounds": float(legs[-1].num_rounds - _rounds_before(state, legs)),
+        "rounds": float(stages[-1].num_rounds - _rounds_before(state, stages)),
         "retry_s": retry_s,
         "spark_s": seconds - retry_s - max(sum(_own(report).values()) for report in reports),
     }
@@ -79,16 +79,16 @@ def _own(report: Report) -> dict[str, float]:
     return {phase: report.seconds.get(phase, 0.0) for phase in PHASES}
 
 
-def _rounds_before(state: Checkpoint, legs: tuple[Leg, ...]) -> int:
-    return state.legs[-1].num_rounds if len(state.legs) == len(legs) else 0
+def _rounds_before(state: Checkpoint, stages: tuple[Stage, ...]) -> int:
+    return state.stages[-1].num_rounds if len(state.stages) == len(stages) else 0
 
 
-def _num_steps(state: Checkpoint, legs: tuple[Leg, ...], plan: EpochPlan) -> int:
+def _num_steps(state: Checkpoint, stages: tuple[Stage, ...], plan: EpochPlan) -> int:
     per_round = plan.minibatches_per_round
-    return min(legs[-1].num_rounds * per_round, plan.num_steps) - _rounds_before(state, legs) * per_round
+    return min(stages[-1].num_rounds * per_round, plan.num_steps) - _rounds_before(state, stages) * per_round
 
 
-def _figures(running: dict[str, float], evaluation: Evaluation) -> dict[str, float]:
+def _epoch_metrics(running: dict[str, float], evaluation: Evaluation) -> dict[str, float]:
     num_examples, seconds = running["num_examples"], running["seconds"]
     workers = {name: value for name, value in running.items() if name.startswith("worker_")}
     return {
@@ -106,7 +106,7 @@ def _figures(running: dict[str, float], evaluation: Evaluation) -> dict[str, flo
 
 
 def _validation(evaluation: Evaluation) -> dict[str, float]:
-    return {f"validation_{name}": value for name, value in evaluation.figures().items()}
+    return {f"validation_{name}": value for name, value in evaluation.metrics().items()}
 
 
 def _means(workers: dict[str, float]) -> dict[str, float]:
@@ -117,7 +117,7 @@ def _means(workers: dict[str, float]) -> dict[str, float]:
     return {phase: sum(found) / len(found) for phase, found in values.items()}
 
 
-def _moment(state: Checkpoint, reports: list[Report], seconds: float) -> dict[str, Any]:
+def _segment_timing(state: Checkpoint, reports: list[Report], seconds: float) -> dict[str, Any]:
     """One segment in the run's timeline: its length, and each worker's seconds by phase, in the phases' order."""
     return {
         "epoch": state.epoch + 1,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..config.training import TrainingConfig
     from ..dataset.manifest import Split
-    from ..dataset.sampler import Leg
+    from ..dataset.sampler import Stage
     from ..distributed.store import Address
     from ..evaluation.evaluator import Evaluation
     from .environment import Environment
@@ -27,7 +27,7 @@ class Rounds:
     epoch: int
     first: int
     stop: int
-    earlier: tuple[Leg, ...] = ()
+    earlier: tuple[Stage, ...] = ()
     first_step: int = 0
     ends_epoch: bool = True
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 PHASES = ("start", "wait", "step", "average", "evaluate")
 
 
-class Clock:
+class PhaseTimer:
     """Seconds by phase of one worker in one segment. A GPU computes beside its worker: `average` waits for it."""
 
     def __init__(self) -> None:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 INTERVAL_S = 2.0
 log = logging.getLogger(__name__)
 
-Ask = Callable[[], Mapping[int, "Progress"]]
-Watch = Callable[[Ask], None]
+GetProgress = Callable[[], Mapping[int, "Progress"]]
+Watch = Callable[[GetProgress], None]
 
 
 @dataclass(frozen=True)
-class Moment:
+class EpochProgress:
     """How far an epoch is: examples seen of it and of the training, their mean loss in the segment, and the rates."""
 
     epoch: int
@@ -32,19 +32,19 @@ class Moment:
     worker_rates: dict[int, float]
 
 
-OnProgress = Callable[[Moment], None]
+OnProgress = Callable[[EpochProgress], None]
 
 
 @contextmanager
-def every(interval_s: float, say: Callable[[], None]) -> Iterator[None]:
-    """Call `say` in a thread every `interval_s` seconds until the block ends; its errors are logged, once each."""
+def run_periodically(interval_s: float, work: Callable[[], None]) -> Iterator[None]:
+    """Call `work` in a thread every `interval_s` seconds until the block ends; its errors are logged, once each."""
     done = threading.Event()
     logged: set[str] = set()
 
     def loop() -> None:
         while not done.wait(interval_s):
             try:
-                say()
+                work()
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"
                 if text not in logged:
@@ -61,7 +61,7 @@ def every(interval_s: float, say: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def watched(
+def progress_reporter(
     name: str, num_examples: int, *, epoch: int, num_before: int = 0, on_progress: OnProgress | None = None
 ) -> Iterator[Watch]:
     """Log the workers' examples, loss and rates while the block runs; the block says whom to ask.
@@ -69,34 +69,34 @@ def watched(
     `num_examples` are the epoch's, `num_before` those that earlier segments of it saw. `on_progress` hears it too.
     """
     started = time.monotonic()
-    asks: list[Ask] = []
+    getters: list[GetProgress] = []
 
-    def say() -> None:
-        said = asks[-1]() if asks else {}
-        seen = sum(progress.num_examples for progress in said.values())
+    def log_progress() -> None:
+        last_reports = getters[-1]() if getters else {}
+        seen = sum(progress.num_examples for progress in last_reports.values())
         elapsed = time.monotonic() - started
         if not seen:
             log.info("%s: workers are starting, %.0f s", name, elapsed)
             return
-        moment = Moment(
+        progress = EpochProgress(
             epoch=epoch,
             num_examples=num_before + seen,
             total_examples=epoch * num_examples + num_before + seen,
-            loss=sum(progress.loss * progress.num_examples for progress in said.values()) / seen,
+            loss=sum(progress.loss * progress.num_examples for progress in last_reports.values()) / seen,
             examples_per_second=seen / elapsed,
-            worker_rates={rank: progress.num_examples / elapsed for rank, progress in said.items()},
+            worker_rates={rank: progress.num_examples / elapsed for rank, progress in last_reports.items()},
         )
-        share = 100 * moment.num_examples / num_examples
+        share = 100 * progress.num_examples / num_examples
         log.info(
             "%s: %d of %d examples (%.0f %%), loss %.4f, %.0f/s%s",
-            name, moment.num_examples, num_examples, share, moment.loss, moment.examples_per_second,
-            _by_worker(moment.worker_rates),
+            name, progress.num_examples, num_examples, share, progress.loss, progress.examples_per_second,
+            _by_worker(progress.worker_rates),
         )  # fmt: skip
         if on_progress is not None:
-            on_progress(moment)
+            on_progress(progress)
 
-    with every(INTERVAL_S, say):
-        yield asks.append
+    with run_periodically(INTERVAL_S, log_progress):
+        yield getters.append
 
 
 def _by_worker(rates: Mapping[int, float]) -> str:
@@ -110,7 +110,7 @@ def _by_worker(rates: Mapping[int, float]) -> str:
     return " (" + ", ".join(f"worker {rank} {rate:.0f}/s" for rank, rate in shown) + ")"
 
 
-class Silence:
+class HangDetector:
     """Notices a worker that says nothing for too long: it hangs, or its machine is gone.
 
     Silence counts from when the first worker spoke, since all start together. The first word has a time of its own.
@@ -123,15 +123,15 @@ class Silence:
         self._start_s: float | None = None
         self._last: dict[int, tuple[Progress | None, float]] = {}
 
-    def complaint(self, said: Mapping[int, Progress], now_s: float) -> str | None:
+    def check(self, last_reports: Mapping[int, Progress], now_s: float) -> str | None:
         """What is wrong with the worker that is furthest behind, or None while all have spoken lately."""
         self._start_s = now_s if self._start_s is None else self._start_s
-        if not said:
+        if not last_reports:
             waited_s = now_s - self._start_s
             text = f"no worker has said a word for {waited_s:.0f} s; wait_for_workers_s and timeout_s are the limit"
             return text if waited_s > self._first_word_s else None
         for rank in range(self._num_workers):
-            progress = said.get(rank)
+            progress = last_reports.get(rank)
             if rank not in self._last or self._last[rank][0] != progress:
                 self._last[rank] = (progress, now_s)
         silent = [

@@ -11,38 +11,38 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ..config.training import LOWEST_IS_BEST
-from ..dataset.sampler import EpochPlan, Leg
+from ..dataset.sampler import EpochPlan, Stage
 from ..errors import FailedWorkerError, LostLauncherError, RetryableError, UserError
 from ..evaluation.evaluator import Evaluation
-from ..optimization.fine_tuning import Origin, begin
-from ..optimization.replica import build_model, normalisation
+from ..optimization.fine_tuning import PretrainedModel, load_pretrained
+from ..optimization.replica import build_model, normalization
 from ..serving.image_model import describe
 from .checkpoint import Checkpoint
 from .environment import this_environment
-from .failures import blame, cause
+from .failures import describe_lost_worker, primary_failure
 from .merge import merged
 from .messages import Failure, ReplicaState, Report, Rounds, Task, Work
-from .progress import Ask, OnProgress, Silence, Watch, every, watched
+from .progress import GetProgress, HangDetector, OnProgress, Watch, progress_reporter, run_periodically
 from .worker import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from ..config.training import FigureName, TrainingConfig
+    from ..config.training import MetricName, TrainingConfig
     from ..dataset.manifest import Split
     from ..dataset.reader import Dataset
-    from ..distributed.rendezvous import Meeting
+    from ..distributed.rendezvous import Rendezvous
     from ..distributed.store import Address, Progress
 
 GRACE_S = 5
 log = logging.getLogger(__name__)
 
 
-class Transport(Protocol):
+class Launcher(Protocol):
     """How tasks reach workers: all of a call run side by side, and each gives a report or a failure."""
 
-    meeting: Meeting
+    rendezvous: Rendezvous
 
     def num_slots(self) -> int:
         """Workers that can run side by side now."""
@@ -58,7 +58,7 @@ class Transport(Protocol):
 
 
 @dataclass(frozen=True)
-class Training:
+class Trainer:
     """A config, the DataSet it trains on, the transport to its workers, and who hears of progress within an epoch.
 
     `origin` is what a fine-tuning starts from; it needs the config that `starting.normalised_as` gives.
@@ -66,9 +66,9 @@ class Training:
 
     config: TrainingConfig
     dataset: Dataset
-    transport: Transport
+    launcher: Launcher
     on_progress: OnProgress | None = None
-    origin: Origin | None = None
+    origin: PretrainedModel | None = None
 
     def fit(self, start: Checkpoint | None, on_state: Callable[[Checkpoint], None]) -> Checkpoint:
         """Train to the last epoch from `start` (None: from fresh parameters); `on_state` sees each segment's state."""
@@ -99,16 +99,16 @@ class Training:
             torch.manual_seed(config.seed)
             model = build_model(config, manifest)
         if self.origin is not None:
-            begin(model, self.origin, config, manifest)
-        mean, std = normalisation(config, manifest)
-        about = describe(manifest, config.network, layers=config.layers, mean=mean, std=std)
-        return Checkpoint(0, dict(model.state_dict()), [None], about=about)
+            load_pretrained(model, self.origin, config, manifest)
+        mean, std = normalization(config, manifest)
+        model_spec = describe(manifest, config.network, layers=config.layers, mean=mean, std=std)
+        return Checkpoint(0, dict(model.state_dict()), [None], model_spec=model_spec)
 
     def evaluate(self, model: dict[str, Any], split: Split) -> Evaluation:
         """Evaluate a model state on one split, all workers taking part."""
 
         def tasks() -> tuple[list[ReplicaState], dict[str, Any]]:
-            num_workers = max(1, min(self.config.num_workers, self.transport.num_slots()))
+            num_workers = max(1, min(self.config.num_workers, self.launcher.num_slots()))
             return [{"model": model}] * num_workers, {"split": split}
 
         return _evaluation(self._run(evaluate_split, tasks)[0])
@@ -119,29 +119,31 @@ class Training:
         name = f"epoch {state.epoch + 1}"
         num_before = round(state.running.get("num_examples", 0))
         total = self.dataset.manifest.num_examples("train")
-        legs: tuple[Leg, ...] = ()
+        stages: tuple[Stage, ...] = ()
 
         def tasks() -> tuple[list[ReplicaState], dict[str, Any]]:
-            nonlocal legs
-            legs, rounds = self._next_rounds(state)
-            return _states(state, legs[-1].num_workers), {"rounds": rounds}
+            nonlocal stages
+            stages, rounds = self._next_rounds(state)
+            return _states(state, stages[-1].num_workers), {"rounds": rounds}
 
-        with watched(name, total, num_before=num_before, epoch=state.epoch, on_progress=self.on_progress) as watch:
+        with progress_reporter(
+            name, total, num_before=num_before, epoch=state.epoch, on_progress=self.on_progress
+        ) as watch:
             reports, retry_s = self._run(train_rounds, tasks, watch=watch)
         evaluation = _evaluation(reports) if reports[0].evaluation is not None else None
         seconds = time.monotonic() - started
-        new = merged(state, legs, reports, evaluation, self._plan(state, legs), seconds=seconds, retry_s=retry_s)
+        new = merged(state, stages, reports, evaluation, self._plan(state, stages), seconds=seconds, retry_s=retry_s)
         seen = new.running["num_examples"] if not new.ends_epoch else new.history[-1]["examples"]
         assert new.ends_epoch is (seen == total), "every example is seen exactly once an epoch"
         return self._judged(new) if new.ends_epoch else new
 
-    def _next_rounds(self, state: Checkpoint) -> tuple[tuple[Leg, ...], Rounds]:
+    def _next_rounds(self, state: Checkpoint) -> tuple[tuple[Stage, ...], Rounds]:
         """The epoch's legs, the last of which this segment is in, as they are after it; and the segment's rounds."""
         num_workers = self._num_workers(state)
-        *earlier, last = state.legs or (Leg(num_workers, 0),)
+        *earlier, last = state.stages or (Stage(num_workers, 0),)
         if last.num_workers != num_workers:
             log.warning("going on with %d workers in place of %d", num_workers, last.num_workers)
-            earlier, last = [*earlier, last] if last.num_rounds else earlier, Leg(num_workers, 0)
+            earlier, last = [*earlier, last] if last.num_rounds else earlier, Stage(num_workers, 0)
         plan = self._plan(state, (*earlier, last))
         every_rounds = self.config.checkpoint_every_rounds or plan.num_rounds
         stop = min(plan.num_rounds, last.num_rounds + every_rounds)
@@ -153,10 +155,10 @@ class Training:
             first_step=state.num_steps,
             ends_epoch=stop == plan.num_rounds,
         )
-        return (*earlier, Leg(num_workers, stop)), rounds
+        return (*earlier, Stage(num_workers, stop)), rounds
 
-    def _plan(self, state: Checkpoint, legs: Sequence[Leg]) -> EpochPlan:
-        *earlier, last = legs
+    def _plan(self, state: Checkpoint, stages: Sequence[Stage]) -> EpochPlan:
+        *earlier, last = stages
         return plan_training(
             self.config, self.dataset.manifest, epoch=state.epoch, num_workers=last.num_workers, earlier=earlier
         )
@@ -166,7 +168,7 @@ class Training:
         wanted, fewest = self.config.num_workers, self.config.min_workers
         last = len(state.timeline[-1]["workers"]) if state.timeline else wanted
         deadline = time.monotonic() + self.config.wait_for_workers_s
-        while (slots := self.transport.num_slots()) < last and time.monotonic() < deadline:
+        while (slots := self.launcher.num_slots()) < last and time.monotonic() < deadline:
             time.sleep(0.2)
         if slots < fewest:
             raise RetryableError(
@@ -207,13 +209,13 @@ class Training:
         raise AssertionError("the loop ends by return or raise")
 
     def _run_once(self, work: Work, states: list[ReplicaState], *, watch: Watch | None, **other: Any) -> list[Report]:
-        address = self.transport.meeting.new_address()
+        address = self.launcher.rendezvous.new_address()
 
-        def ask() -> Mapping[int, Progress]:
-            return self.transport.meeting.progress(address, len(states))
+        def get_progress() -> Mapping[int, Progress]:
+            return self.launcher.rendezvous.progress(address, len(states))
 
         if watch:
-            watch(ask)
+            watch(get_progress)
         tasks = [
             Task(
                 config=self.config,
@@ -229,34 +231,34 @@ class Training:
             for rank, state in enumerate(states)
         ]
         try:
-            with self._guarded(ask, address, len(states)):
-                results = self.transport.run(work, tasks)
+            with self._guarded(get_progress, address, len(states)):
+                results = self.launcher.run(work, tasks)
         except RetryableError as error:
-            raise blame(error, ask(), self.transport.meeting.abort_reason(address)) from error
+            raise describe_lost_worker(error, get_progress(), self.launcher.rendezvous.abort_reason(address)) from error
         finally:
-            self.transport.meeting.end(address)
+            self.launcher.rendezvous.end(address)
         failures = [result for result in results if isinstance(result, Failure)]
         if failures:
-            raise cause(failures)
+            raise primary_failure(failures)
         return sorted((r for r in results if isinstance(r, Report)), key=lambda report: report.rank)
 
-    def _guarded(self, ask: Ask, address: Address, num_workers: int) -> AbstractContextManager[None]:
+    def _guarded(self, get_progress: GetProgress, address: Address, num_workers: int) -> AbstractContextManager[None]:
         # Peers that wait for a silent worker give up after timeout_s and say so first.
         limit_s = self.config.timeout_s + GRACE_S
-        silence = Silence(num_workers, limit_s, first_word_s=self.config.wait_for_workers_s + limit_s)
+        detector = HangDetector(num_workers, limit_s, first_word_s=self.config.wait_for_workers_s + limit_s)
 
         def look() -> None:
-            complaint = silence.complaint(ask(), time.monotonic())
-            if complaint:
-                self.transport.meeting.abort(address, complaint)
-                self.transport.cancel(complaint)
+            reason = detector.check(get_progress(), time.monotonic())
+            if reason:
+                self.launcher.rendezvous.abort(address, reason)
+                self.launcher.cancel(reason)
 
-        return every(1.0, look)
+        return run_periodically(1.0, look)
 
     def _judged(self, state: Checkpoint) -> Checkpoint:
         metric = self.config.early_stopping.metric
         is_validated = self.dataset.manifest.num_examples("validation") > 0
-        *before, last = (score(figures, metric, is_validated=is_validated) for figures in state.history)
+        *before, last = (score(metrics, metric, is_validated=is_validated) for metrics in state.history)
         if all(last > earlier for earlier in before):
             return replace(state, best_epoch=state.epoch, best_model=state.model)
         return state
@@ -273,15 +275,15 @@ def _states(state: Checkpoint, num_workers: int) -> list[ReplicaState]:
     ]
 
 
-def score(figures: dict[str, float], metric: FigureName, *, is_validated: bool) -> tuple[float, float]:
+def score(metrics: dict[str, float], metric: MetricName, *, is_validated: bool) -> tuple[float, float]:
     """How good an epoch is: greater is better, by a figure of the validation split, then by its lowest loss.
 
     Without a validation split the training loss decides.
     """
     if not is_validated:
-        return -figures["train_loss"], 0.0
-    figure = figures[f"validation_{metric}"]
-    return (-figure if metric in LOWEST_IS_BEST else figure), -figures["validation_loss"]
+        return -metrics["train_loss"], 0.0
+    figure = metrics[f"validation_{metric}"]
+    return (-figure if metric in LOWEST_IS_BEST else figure), -metrics["validation_loss"]
 
 
 def _evaluation(reports: list[Report]) -> Evaluation:

@@ -22,8 +22,8 @@ from ..optimization.averaging import Averager
 from ..optimization.replica import Replica, rate_factor
 from ..storage import filesystem
 from .messages import Report
-from .phase_timer import Clock
-from .worker_runtime import member_of, open_task_dataset, seeded
+from .phase_timer import PhaseTimer
+from .worker_runtime import join_group, open_task_dataset, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ..config.training import TrainingConfig
     from ..dataset.manifest import Manifest, Split
     from ..dataset.reader import Dataset, Examples
-    from ..dataset.sampler import EpochPlan, Leg
-    from ..distributed.rendezvous import Member
+    from ..dataset.sampler import EpochPlan, Stage
+    from ..distributed.rendezvous import WorkerGroup
     from ..distributed.store import Progress
     from ..evaluation.evaluator import Evaluation
     from .messages import ReplicaState, Task
@@ -44,24 +44,24 @@ NUM_MISTAKES = 24
 
 def train_rounds(task: Task, device: str) -> Report:
     """One worker's part of a segment: local steps, an averaging every round, and at the epoch's end its validation."""
-    clock = Clock()
+    timer = PhaseTimer()
     dataset = open_task_dataset(task)
-    with seeded(task, device), member_of(task, device, sums=True) as member:
-        return _train(task, dataset, member, device, clock)
+    with seeded(task, device), join_group(task, device, sums=True) as group:
+        return _train(task, dataset, group, device, timer)
 
 
 def evaluate_split(task: Task, device: str) -> Report:
     """One worker's part of evaluating `task.split` with the model in `task.state`."""
     dataset = open_task_dataset(task)
-    with seeded(task, device), member_of(task, device, sums=False) as member:
+    with seeded(task, device), join_group(task, device, sums=False) as group:
         replica = Replica(task.config, dataset.manifest, device)
         replica.model.load_state_dict(task.state["model"])
-        part = _evaluate(task, replica, dataset, task.split, member)
+        part = _evaluate(task, replica, dataset, task.split, group)
     return Report(task.rank, socket.gethostname(), evaluation=part)
 
 
 def plan_training(
-    config: TrainingConfig, manifest: Manifest, *, epoch: int, num_workers: int, earlier: Sequence[Leg] = ()
+    config: TrainingConfig, manifest: Manifest, *, epoch: int, num_workers: int, earlier: Sequence[Stage] = ()
 ) -> EpochPlan:
     """The plan of one epoch of a training, or of what its `earlier` legs left."""
     return plan_epoch(
@@ -76,33 +76,33 @@ def plan_training(
     )
 
 
-def _train(task: Task, dataset: Dataset, member: Member, device: str, clock: Clock) -> Report:
+def _train(task: Task, dataset: Dataset, group: WorkerGroup, device: str, timer: PhaseTimer) -> Report:
     assert task.rounds is not None, "a training has rounds"
     rounds, config = task.rounds, task.config
     plan = plan_training(
         config, dataset.manifest, epoch=rounds.epoch, num_workers=task.num_workers, earlier=rounds.earlier
     )
     replica = _replica(task, dataset, device)
-    averager = Averager(replica.model, replica.optimizer, config.averaging, member, task.state["outer_momentum"])
+    averager = Averager(replica.model, replica.optimizer, config.averaging, group, task.state["outer_momentum"])
     ids: list[str] = []
-    with closing(_batches(task, dataset, plan, replica.device, clock)) as batches:
-        clock.lap("start")
+    with closing(_batches(task, dataset, plan, replica.device, timer)) as batches:
+        timer.lap("start")
         for round_index in range(rounds.first, rounds.stop):
             for step in _steps(plan, round_index):
                 batch = next(batches, None)
-                clock.lap("wait")
+                timer.lap("wait")
                 if batch is not None and task.trace_ids:
                     ids += batch.ids
                 _step(task, plan, replica, averager, batch, step, round_index)
-                member.report(partial(_progress, replica, round_index))
-                clock.lap("step")
+                group.report(partial(_progress, replica, round_index))
+                timer.lap("step")
             weight = _round_weight(plan, task, round_index)
             averager.average(weight, rank=task.rank, round_index=round_index, loss=replica.mean_loss)
             if config.averaging.optimizer_state == "reset":
                 replica.reset_optimizer()
-            clock.lap("average")
-    evaluation = _evaluate(task, replica, dataset, "validation", member) if rounds.ends_epoch else None
-    clock.lap("evaluate")
+            timer.lap("average")
+    evaluation = _evaluate(task, replica, dataset, "validation", group) if rounds.ends_epoch else None
+    timer.lap("evaluate")
     return Report(
         rank=task.rank,
         host=socket.gethostname(),
@@ -111,7 +111,7 @@ def _train(task: Task, dataset: Dataset, member: Member, device: str, clock: Clo
         state=_state(replica, averager, task),
         evaluation=evaluation,
         ids=ids,
-        seconds=dict(clock.seconds),
+        seconds=dict(timer.seconds),
     )
 
 
@@ -136,7 +136,9 @@ def _replica(task: Task, dataset: Dataset, device: str) -> Replica:
     return replica
 
 
-def _batches(task: Task, dataset: Dataset, plan: EpochPlan, device: torch.device, clock: Clock) -> Generator[Examples]:
+def _batches(
+    task: Task, dataset: Dataset, plan: EpochPlan, device: torch.device, timer: PhaseTimer
+) -> Generator[Examples]:
     assert task.rounds is not None, "a training has rounds"
     first_step = task.rounds.first * plan.minibatches_per_round
     stop_step = min(task.rounds.stop * plan.minibatches_per_round, plan.num_minibatches(task.rank))
@@ -147,13 +149,13 @@ def _batches(task: Task, dataset: Dataset, plan: EpochPlan, device: torch.device
         dataset,
         plan.windows(task.rank, first_step=first_step, stop_step=stop_step),
         "train",
-        batch_size=plan.dealing.batch_size,
+        batch_size=plan.layout.batch_size,
         with_names=task.trace_ids,
         with_keys=task.config.augmentation.is_on,
         # Beside local files a thread costs a CPU worker more than it saves: see docs/performance.md.
         prefetch_batches=prefetch if prefetch is not None else (0 if is_near else 4),
         pin=on_gpu,
-        clock=clock,
+        timer=timer,
     )
 
 
@@ -203,7 +205,7 @@ def _rate_factor(task: Task, plan: EpochPlan, step: int) -> float:
     if schedule.is_constant:
         return 1.0
     # What all workers have seen: the plan tells, so nothing need be exchanged for it.
-    per_epoch = plan.dealing.bounds[-1]
+    per_epoch = plan.layout.bounds[-1]
     num_examples = task.rounds.epoch * per_epoch + plan.examples_after(step)
     return rate_factor(schedule, num_examples, task.config.num_epochs * per_epoch)
 
@@ -237,13 +239,13 @@ def _on_cpu(value: Any) -> Any:
     return [_on_cpu(item) for item in value] if isinstance(value, list) else value
 
 
-def _evaluate(task: Task, replica: Replica, dataset: Dataset, split: Split, member: Member) -> Evaluation:
+def _evaluate(task: Task, replica: Replica, dataset: Dataset, split: Split, group: WorkerGroup) -> Evaluation:
     rows = [shard.num_examples for shard in dataset.manifest.shards_of(split)]
     plan = plan_evaluation(rows, num_workers=task.num_workers, batch_size=EVALUATION_BATCH)
     beats = itertools.count(task.rounds.stop if task.rounds else 0)
 
     def beat() -> None:
         # A report that changes shows life.
-        member.report(lambda last: replace(last, round_index=next(beats)))
+        group.report(lambda last: replace(last, round_index=next(beats)))
 
     return evaluate(replica.model, dataset, plan, task.rank, split, num_mistakes=NUM_MISTAKES, beat=beat)

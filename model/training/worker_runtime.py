@@ -15,8 +15,8 @@ from torch.distributed import DistError
 from ..dataset.manifest import load_manifest
 from ..dataset.reader import Dataset
 from ..dataset.shard_cache import ShardCache, cache_folder
-from ..distributed.rendezvous import Member
-from ..distributed.store import Board, Progress
+from ..distributed.rendezvous import WorkerGroup
+from ..distributed.store import Progress, WorkerStore
 from ..errors import DivergedError, PeerError, RetryableError, UserError
 from ..storage import filesystem
 from .environment import this_environment
@@ -47,14 +47,14 @@ def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report |
 
 def _attempted(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
     try:
-        _board(task).tell(Progress(socket.gethostname()))
+        _store(task).publish_progress(Progress(socket.gethostname()))
         this_environment().check_same(task.environment)
         return _within_memory(work, task, device if isinstance(device, str) else device())
     except Exception as error:
         failure = Failure(task.rank, socket.gethostname(), *_described(task, error))
         # Peers may wait for this worker already, whether it came to meet them or not.
         with suppress(RuntimeError):
-            _board(task).leave(error)
+            _store(task).mark_done(error)
         return failure
 
 
@@ -71,8 +71,8 @@ def _within_memory(work: Work, task: Task, device: str) -> Report:
         raise UserError(f"{device} has too little memory: {f'{error}'.split('. GPU ')[0]}; {remedy}") from error
 
 
-def _board(task: Task) -> Board:
-    return Board(task.address, rank=task.rank, timeout_s=task.config.timeout_s)
+def _store(task: Task) -> WorkerStore:
+    return WorkerStore(task.address, rank=task.rank, timeout_s=task.config.timeout_s)
 
 
 def _described(task: Task, error: Exception) -> tuple[str, str, str]:
@@ -97,9 +97,9 @@ def open_dataset(uri: str, digest: str, *, cache_bytes: int = 0) -> Dataset:
     return Dataset(uri, load_manifest(uri, digest), cache)
 
 
-def member_of(task: Task, device: str, *, sums: bool) -> Member:
+def join_group(task: Task, device: str, *, sums: bool) -> WorkerGroup:
     """The task's place among the workers of its segment; those that train sum, those that evaluate only report."""
-    return Member(
+    return WorkerGroup(
         task.address,
         rank=task.rank,
         num_workers=task.num_workers,

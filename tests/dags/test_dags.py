@@ -67,7 +67,7 @@ def test_fields_carry_the_schemas_limits(parsed: dict[str, dict[str, list]]) -> 
     assert not re.fullmatch(network["pattern"], "alexnet")
     assert (fields["layers"][0], fields["layers"][1]["items"]) == ([], {"type": "object"})
     assert fields["optimizer.momentum"][1]["exclusiveMaximum"] == 1
-    assert fields["normalisation.mean"][1]["maxItems"] == 3
+    assert fields["normalization.mean"][1]["maxItems"] == 3
     assert fields["averaging.frequency"][0] == "5"
     assert fields["tracking.uri"][1]["type"] == ["null", "string"]
     assert not any(key.startswith(("airflow.", "spark")) for key in fields), "they hold before the form is seen"

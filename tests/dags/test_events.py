@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shardmean.dags.asset_events import datasets_told, version_told
+from shardmean.dags.asset_events import published_datasets, triggering_version
 from shardmean.model.errors import UserError
 
 OLD, NEW, OTHER = "0" * 32, "1" * 32, "2" * 32
@@ -28,17 +28,17 @@ def event(hour: int, dataset_uri: Any, digest: Any = NEW) -> Event:
 
 def test_the_newest_by_time_of_that_dataset_counts():
     events = [event(2, "/digits", NEW), event(1, "/digits", OLD), event(3, "/pets", OTHER)]
-    assert version_told(events, "/digits") == NEW
-    assert version_told(events, "/pets") == OTHER
-    assert version_told(events, "/birds") is None
+    assert triggering_version(events, "/digits") == NEW
+    assert triggering_version(events, "/pets") == OTHER
+    assert triggering_version(events, "/birds") is None
 
 
 @pytest.mark.parametrize("published", ["file:///data/digits", "/data/digits/", "digits"])
 def test_uris_are_compared_as_configs_hold_them(published, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     wanted = tmp_path / "digits" if published == "digits" else "/data/digits"
-    assert version_told([event(1, published)], str(wanted)) == NEW
-    assert version_told([event(1, "s3://bucket/digits?region=a")], "s3://bucket/digits?region=b") is None
+    assert triggering_version([event(1, published)], str(wanted)) == NEW
+    assert triggering_version([event(1, "s3://bucket/digits?region=a")], "s3://bucket/digits?region=b") is None
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,16 @@ def test_uris_are_compared_as_configs_hold_them(published, monkeypatch, tmp_path
 )
 def test_events_made_by_hand_tell_nothing_unless_they_name_a_version(extra):
     by_hand = Event(datetime(2026, 1, 2, tzinfo=UTC), extra)
-    assert version_told([event(1, "/digits", OLD), by_hand], "/digits") == OLD
-    assert datasets_told([by_hand]) == "no DataSet that has a name"
+    assert triggering_version([event(1, "/digits", OLD), by_hand], "/digits") == OLD
+    assert published_datasets([by_hand]) == "no DataSet that has a name"
 
 
 def test_a_password_is_refused_in_the_runs_uri_and_equals_nothing_in_an_event():
     told = [event(1, "s3://user:secret@bucket/digits")]
-    assert version_told(told, "/digits") is None
+    assert triggering_version(told, "/digits") is None
     with pytest.raises(UserError, match="a URI must hold no password"):
-        version_told(told, "s3://user:secret@bucket/digits")
+        triggering_version(told, "s3://user:secret@bucket/digits")
 
 
 def test_datasets_are_named_once_each():
-    assert datasets_told([event(1, "/pets"), event(2, "/birds"), event(3, "/pets")]) == "/birds, /pets"
+    assert published_datasets([event(1, "/pets"), event(2, "/birds"), event(3, "/pets")]) == "/birds, /pets"

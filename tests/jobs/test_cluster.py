@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from shardmean.jobs.train.job import train
-from shardmean.jobs.train.run_directory import folder_of
+from shardmean.jobs.train.run_directory import directory_of
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.storage.lease import Lease
 from shardmean.model.training import checkpoint
@@ -192,7 +192,7 @@ def test_the_training_alone_asks_for_gpus_and_each_task_gets_its_own(tmp_path):
 
 def test_a_second_driver_is_refused_and_changes_nothing(cluster_job, run_cli):
     file, job = cluster_job(spark={"spark.master": "local[2]"})
-    folder = Path(folder_of(job, load_manifest(job.dataset_uri).digest))
+    folder = Path(directory_of(job, load_manifest(job.dataset_uri).digest))
     with Lease(str(folder), what="this training"):
         second = run_cli("train", "--config", str(file))
     assert second.code == 1, second.text

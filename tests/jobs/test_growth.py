@@ -37,8 +37,8 @@ def read_paths(monkeypatch):
         read.extend(item.path for item in task.items)
         return original(task, job, class_names)
 
-    original = shardmean.jobs.vectorize.job.update.vectorize_partition
-    monkeypatch.setattr(shardmean.jobs.vectorize.job.update, "vectorize_partition", spy)
+    original = shardmean.jobs.vectorize.update.vectorize_partition
+    monkeypatch.setattr(shardmean.jobs.vectorize.update, "vectorize_partition", spy)
     return read
 
 
@@ -135,7 +135,7 @@ def test_a_first_run_writes_no_shard_twice(pile, monkeypatch):
     def rewrite(*_):
         pytest.fail("a shard was written anew")
 
-    monkeypatch.setattr(shardmean.jobs.vectorize.job.update, "rewrite", rewrite)
+    monkeypatch.setattr(shardmean.jobs.vectorize.update, "rewrite", rewrite)
     pile.write({f"a/{number}": number for number in range(400)})
     pile.run()
     assert len(check_whole(pile.uri).shards) > 3 * MAX_SMALL

@@ -99,13 +99,13 @@ def test_a_reliability_diagram_shows_shares_and_counts():
     num_M = found.calibration.num_M
     assert [bar.get_height() for bar in lower.patches] == num_M[num_M > 0].tolist()
     assert [bar.get_height() for bar in upper.patches] == found.calibration.accuracies()[num_M > 0].tolist()
-    assert f"{found.figures()['ece']:.2%}" in upper.get_title()
+    assert f"{found.metrics()['ece']:.2%}" in upper.get_title()
 
 
-def test_no_and_many_mistakes_of_colour_images_are_drawn():
-    coloured = replace(MISTAKE, pixels_CHW=np.zeros((3, 8, 8), np.uint8))
+def test_no_and_many_mistakes_of_color_images_are_drawn():
+    colored = replace(MISTAKE, pixels_CHW=np.zeros((3, 8, 8), np.uint8))
     for count in (0, 1, 24):
-        figure = plots.worst_mistakes(evaluation(2, *[coloured] * count), ["a", "b"], "test")
+        figure = plots.worst_mistakes(evaluation(2, *[colored] * count), ["a", "b"], "test")
         assert sum(bool(axes.images) for axes in figure.axes) == count
         assert draw(figure)
 

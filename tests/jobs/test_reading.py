@@ -19,7 +19,7 @@ from shardmean.jobs.vectorize.shard_task import PartitionTask, vectorize_partiti
 from shardmean.jobs.vectorize.source.items import Item
 from shardmean.jobs.vectorize.source.reader import NUM_READ_AHEAD, READ_AHEAD_BYTES
 from shardmean.jobs.vectorize.source.scan import scan
-from shardmean.jobs.vectorize.update import OF_THE_WORLD
+from shardmean.jobs.vectorize.update import RETRYABLE_REASONS
 from shardmean.model.config.image import ImageConfig
 from shardmean.model.errors import ImageRejectedError, RetryableError
 from shardmean.model.storage import filesystem
@@ -64,7 +64,7 @@ def test_one_file_on_a_bad_disk_does_not_stop_the_others(images, reasons):
     # Linux gives an input/output error (EIO) to whoever reads the first bytes of a process's memory.
     (images / "a" / "bad.png").symlink_to("/proc/self/mem")
     assert reasons(images) == {None: 20, "not_readable": 1}
-    assert "not_readable" in OF_THE_WORLD, "the next run tries again"
+    assert "not_readable" in RETRYABLE_REASONS, "the next run tries again"
 
 
 def test_objects_that_may_not_be_read_are_rejected_one_by_one(new_bucket, images, reasons, monkeypatch):
@@ -122,13 +122,13 @@ def test_no_more_is_read_ahead_than_memory_is_meant_for(sizes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shardmean.jobs.vectorize.source.reader, "read_item", read)
         read_bytes = 0
-        for number, content in enumerate(shardmean.jobs.vectorize.source.reader.contents(items, config)):
+        for number, content in enumerate(shardmean.jobs.vectorize.source.reader.read_ahead(items, config)):
             if sizes[number] > config.max_file_bytes:
                 assert isinstance(content, ImageRejectedError)
                 assert (content.reason, str(sizes[number]) in content.detail) == ("too_large", True)
                 continue
             assert content == items[number].path.encode(), "in order"
-            ahead = sum(started) - read_bytes
-            assert ahead <= max(READ_AHEAD_BYTES, sizes[number])
+            prefetch = sum(started) - read_bytes
+            assert prefetch <= max(READ_AHEAD_BYTES, sizes[number])
             read_bytes += sizes[number]
             assert len(started) <= number + 1 + 2 * NUM_READ_AHEAD

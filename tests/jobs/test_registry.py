@@ -56,8 +56,8 @@ class Shelf:
         image_model.save_model(classifier, m, "small_cnn", dict(net.state_dict()))
         return str(self.client.create_model_version(NAME, source=str(folder)).version)
 
-    def set_aliases(self, version: str, rival_accuracy=lambda _rival: 0.6) -> list[str]:
-        return registry.set_aliases(self.client, NAME, version, self.manifest, "test", 0.7, rival_accuracy)
+    def set_aliases(self, version: str, champion_metrics=lambda _rival: 0.6) -> list[str]:
+        return registry.set_aliases(self.client, NAME, version, self.manifest, "test", 0.7, champion_metrics)
 
     def champion_now(self) -> str:
         return str(self.client.get_model_version_by_alias(NAME, "champion").version)

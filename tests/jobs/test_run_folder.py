@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from shardmean.jobs.config.job import TrackingConfig
 from shardmean.jobs.train.job import train
-from shardmean.jobs.train.run_directory import RunFolder, folder_of
+from shardmean.jobs.train.run_directory import RunDirectory, directory_of
 from shardmean.model.errors import RetryableError
 from shardmean.model.storage.lease import Lease
 
@@ -59,7 +59,7 @@ def test_where_mlflow_is_corrected_at_the_end_no_epoch_is_trained_again(job, tmp
     caplog.set_level("INFO")
     other = new_store(tmp_path / "second")
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save", trained)
+        patch.setattr(RunDirectory, "save", trained)
         result = train(job(tracking=other))
     assert "going on after epoch 3 of 3 from the last checkpoint" in caplog.text
     client = mlflow.MlflowClient(other.uri)
@@ -72,7 +72,7 @@ def test_where_mlflow_is_corrected_at_the_end_no_epoch_is_trained_again(job, tmp
 def test_a_run_with_a_key_stays_on_the_version_on_which_it_began(job, tmp_path, monkeypatch, caplog):
     """As a DAG run by hand: it names no version, and a newer one is published before Airflow's retry."""
     first = publish(tmp_path / "set", num_images=40)
-    keyed, save = job(run_key="manual-1"), RunFolder.save
+    keyed, save = job(run_key="manual-1"), RunDirectory.save
 
     def save_and_fail(run, state):
         save(run, state)
@@ -80,7 +80,7 @@ def test_a_run_with_a_key_stays_on_the_version_on_which_it_began(job, tmp_path, 
             raise RetryableError("the world failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save", save_and_fail)
+        patch.setattr(RunDirectory, "save", save_and_fail)
         with pytest.raises(RetryableError, match="the world failed"):
             train(keyed)
     second = publish(tmp_path / "set", num_images=50)
@@ -95,21 +95,21 @@ def test_a_run_with_a_key_stays_on_the_version_on_which_it_began(job, tmp_path, 
 
 def test_one_that_began_on_another_version_meanwhile_is_not_gone_on_with(job):
     keyed = job(run_key="manual-1")
-    with Lease(folder_of(keyed, "a" * 32), what="this training") as lease:
-        RunFolder(keyed, "a" * 32, lease).begin("run", None)
+    with Lease(directory_of(keyed, "a" * 32), what="this training") as lease:
+        RunDirectory(keyed, "a" * 32, lease).begin("run", None)
         with pytest.raises(RetryableError, match=f"begun on version {'a' * 32}; repeat the command"):
-            RunFolder(keyed, "b" * 32, lease)
+            RunDirectory(keyed, "b" * 32, lease)
 
 
 def test_what_makes_a_run_another_one(job):
     one, two = "a" * 32, "b" * 32
     elsewhere = TrackingConfig(uri="http://127.0.0.1:9", artifact_uri="/elsewhere")
-    assert folder_of(job(), one) == folder_of(job(tracking=elsewhere), one)
-    assert folder_of(job(), one) != folder_of(job(), two)
-    assert folder_of(job(), one) != folder_of(job(tracking=TrackingConfig(registered_model="other")), one)
-    assert folder_of(job(run_key="k"), one) == folder_of(job(run_key="k"), two)
+    assert directory_of(job(), one) == directory_of(job(tracking=elsewhere), one)
+    assert directory_of(job(), one) != directory_of(job(), two)
+    assert directory_of(job(), one) != directory_of(job(tracking=TrackingConfig(registered_model="other")), one)
+    assert directory_of(job(run_key="k"), one) == directory_of(job(run_key="k"), two)
     named = [job(run_key="k", dataset_digest=digest) for digest in (one, two)]
-    assert folder_of(named[0], one) != folder_of(named[1], two)
+    assert directory_of(named[0], one) != directory_of(named[1], two)
 
 
 def test_a_finished_run_keeps_its_checkpoints_until_the_next_one_begins(job, tmp_path, monkeypatch):

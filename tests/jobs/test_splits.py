@@ -9,7 +9,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmean.jobs.vectorize.index.split_assignment import Candidates, apportion, decide
+from shardmean.jobs.vectorize.index.split_assignment import Candidates, apportion, assign_splits
 from shardmean.model.config.image import SplitConfig
 
 SHARES = st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(0, 20)).map(
@@ -42,7 +42,7 @@ def test_shares_in_whole_numbers(total, shares):
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=120), SHARES)
 def test_stratified_shares_hold_in_each_class(classes, shares):
-    codes, rejected = decide(candidates(range(len(classes)), classes), config(shares))
+    codes, rejected = assign_splits(candidates(range(len(classes)), classes), config(shares))
     assert not rejected
     for number in set(classes):
         counts = np.bincount(codes[np.array(classes) == number], minlength=3)
@@ -51,10 +51,10 @@ def test_stratified_shares_hold_in_each_class(classes, shares):
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=60), st.lists(st.integers(0, 2), max_size=60), SHARES)
 def test_new_images_fill_what_lacks_and_published_ones_stay(old, new, shares):
-    first, _ = decide(candidates(range(len(old)), old), config(shares))
+    first, _ = assign_splits(candidates(range(len(old)), old), config(shares))
     published = [*first, *[-1] * len(new)]
     classes = np.array([*old, *new])
-    second, _ = decide(candidates(range(len(classes)), classes, published=published), config(shares))
+    second, _ = assign_splits(candidates(range(len(classes)), classes, published=published), config(shares))
     assert (second[: len(old)] == first).all()
     for number in set(new):
         counts = np.bincount(second[classes == number], minlength=3)
@@ -72,7 +72,7 @@ ROWS = st.lists(
 @given(ROWS, st.sampled_from(["random", "stratified"]))
 def test_copies_share_a_split_and_what_is_rejected_has_a_cause(rows, method):
     contents, classes, fixed = (list(column) for column in zip(*rows, strict=True))
-    codes, rejected = decide(candidates(contents, classes, fixed=fixed), config((0.5, 0.25, 0.25), method))
+    codes, rejected = assign_splits(candidates(contents, classes, fixed=fixed), config((0.5, 0.25, 0.25), method))
     for place, content in enumerate(contents):
         copies = [other for other in range(len(rows)) if contents[other] == content]
         assert (codes[place] >= 0) == (place not in rejected)
@@ -92,6 +92,6 @@ def test_copies_share_a_split_and_what_is_rejected_has_a_cause(rows, method):
 @given(st.permutations(range(30)))
 def test_the_order_of_paths_deals_no_one_elsewhere(order):
     for method in ("random", "stratified"):
-        plain, _ = decide(candidates(range(30), [0] * 30), config((0.5, 0.25, 0.25), method))
-        mixed, _ = decide(candidates(order, [0] * 30), config((0.5, 0.25, 0.25), method))
+        plain, _ = assign_splits(candidates(range(30), [0] * 30), config((0.5, 0.25, 0.25), method))
+        mixed, _ = assign_splits(candidates(order, [0] * 30), config((0.5, 0.25, 0.25), method))
         assert (mixed == plain[list(order)]).all()

@@ -11,7 +11,7 @@ from shardmean.jobs.config.job import TrackingConfig, TrainJob
 from shardmean.jobs.tracking.client import connect
 from shardmean.jobs.train.initial_weights import find
 from shardmean.jobs.train.job import train
-from shardmean.jobs.train.run_directory import RunFolder, folder_of
+from shardmean.jobs.train.run_directory import RunDirectory, directory_of
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.errors import UserError
@@ -67,7 +67,7 @@ def test_from_the_champion_with_a_frozen_layer(job, source, tracking):
     before, after = state_of(done.model_version), state_of(tuned.model_version)
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert same == {"body.0.weight", "body.0.bias"}
-    assert tuned.figures["accuracy"] > 0.9, "as its origin's, after one epoch"
+    assert tuned.metrics["accuracy"] > 0.9, "as its origin's, after one epoch"
 
 
 def test_a_new_head_learns_other_classes_and_is_served(job, source, tmp_path, make_images, vectorize_job, tracking):
@@ -86,7 +86,10 @@ def test_a_new_head_learns_other_classes_and_is_served(job, source, tmp_path, ma
         find(f"models:/shardmean/{source[0].model_version}"),
         find(f"models:/shardmean/{tuned.model_version}"),
     )
-    assert (stored.about["mean"], stored.about["std"]) == (origin.about["mean"], origin.about["std"])
+    assert (stored.model_spec["mean"], stored.model_spec["std"]) == (
+        origin.model_spec["mean"],
+        origin.model_spec["std"],
+    )
     assert torch.equal(stored.state["body.3.weight"], origin.state["body.3.weight"])
     files = sorted(images.rglob("*.png"))
     model = mlflow.pyfunc.load_model(f"models:/shardmean/{tuned.model_version}")
@@ -120,12 +123,12 @@ def test_a_run_goes_on_from_what_it_found_though_the_alias_has_moved(job, source
 
     before_any = job(**settings, run_key="before")
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save", killed)
+        patch.setattr(RunDirectory, "save", killed)
         with pytest.raises(KilledError):
             train(before_any)
-    save, after_one = RunFolder.save, job(**settings, run_key="after")
+    save, after_one = RunDirectory.save, job(**settings, run_key="after")
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save", lambda run, state: (save(run, state), killed()))
+        patch.setattr(RunDirectory, "save", lambda run, state: (save(run, state), killed()))
         with pytest.raises(KilledError):
             train(after_one)
     client.set_registered_model_alias("shardmean", "base", whole.model_version)
@@ -133,7 +136,7 @@ def test_a_run_goes_on_from_what_it_found_though_the_alias_has_moved(job, source
     for run in client.search_runs(["1"], "attributes.status = 'FAILED'"):
         client.delete_run(run.info.run_id)
     for again in (train(before_any), train(after_one)):
-        assert again.figures == whole.figures
+        assert again.metrics == whole.metrics
         assert tags(tracking, again.run_id)["started_from"] == f"models:/shardmean/{done.model_version}"
     client.delete_registered_model_alias("shardmean", "base")
     assert train(after_one).run_id == again.run_id, "finished: nothing is looked for"
@@ -142,7 +145,7 @@ def test_a_run_goes_on_from_what_it_found_though_the_alias_has_moved(job, source
 def test_what_a_run_starts_from_is_part_of_its_identity(job):
     def folder(**fine_tuning):
         one = job(fine_tuning=fine_tuning, run_key="nightly")
-        return folder_of(one, "one")
+        return directory_of(one, "one")
 
     several = [folder(), folder(start_from=CHAMPION), folder(start_from=CHAMPION, freeze=["0.*"])]
     assert len({*several, folder(start_from=CHAMPION, replace_head=True)}) == 4
@@ -191,6 +194,6 @@ def test_a_file_of_torchs_that_is_no_checkpoint_is_the_users_mistake(tmp_path):
 
 
 def test_a_checkpoint_tells_what_it_is_of(source):
-    about = checkpoint.load_latest(str(source[1])).about
-    assert about["class_names"] == ["low", "middle", "top"]
-    assert (about["network"], about["image"]["height_px"], len(about["mean"])) == ("lenet", 28, 1)
+    model_spec = checkpoint.load_latest(str(source[1])).model_spec
+    assert model_spec["class_names"] == ["low", "middle", "top"]
+    assert (model_spec["network"], model_spec["image"]["height_px"], len(model_spec["mean"])) == ("lenet", 28, 1)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from shardmean.jobs.spark import state_broadcast
-from shardmean.jobs.spark.barrier import BarrierTransport
+from shardmean.jobs.spark.barrier import BarrierLauncher
 from shardmean.jobs.spark.session import first_cause
-from shardmean.jobs.spark.state_broadcast import no_room, num_bytes, packed
+from shardmean.jobs.spark.state_broadcast import broadcast_states, no_room, num_bytes
 from shardmean.model.config.training import TrainingConfig
-from shardmean.model.distributed.rendezvous import Meeting
+from shardmean.model.distributed.rendezvous import Rendezvous
 from shardmean.model.errors import LostWorkerError, UserError
 from shardmean.model.training.environment import this_environment
 from shardmean.model.training.messages import Report, Rounds, Task
@@ -26,16 +26,16 @@ TOO_LONG = (
 
 
 @pytest.fixture
-def transport(spark):
-    return BarrierTransport(spark, Meeting("127.0.0.1"), 2)
+def launcher(spark):
+    return BarrierLauncher(spark, Rendezvous("127.0.0.1"), 2)
 
 
-def tasks_with(transport, optimizers, *, rounds=None, **config) -> list[Task]:
+def tasks_with(launcher, optimizers, *, rounds=None, **config) -> list[Task]:
     return [
         Task(
             config=TrainingConfig(**config), dataset_uri="", digest="", rank=rank, num_workers=len(optimizers),
             state={"model": MODEL, "optimizer": optimizer, "outer_momentum": None},
-            address=transport.meeting.new_address(), environment=this_environment(), rounds=rounds,
+            address=launcher.rendezvous.new_address(), environment=this_environment(), rounds=rounds,
         )
         for rank, optimizer in enumerate(optimizers)
     ]  # fmt: skip
@@ -46,10 +46,10 @@ def _echo(task: Task, _device: str) -> Report:
 
 
 @pytest.mark.parametrize("large_bytes", [1, 500_000, 10**9])
-def test_each_worker_gets_the_state_that_was_meant_for_it(transport, monkeypatch, large_bytes):
+def test_each_worker_gets_the_state_that_was_meant_for_it(launcher, monkeypatch, large_bytes):
     monkeypatch.setattr(state_broadcast, "LARGE_BYTES", large_bytes)
     optimizers = [{"state": {0: {"step": torch.tensor(rank), "sum": torch.full((9,), rank)}}} for rank in (1.0, 2.0)]
-    reports = transport.run(_echo, tasks_with(transport, optimizers))
+    reports = launcher.run(_echo, tasks_with(launcher, optimizers))
     for report, optimizer in zip(reports, optimizers, strict=True):
         assert report.state.keys() == {"model", "optimizer", "outer_momentum"}
         assert torch.equal(report.state["model"]["weight"], MODEL["weight"])
@@ -70,13 +70,13 @@ def are_there(sent) -> list[bool]:
     return [broadcast._jbroadcast.isValid() for broadcast in sent]
 
 
-def test_what_workers_share_is_broadcast_once_and_let_go(transport, sent):
-    transport.run(_echo, tasks_with(transport, [None, None]))
+def test_what_workers_share_is_broadcast_once_and_let_go(launcher, sent):
+    launcher.run(_echo, tasks_with(launcher, [None, None]))
     assert are_there(sent) == [False]
 
 
-def test_what_an_interrupted_job_was_sent_is_let_go_by_the_next(transport, spark, sent):
-    pack = partial(packed, spark.sparkContext, tasks_with(transport, [None, None]), held=[], is_local=True)
+def test_what_an_interrupted_job_was_sent_is_let_go_by_the_next(launcher, spark, sent):
+    pack = partial(broadcast_states, spark.sparkContext, tasks_with(launcher, [None, None]), live=[], is_local=True)
     with pytest.raises(KeyboardInterrupt), pack():
         raise KeyboardInterrupt
     assert are_there(sent) == [True], "a task that still runs would keep Spark waiting"
@@ -86,25 +86,25 @@ def test_what_an_interrupted_job_was_sent_is_let_go_by_the_next(transport, spark
 
 
 @pytest.mark.parametrize(("policy", "copies"), [("average", 3), ("keep", 5), ("reset", 1)])
-def test_states_over_the_limit_of_results_are_refused_before_a_task_starts(transport, monkeypatch, policy, copies):
+def test_states_over_the_limit_of_results_are_refused_before_a_task_starts(launcher, monkeypatch, policy, copies):
     total_bytes = copies * num_bytes(MODEL)
     monkeypatch.setattr(state_broadcast, "_bytes_of", lambda *_names: total_bytes - 1)
     tasks = tasks_with(
-        transport, [None, None], rounds=Rounds(epoch=0, first=0, stop=1), averaging={"optimizer_state": policy}
+        launcher, [None, None], rounds=Rounds(epoch=0, first=0, stop=1), averaging={"optimizer_state": policy}
     )
     with pytest.raises(UserError, match=r"states are \d+ MiB, more .* raise spark.driver.maxResultSize \(not set\)"):
-        transport.run(_echo, tasks)
+        launcher.run(_echo, tasks)
     monkeypatch.setattr(state_broadcast, "_bytes_of", lambda *_names: total_bytes)
-    assert len(transport.run(_echo, tasks)) == 2
+    assert len(launcher.run(_echo, tasks)) == 2
 
 
-def test_states_over_the_drivers_memory_are_refused_before_a_task_starts(transport, monkeypatch):
+def test_states_over_the_drivers_memory_are_refused_before_a_task_starts(launcher, monkeypatch):
     monkeypatch.setattr(state_broadcast, "COPIES_IN_LOCAL_MODE", 10**6)
-    tasks = tasks_with(transport, [None, None], rounds=Rounds(epoch=0, first=0, stop=1))
+    tasks = tasks_with(launcher, [None, None], rounds=Rounds(epoch=0, first=0, stop=1))
     with pytest.raises(
         UserError, match=r"needs about \d+ MiB of memory, and it has \d+ MiB: raise spark.driver.memory"
     ):
-        transport.run(_echo, tasks)
+        launcher.run(_echo, tasks)
 
 
 @pytest.mark.parametrize(("text", "message"), [

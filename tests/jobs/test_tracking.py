@@ -26,7 +26,7 @@ from shardmean.model.errors import RetryableError
 from shardmean.model.serving import image_model
 from shardmean.model.storage import filesystem
 from shardmean.model.training import checkpoint
-from shardmean.model.training.progress import Moment
+from shardmean.model.training.progress import EpochProgress
 
 from .indexed import Made, publish_indexed
 
@@ -83,9 +83,9 @@ def test_a_whole_training(job, client, dataset):
 
     assert result.split == "test"
     assert result.num_examples == manifest.num_examples("test")
-    for name, value in result.figures.items():
+    for name, value in result.metrics.items():
         assert run.data.metrics[f"test_{name}"] == value
-    assert result.figures["accuracy"] > 0.9
+    assert result.metrics["accuracy"] > 0.9
 
     (given,) = run.inputs.dataset_inputs
     assert given.dataset.digest == manifest.digest == result.dataset_digest
@@ -104,8 +104,8 @@ def test_a_whole_training(job, client, dataset):
     table = pd.read_csv(path)
     assert table["class"].tolist() == manifest.class_names
     assert table.examples.sum() == table.predicted.sum() == result.num_examples
-    assert table.f1.mean() == pytest.approx(result.figures["f1_macro"])
-    assert table.roc_auc.mean() == pytest.approx(result.figures["roc_auc_macro"])
+    assert table.f1.mean() == pytest.approx(result.metrics["f1_macro"])
+    assert table.roc_auc.mean() == pytest.approx(result.metrics["roc_auc_macro"])
     assert (table.roc_auc_bound == 0).all(), "few rows: the areas are exact"
 
     version = client.get_model_version("shardmean", result.model_version)
@@ -133,11 +133,11 @@ def test_aliases_over_three_trainings(job, client):
     bad = train(job(**HOPELESS))
     assert versions() == {"challenger": bad.model_version, "champion": bad.model_version}
     good = train(job(num_epochs=4))
-    assert good.figures["accuracy"] > bad.figures["accuracy"]
+    assert good.metrics["accuracy"] > bad.metrics["accuracy"]
     assert good.aliases == ["challenger", "champion"]
     assert versions() == {"challenger": good.model_version, "champion": good.model_version}
     equal = train(job(num_epochs=4))
-    assert equal.figures["accuracy"] == good.figures["accuracy"]
+    assert equal.metrics["accuracy"] == good.metrics["accuracy"]
     assert equal.aliases == ["challenger"]
     assert versions() == {"challenger": equal.model_version, "champion": good.model_version}
     assert len({bad.run_id, good.run_id, equal.run_id}) == 3
@@ -181,7 +181,7 @@ def test_a_run_key_that_has_finished_gives_its_result_again(job, client, monkeyp
 def test_without_a_key_a_finished_training_is_repeated_as_a_new_run(job, client):
     first, second = train(job(num_epochs=1)), train(job(num_epochs=1))
     assert first.run_id != second.run_id
-    assert first.figures == second.figures
+    assert first.metrics == second.metrics
 
 
 def test_a_dataset_without_a_test_split(job, client, tmp_path, make_images, vectorize_job):
@@ -251,7 +251,7 @@ def test_progress_within_an_epoch_is_shown_live(job, client, dataset):
     tracker = Tracker(job(), load_manifest(str(dataset)), None)
     for seen in (500, 900):
         tracker.log_progress(
-            Moment(
+            EpochProgress(
                 epoch=1, num_examples=seen, total_examples=1000 + seen, loss=0.5, examples_per_second=80.0,
                 worker_rates={0: 50.0, 1: 30.0},
             )

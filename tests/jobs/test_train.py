@@ -12,28 +12,28 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from shardmean.jobs.config.job import TrackingConfig
-from shardmean.jobs.spark.barrier import BarrierTransport
+from shardmean.jobs.spark.barrier import BarrierLauncher
 from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train.job import _log_progress, train
-from shardmean.jobs.train.run_directory import RunFolder
+from shardmean.jobs.train.run_directory import RunDirectory
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.distributed.rendezvous import Meeting
+from shardmean.model.distributed.rendezvous import Rendezvous
 from shardmean.model.errors import LeaseLostError, RetryableError, UserError
 from shardmean.model.storage import filesystem
 from shardmean.model.training.environment import this_environment
-from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.messages import Report, Rounds, Task
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.trainer import Trainer
 from shardmean.model.training.worker import plan_training, train_rounds
 
 pytestmark = pytest.mark.usefixtures("spark")
 
 
-def barrier(spark, num_workers: int) -> BarrierTransport:
-    return BarrierTransport(spark, Meeting("127.0.0.1"), num_workers)
+def barrier(spark, num_workers: int) -> BarrierLauncher:
+    return BarrierLauncher(spark, Rendezvous("127.0.0.1"), num_workers)
 
 
 def assert_same_bits(first: dict, second: dict) -> None:
@@ -47,9 +47,9 @@ def test_spark_and_local_workers_give_the_same_bits(spark, train_job, dataset, n
     averaging = AveragingConfig(frequency=3, optimizer_state=optimizer_state)
     job = train_job(num_workers=num_workers, num_epochs=2, network="small_cnn", averaging=averaging)
     opened = Dataset(str(dataset), load_manifest(str(dataset)))
-    first = Training(job, opened, barrier(spark, num_workers)).fit(None, lambda _state: None)
-    with LocalTransport(num_workers) as local:
-        second = Training(job, opened, local).fit(None, lambda _state: None)
+    first = Trainer(job, opened, barrier(spark, num_workers)).fit(None, lambda _state: None)
+    with LocalLauncher(num_workers) as local:
+        second = Trainer(job, opened, local).fit(None, lambda _state: None)
     assert_same_bits(first.model, second.model)
     assert_same_bits(first.best_model, second.best_model)
     for ours, theirs in zip(first.optimizers, second.optimizers, strict=True):
@@ -65,18 +65,18 @@ def test_every_training_example_is_seen_once_an_epoch(spark, train_job, dataset,
     wanted = Counter(
         name for s in manifest.shards_of("train") for e in opened.read(s, 0, s.num_examples) for name in e.ids
     )
-    transport = barrier(spark, num_workers)
-    model = Training(job, opened, transport).first_state().model
+    launcher = barrier(spark, num_workers)
+    model = Trainer(job, opened, launcher).first_state().model
     orders = []
     for epoch in (0, 1):
         plan = plan_training(job, manifest, epoch=epoch, num_workers=num_workers)
         task = Task(
             config=job, dataset_uri=str(dataset), digest=manifest.digest, rank=0, num_workers=num_workers,
             rounds=Rounds(epoch=epoch, first=0, stop=plan.num_rounds),
-            state={"model": model, "optimizer": None, "outer_momentum": None}, address=transport.meeting.new_address(),
-            environment=this_environment(), trace_ids=True,
+            state={"model": model, "optimizer": None, "outer_momentum": None},
+            address=launcher.rendezvous.new_address(), environment=this_environment(), trace_ids=True,
         )  # fmt: skip
-        reports = transport.run(train_rounds, [replace(task, rank=rank) for rank in range(num_workers)])
+        reports = launcher.run(train_rounds, [replace(task, rank=rank) for rank in range(num_workers)])
         assert all(isinstance(report, Report) for report in reports)
         assert Counter(name for report in reports for name in report.ids) == wanted
         assert all(len(report.ids) == report.num_examples > 0 for report in reports)
@@ -115,7 +115,7 @@ def test_a_driver_that_lost_its_lease_neither_ends_the_winners_run_nor_sends_to_
     train_job, tmp_path, new_store, monkeypatch
 ):
     """The second epoch finds a greater number in the lease, as where another driver took over."""
-    tracking, save, seen = new_store(tmp_path), RunFolder.save, []
+    tracking, save, seen = new_store(tmp_path), RunDirectory.save, []
 
     def log_progress(_tracker, moment):
         seen.append(moment)
@@ -125,7 +125,7 @@ def test_a_driver_that_lost_its_lease_neither_ends_the_winners_run_nor_sends_to_
         run.lease._create(run.lease._number + 1)
         _log_progress(Tracker, run.lease, None)
 
-    monkeypatch.setattr(RunFolder, "save", save_then_lose)
+    monkeypatch.setattr(RunDirectory, "save", save_then_lose)
     monkeypatch.setattr(Tracker, "log_progress", log_progress)
     with pytest.raises(LeaseLostError, match="this training was taken over by process"):
         train(train_job(tracking=tracking))
@@ -146,7 +146,7 @@ def test_a_store_that_is_away_at_a_failure_does_not_hide_what_failed(
         monkeypatch.setattr(filesystem, "list_names", away)
         raise RetryableError("the disk is full")
 
-    monkeypatch.setattr(RunFolder, "save", save)
+    monkeypatch.setattr(RunDirectory, "save", save)
     with pytest.raises(RetryableError, match="the disk is full"):
         train(train_job(tracking=tracking))
     monkeypatch.setattr(filesystem, "list_names", listing)

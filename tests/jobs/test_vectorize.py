@@ -194,11 +194,11 @@ def test_all_common_readers_read_the_shards(images, tmp_path, vectorize_job, spa
         assert (found[names[1:]] == first[names[1:]]).all(axis=None), name
 
 
-def test_colour_images_of_other_sizes_get_the_shape_asked_for(tmp_path, vectorize_job):
-    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+def test_color_images_of_other_sizes_get_the_shape_asked_for(tmp_path, vectorize_job):
+    for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         (tmp_path / "images" / name).mkdir(parents=True)
         for size in range(5, 15):
-            Image.new("RGB", (size, 2 * size), colour).save(tmp_path / "images" / name / f"{size}.png")
+            Image.new("RGB", (size, 2 * size), color).save(tmp_path / "images" / name / f"{size}.png")
     image = {"height_px": 6, "width_px": 4, "channels": 3}
     vectorize(vectorize_job(tmp_path / "images", tmp_path / "set", image=image))
     manifest = load_manifest(str(tmp_path / "set"))
@@ -206,8 +206,8 @@ def test_colour_images_of_other_sizes_get_the_shape_asked_for(tmp_path, vectoriz
     assert len(manifest.mean) == len(manifest.std) == 3
     for row in rows(tmp_path / "set").itertuples():
         values_CHW = np.frombuffer(row.features, np.uint8).reshape(3, 6, 4)
-        colour = (0, 0, 255) if row.path.startswith("blue") else (255, 0, 0)
-        assert (values_CHW == np.array(colour).reshape(3, 1, 1)).all()
+        color = (0, 0, 255) if row.path.startswith("blue") else (255, 0, 0)
+        assert (values_CHW == np.array(color).reshape(3, 1, 1)).all()
 
 
 def test_tasks_that_get_no_training_image(tmp_path, vectorize_job, make_images):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shardmean.model.config.training import AveragingConfig
-from shardmean.model.distributed.rendezvous import Meeting, Member
+from shardmean.model.distributed.rendezvous import Rendezvous, WorkerGroup
 from shardmean.model.optimization.averaging import Averager
 
 if TYPE_CHECKING:
@@ -33,22 +33,24 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 State = dict[str, Tensor]
 
 
-def group_of(meeting: Meeting, num_workers: int) -> list[Member]:
+def group_of(rendezvous: Rendezvous, num_workers: int) -> list[WorkerGroup]:
     """As many members that have met, by rank."""
-    address = meeting.new_address()
+    address = rendezvous.new_address()
     with ThreadPoolExecutor(num_workers) as pool:
         ranks = range(num_workers)
-        return list(pool.map(lambda r: Member(address, rank=r, num_workers=num_workers, timeout_s=30), ranks))
+        return list(pool.map(lambda r: WorkerGroup(address, rank=r, num_workers=num_workers, timeout_s=30), ranks))
 
 
 class Worker:
     """A copy of the template network, its optimizer, and its averager, before any step."""
 
-    def __init__(self, template: nn.Module, rank: int, member: Member, config: AveragingConfig, optimizer: str) -> None:
+    def __init__(
+        self, template: nn.Module, rank: int, group: WorkerGroup, config: AveragingConfig, optimizer: str
+    ) -> None:
         self.rank = rank
         self.model = copy.deepcopy(template)
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
-        self.averager = Averager(self.model, self.optimizer, config, member, None)
+        self.averager = Averager(self.model, self.optimizer, config, group, None)
         self.generator = torch.Generator().manual_seed(rank)
 
     def steps(self, num_steps: int) -> None:
@@ -70,7 +72,7 @@ class Worker:
         return state
 
 
-def together(group: list[Member], work: Callable[[int, Member], Any]) -> list[Any]:
+def together(group: list[WorkerGroup], work: Callable[[int, WorkerGroup], Any]) -> list[Any]:
     """What `work` gave in each member's thread."""
     with ThreadPoolExecutor(len(group)) as pool:
         return list(pool.map(work, range(len(group)), group))
@@ -79,8 +81,8 @@ def together(group: list[Member], work: Callable[[int, Member], Any]) -> list[An
 def one_round(members, template, weights, num_steps, *, optimizer="adam", **config) -> tuple[list[State], list[State]]:
     """Each worker's state before and after the averaging."""
 
-    def work(rank: int, member: Member) -> tuple[State, State]:
-        worker = Worker(template, rank, member, AveragingConfig(**config), optimizer)
+    def work(rank: int, group: WorkerGroup) -> tuple[State, State]:
+        worker = Worker(template, rank, group, AveragingConfig(**config), optimizer)
         worker.steps(num_steps[rank])
         before = worker.state()
         worker.average(weights[rank])

@@ -12,8 +12,8 @@ from torch import nn
 from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, publish
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.distributed.rendezvous import Meeting, Member
-from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.distributed.rendezvous import Rendezvous, WorkerGroup
+from shardmean.model.training.local_launcher import LocalLauncher
 from tests.model.shard_writer import ShardWriter
 
 from .averaging import group_of
@@ -64,9 +64,9 @@ def make_dataset() -> Callable[..., Dataset]:
 
 
 @pytest.fixture(scope="session")
-def transports() -> Iterator[dict[int, LocalTransport]]:
+def launchers() -> Iterator[dict[int, LocalLauncher]]:
     """One worker in this process, two or three in processes that all tests share (starting one takes seconds)."""
-    with LocalTransport(1) as alone, LocalTransport(3) as pool:
+    with LocalLauncher(1) as alone, LocalLauncher(3) as pool:
         yield {1: alone, 2: pool, 3: pool}
 
 
@@ -82,15 +82,15 @@ def tiny_data(make_dataset, tmp_path_factory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def grey_data(make_dataset, tmp_path_factory) -> Dataset:
-    return make_dataset(tmp_path_factory.mktemp("grey"), rows={"train": 120}, shape=(1, 8, 8), shard_bytes=2000)
+def gray_data(make_dataset, tmp_path_factory) -> Dataset:
+    return make_dataset(tmp_path_factory.mktemp("gray"), rows={"train": 120}, shape=(1, 8, 8), shard_bytes=2000)
 
 
 @pytest.fixture(scope="module")
-def members() -> Iterator[dict[int, list[Member]]]:
+def members() -> Iterator[dict[int, list[WorkerGroup]]]:
     """Groups of 1, 2 and 3 members; made once a module, because torch asks the name server at every connection."""
-    meeting = Meeting()
-    groups = {num_workers: group_of(meeting, num_workers) for num_workers in (1, 2, 3)}
+    rendezvous = Rendezvous()
+    groups = {num_workers: group_of(rendezvous, num_workers) for num_workers in (1, 2, 3)}
     yield groups
     for member in (member for group in groups.values() for member in group):
         member.__exit__(None, None, None)

@@ -14,12 +14,12 @@ import torch
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.training import worker
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from shardmean.model.training.local_launcher import LocalTransport
+    from shardmean.model.training.local_launcher import LocalLauncher
     from shardmean.model.training.messages import Report, Task, Work
 
 RANK = 1
@@ -80,19 +80,19 @@ def struck(work: Work, fault: Fault, task: Task, device: str) -> Report:
 class Struck:
     """A transport whose workers meet a fault."""
 
-    def __init__(self, transport: LocalTransport, fault: Fault) -> None:
-        self._transport = transport
+    def __init__(self, launcher: LocalLauncher, fault: Fault) -> None:
+        self._transport = launcher
         self._fault = fault
-        self.meeting = transport.meeting
-        self.cancel = transport.cancel
-        self.num_slots = transport.num_slots
+        self.rendezvous = launcher.rendezvous
+        self.cancel = launcher.cancel
+        self.num_slots = launcher.num_slots
 
     def run(self, work: Work, tasks: list[Task]) -> Any:
         return self._transport.run(partial(struck, work, self._fault), tasks)
 
 
-def training(dataset, transport, **changes: Any) -> Training:
+def training(dataset, launcher, **changes: Any) -> Trainer:
     """An epoch of two workers that average after every minibatch; `changes` are of its settings."""
     config = {"network": "small_cnn", "num_epochs": 1, "num_workers": 2, "batch_size_per_worker": 10, "device": "cpu"}
     averaging = {"averaging": {"frequency": 1}}
-    return Training(TrainingConfig.model_validate(config | averaging | changes), dataset, transport)
+    return Trainer(TrainingConfig.model_validate(config | averaging | changes), dataset, launcher)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.dataset.sampler import EpochPlan, plan_epoch
 from shardmean.model.networks.classifier import Classifier, build_classifier
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BATCH, BUFFER_ROWS = 8, 24
 
 
-def training(dataset: Dataset, transports, *, optimizer: dict[str, Any], num_workers: int = 1, **other) -> Training:
+def training(dataset: Dataset, launchers, *, optimizer: dict[str, Any], num_workers: int = 1, **other) -> Trainer:
     config = TrainingConfig(
         network="lenet" if dataset.manifest.image.height_px == 18 else "small_cnn",
         optimizer={"learning_rate": 0.01} | optimizer,
@@ -35,10 +35,10 @@ def training(dataset: Dataset, transports, *, optimizer: dict[str, Any], num_wor
         timeout_s=120,
         **other,
     )
-    return Training(config, dataset, transports[num_workers])
+    return Trainer(config, dataset, launchers[num_workers])
 
 
-def fit(trained: Training, start: Checkpoint | None = None) -> Checkpoint:
+def fit(trained: Trainer, start: Checkpoint | None = None) -> Checkpoint:
     return trained.fit(start, lambda state: None)
 
 
@@ -107,7 +107,7 @@ def is_time(name: str) -> bool:
 
 def state_bits(state: Checkpoint) -> dict[str, Any]:
     content = dataclasses.asdict(state)
-    content["history"] = [{k: v for k, v in figures.items() if not is_time(k)} for figures in content["history"]]
+    content["history"] = [{k: v for k, v in metrics.items() if not is_time(k)} for metrics in content["history"]]
     content["running"] = {k: v for k, v in content["running"].items() if not is_time(k)}
     del content["timeline"]
     return bits(content)

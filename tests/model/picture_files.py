@@ -86,7 +86,7 @@ def hand_made_png(
     values_HWC: NDArray[Any],
     *,
     depth: int,
-    colour_type: int,
+    color_type: int,
     chunks: list[bytes] | None = None,
     interlaced: bool = False,
 ) -> bytes:
@@ -99,7 +99,7 @@ def hand_made_png(
         for row in values_HWC[top::down, left::right]
         if row.size
     ]
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, int(interlaced))
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, int(interlaced))
     data = png_chunk(b"IDAT", zlib.compress(b"".join(rows)))
     return b"".join([PNG_SIGNATURE, png_chunk(b"IHDR", header), *(chunks or []), data, png_chunk(b"IEND", b"")])
 
@@ -112,7 +112,7 @@ def _packed(row: NDArray[Any], depth: int) -> bytes:
 
 
 def hand_made_tiff(width: int, height: int, data: bytes, next_ifd: int = 0, **tags: int) -> bytes:
-    """A grey TIFF of one strip; `tags` change its fields or add some, each named t and its number."""
+    """A gray TIFF of one strip; `tags` change its fields or add some, each named t and its number."""
     fields = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: len(data)}
     fields |= {int(name[1:]): value for name, value in tags.items()}
     start = 8 + 2 + 12 * len(fields) + 4

@@ -110,11 +110,11 @@ def test_the_share_of_changed_examples_is_the_probability_and_the_others_stay(pr
 
 
 @pytest.mark.parametrize("name", sorted(RGB_ONLY))
-def test_colours_of_grey_images_are_refused(name):
+def test_colors_of_gray_images_are_refused(name):
     config = AugmentationConfig(**{name: 0.25})
     config.check(ImageConfig(channels=3))
     with pytest.raises(
-        UserError, match=rf"augmentation\.{name} = 0\.25: images of 1 channel have no colours.*set it to 0"
+        UserError, match=rf"augmentation\.{name} = 0\.25: images of 1 channel have no colors.*set it to 0"
     ):
         config.check(ImageConfig(channels=1))
 

@@ -1,4 +1,4 @@
-"""Augmentation's changes of values: colours against Pillow and colorsys, blur against scipy, and erasing."""
+"""Augmentation's changes of values: colors against Pillow and colorsys, blur against scipy, and erasing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .augmenting import augmented, draws_of, random_images
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_the_smallest_changes_of_colour_give_the_same_bits(name):
+def test_the_smallest_changes_of_color_give_the_same_bits(name):
     images = random_images(20, 3, 16, 16)
     np.testing.assert_array_equal(augmented(AugmentationConfig(**{name: 1e-9}), images), images)
 
@@ -57,14 +57,14 @@ def test_a_hue_is_turned_as_pythons_colorsys_does():
 
 def test_grayscale_and_equalize_are_pillows():
     images = random_images(10, 3, 12, 15, smooth=True)
-    for image, grey, spread in zip(
+    for image, gray, spread in zip(
         images,
         augmented(AugmentationConfig(grayscale=1), images),
         augmented(AugmentationConfig(equalize=1), images),
         strict=True,
     ):
         seen = Image.fromarray(image.transpose(1, 2, 0))
-        assert np.abs(grey.astype(int) - np.asarray(seen.convert("L"))).max() <= 1
+        assert np.abs(gray.astype(int) - np.asarray(seen.convert("L"))).max() <= 1
         np.testing.assert_array_equal(spread, np.asarray(ImageOps.equalize(seen)).transpose(2, 0, 1))
 
 

@@ -21,9 +21,9 @@ from shardmean.model.dataset.loader import minibatches
 from shardmean.model.errors import UserError
 from shardmean.model.training import checkpoint, worker
 from shardmean.model.training.augmentation_preview import preview
-from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.messages import Rounds
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.trainer import Trainer
 from shardmean.model.training.worker import train_rounds
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ Seen = dict[str, tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
-def transports() -> Iterator[dict[int, LocalTransport]]:
-    with LocalTransport(1) as alone, LocalTransport(2) as pair:
+def launchers() -> Iterator[dict[int, LocalLauncher]]:
+    with LocalLauncher(1) as alone, LocalLauncher(2) as pair:
         yield {1: alone, 2: pair}
 
 
@@ -47,7 +47,7 @@ def dataset(make_dataset, tmp_path_factory) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("data"), rows={"train": 50, "validation": 10}, shape=(3, 9, 8))
 
 
-def training(dataset: Dataset, transports, *, num_workers: int = 1, **other) -> Training:
+def training(dataset: Dataset, launchers, *, num_workers: int = 1, **other) -> Trainer:
     settings = {
         "network": "small_cnn",
         "augmentation": CHANGES,
@@ -56,7 +56,7 @@ def training(dataset: Dataset, transports, *, num_workers: int = 1, **other) -> 
         "seed": 5,
         "timeout_s": 120,
     }
-    return Training(TrainingConfig(**(settings | other)), dataset, transports[num_workers])
+    return Trainer(TrainingConfig(**(settings | other)), dataset, launchers[num_workers])
 
 
 def digest(image_CHW: torch.Tensor) -> str:
@@ -84,7 +84,7 @@ def recorded(task: Task, device: str) -> Report:
         worker.Replica.backward = backward
 
 
-def seen_in_training(trained: Training, *, epoch: int) -> Seen:
+def seen_in_training(trained: Trainer, *, epoch: int) -> Seen:
     config, manifest = trained.config, trained.dataset.manifest
     state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
     plan = worker.plan_training(config, manifest, epoch=epoch, num_workers=config.num_workers)
@@ -96,8 +96,8 @@ def seen_in_training(trained: Training, *, epoch: int) -> Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(dataset, transports) -> Seen:
-    return seen_in_training(training(dataset, transports), epoch=1)
+def seen(dataset, launchers) -> Seen:
+    return seen_in_training(training(dataset, launchers), epoch=1)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def seen(dataset, transports) -> Seen:
     ],
     ids=["two workers", "a retry", "another batch size", "another order", "read ahead"],
 )
-def test_an_example_becomes_the_same_whoever_trains_on_it(dataset, transports, seen, settings):
-    assert seen_in_training(training(dataset, transports, **settings), epoch=1) == seen
+def test_an_example_becomes_the_same_whoever_trains_on_it(dataset, launchers, seen, settings):
+    assert seen_in_training(training(dataset, launchers, **settings), epoch=1) == seen
 
 
 def test_an_example_becomes_what_the_augmenter_makes_of_its_id_and_keeps_its_label(dataset, seen):
@@ -124,8 +124,8 @@ def test_an_example_becomes_what_the_augmenter_makes_of_its_id_and_keeps_its_lab
             assert seen[example_id] == (label, digest(image))
 
 
-def test_the_preview_shows_what_training_will_see(dataset, transports, seen):
-    trained = training(dataset, transports)
+def test_the_preview_shows_what_training_will_see(dataset, launchers, seen):
+    trained = training(dataset, launchers)
     images_NECHW = preview(trained.config, dataset)
     assert images_NECHW.shape == (5, 6, 3, 9, 8), "all rows of a small shard, as given and in five epochs"
     (examples,) = dataset.read(dataset.manifest.shards_of("train")[0], 0, 1)
@@ -133,17 +133,17 @@ def test_the_preview_shows_what_training_will_see(dataset, transports, seen):
     assert digest(torch.from_numpy(images_NECHW[0, 2])) == seen[examples.ids[0]][1], "epoch 1 is the second"
 
 
-def test_another_epoch_or_seed_gives_other_images_of_the_same_labels(dataset, transports, seen):
+def test_another_epoch_or_seed_gives_other_images_of_the_same_labels(dataset, launchers, seen):
     for other in (
-        seen_in_training(training(dataset, transports), epoch=2),
-        seen_in_training(training(dataset, transports, seed=6), epoch=1),
+        seen_in_training(training(dataset, launchers), epoch=2),
+        seen_in_training(training(dataset, launchers, seed=6), epoch=1),
     ):
         assert {name: label for name, (label, _) in other.items()} == {name: label for name, (label, _) in seen.items()}
         assert all(other[name] != seen[name] for name in seen)
 
 
-def test_switched_off_training_sees_the_images_as_they_are(dataset, transports):
-    seen = seen_in_training(training(dataset, transports, augmentation={"probability": 0, "hue": 0.5}), epoch=1)
+def test_switched_off_training_sees_the_images_as_they_are(dataset, launchers):
+    seen = seen_in_training(training(dataset, launchers, augmentation={"probability": 0, "hue": 0.5}), epoch=1)
     for shard in dataset.manifest.shards_of("train"):
         (examples,) = dataset.read(shard, 0, shard.num_examples)
         for example_id, image in zip(examples.ids, examples.features_NCHW, strict=True):
@@ -151,11 +151,11 @@ def test_switched_off_training_sees_the_images_as_they_are(dataset, transports):
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_resumed_is_uninterrupted_to_the_bit_with_schedule_and_outer_momentum(dataset, transports, tmp_path, place):
+def test_resumed_is_uninterrupted_to_the_bit_with_schedule_and_outer_momentum(dataset, launchers, tmp_path, place):
     """From the middle of an epoch, its end, and the middle of the next."""
     trained = training(
         dataset,
-        transports,
+        launchers,
         num_workers=2,
         num_epochs=2,
         checkpoint_every_rounds=1,
@@ -170,19 +170,19 @@ def test_resumed_is_uninterrupted_to_the_bit_with_schedule_and_outer_momentum(da
     assert all(torch.equal(whole.model[name], resumed.model[name]) for name in whole.model)
 
 
-def test_evaluation_sees_no_augmentation(dataset, transports):
-    model = training(dataset, transports).first_state().model
+def test_evaluation_sees_no_augmentation(dataset, launchers):
+    model = training(dataset, launchers).first_state().model
     on, off = (
-        training(dataset, transports, augmentation=changes).evaluate(model, "validation").figures()
+        training(dataset, launchers, augmentation=changes).evaluate(model, "validation").metrics()
         for changes in (CHANGES, {})
     )
     assert on == off
 
 
-def test_what_cannot_be_done_to_grey_images_is_refused_before_a_worker_starts(make_dataset, transports, tmp_path):
-    grey = make_dataset(tmp_path, rows={"train": 20}, shape=(1, 8, 8))
+def test_what_cannot_be_done_to_gray_images_is_refused_before_a_worker_starts(make_dataset, launchers, tmp_path):
+    gray = make_dataset(tmp_path, rows={"train": 20}, shape=(1, 8, 8))
     with pytest.raises(UserError, match=r"augmentation\.hue = 0\.2: images of 1 channel"):
-        training(grey, transports).fit(None, lambda state: None)
+        training(gray, launchers).fit(None, lambda state: None)
 
 
 def test_keys_are_those_of_the_ids_and_read_only_when_asked_for(dataset):

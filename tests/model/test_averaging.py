@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shardmean.model.config.training import AveragingConfig
-from shardmean.model.distributed.rendezvous import Member
+from shardmean.model.distributed.rendezvous import WorkerGroup
 from shardmean.model.errors import UserError
 from shardmean.model.optimization.averaging import Averager
 
@@ -62,8 +62,8 @@ def test_counters_go_on_from_the_average_in_later_rounds(members, template):
     num_steps = [[5, 3], [2, 2], [4, 0]]
     weights = [[0.6, 0.4], [0.5, 0.5], [1.0, 0.0]]
 
-    def work(rank: int, member: Member) -> list[int]:
-        worker = Worker(template, rank, member, AveragingConfig(), "adam")
+    def work(rank: int, group: WorkerGroup) -> list[int]:
+        worker = Worker(template, rank, group, AveragingConfig(), "adam")
         seen = []
         for index in range(3):
             worker.steps(num_steps[index][rank])
@@ -76,8 +76,8 @@ def test_counters_go_on_from_the_average_in_later_rounds(members, template):
 
 
 def test_a_worker_without_work_in_a_round_takes_the_others_mean(members, template):
-    def work(rank: int, member: Member) -> tuple[State, State]:
-        worker = Worker(template, rank, member, AveragingConfig(), "adam")
+    def work(rank: int, group: WorkerGroup) -> tuple[State, State]:
+        worker = Worker(template, rank, group, AveragingConfig(), "adam")
         worker.steps(1)
         worker.average(0.5)
         worker.steps(1 - rank)
@@ -105,8 +105,8 @@ def test_halves_keep_the_mean_to_their_precision_and_all_workers_alike(members, 
     """Changes travel, so what bfloat16 loses is a part of the round's change and not of the parameters."""
     weights = [1 / num_workers] * num_workers
 
-    def work(rank: int, member: Member) -> list[tuple[State, State]]:
-        worker = Worker(template, rank, member, AveragingConfig(exchange="bfloat16"), "adam")
+    def work(rank: int, group: WorkerGroup) -> list[tuple[State, State]]:
+        worker = Worker(template, rank, group, AveragingConfig(comm_dtype="bfloat16"), "adam")
         states = []
         for round_index in range(3):
             worker.steps(2)
@@ -137,12 +137,12 @@ def _first(template: nn.Module, name: str, like: Tensor) -> NDArray[np.float64]:
     return (state[key] if name.startswith("model.") else torch.zeros_like(like)).double().numpy()
 
 
-@pytest.mark.parametrize("exchange", ["float32", "bfloat16"])
-def test_gradients_become_the_weighted_mean_and_a_worker_without_any_takes_the_others(members, template, exchange):
+@pytest.mark.parametrize("comm_dtype", ["float32", "bfloat16"])
+def test_gradients_become_the_weighted_mean_and_a_worker_without_any_takes_the_others(members, template, comm_dtype):
     weights = [0.75, 0.25, 0.0]
 
-    def work(rank: int, member: Member) -> tuple[list[Tensor], list[Tensor]]:
-        worker = Worker(template, rank, member, AveragingConfig(exchange=exchange), "sgd")
+    def work(rank: int, group: WorkerGroup) -> tuple[list[Tensor], list[Tensor]]:
+        worker = Worker(template, rank, group, AveragingConfig(comm_dtype=comm_dtype), "sgd")
         if weights[rank]:
             nn.functional.cross_entropy(worker.model(torch.randn(5, 4)), torch.randint(3, (5,))).backward()
         before = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in worker.model.parameters()]
@@ -152,7 +152,7 @@ def test_gradients_become_the_weighted_mean_and_a_worker_without_any_takes_the_o
     results = together(members[3], work)
     for index in range(len(results[0][0])):
         mean = sum(weight * before[index] for weight, (before, _) in zip(weights, results, strict=True))
-        tolerance = 1e-6 if exchange == "float32" else 0.01
+        tolerance = 1e-6 if comm_dtype == "float32" else 0.01
         for _, after in results:
             torch.testing.assert_close(after[index], mean, rtol=tolerance, atol=tolerance)
             assert torch.equal(after[index], results[0][1][index])
@@ -174,8 +174,8 @@ class Skipping(nn.Module):
 def of_skipping(members, skips: list[list[bool]], **config) -> list[Any]:
     """Each worker's state after rounds in which it skips or not, or its error."""
 
-    def work(rank: int, member: Member) -> Any:
-        worker = Worker(Skipping(), rank, member, AveragingConfig(**config), "adam")
+    def work(rank: int, group: WorkerGroup) -> Any:
+        worker = Worker(Skipping(), rank, group, AveragingConfig(**config), "adam")
         for round_index, skips_now in enumerate(skips):
             worker.model.skips = skips_now[rank]
             worker.steps(1)
@@ -213,23 +213,23 @@ def test_workers_compare_what_state_they_have_until_all_have_all(members, templa
     """A comparison costs a sum: where nothing can change any more there is none."""
     sizes = []
 
-    def work(rank: int, member: Member) -> None:
+    def work(rank: int, group: WorkerGroup) -> None:
         for optimizer in ("adam", "plain"):
-            worker = Worker(template, rank, member, AveragingConfig(), "adam")
+            worker = Worker(template, rank, group, AveragingConfig(), "adam")
             if optimizer == "plain":
                 worker.optimizer = torch.optim.SGD(worker.model.parameters(), lr=0.1)
-                worker.averager = Averager(worker.model, worker.optimizer, AveragingConfig(), member, None)
+                worker.averager = Averager(worker.model, worker.optimizer, AveragingConfig(), group, None)
             for round_index in range(3):
                 worker.steps(1)
                 worker.average(0.5, round_index)
 
-    reduce = Member.all_reduce
+    reduce = WorkerGroup.all_reduce
 
-    def counted(self: Member, values: Tensor, **options: Any) -> None:
+    def counted(self: WorkerGroup, values: Tensor, **options: Any) -> None:
         sizes.append(values.numel())
         reduce(self, values, **options)
 
-    monkeypatch.setattr(Member, "all_reduce", counted)
+    monkeypatch.setattr(WorkerGroup, "all_reduce", counted)
     together(members[2], work)
     assert sizes.count(6 + 1) == 2 * 2, "once for each worker and optimizer"
     assert len(sizes) == 2 * 2 * (1 + 3)

@@ -34,7 +34,7 @@ REASONS = {"empty", "unreadable", "too_large", "wrong_mode"}
 TWO_FRAMES = {"save_all": True, "append_images": [random_image("L", 20, 30)]}
 CORPUS = {
     **{kind: saved(random_image("RGB", 20, 30), kind) for kind in ("JPEG", "WEBP", "GIF", *LOSSLESS)},
-    "grey JPEG": saved(random_image("L", 20, 30), "JPEG"),
+    "gray JPEG": saved(random_image("L", 20, 30), "JPEG"),
     "progressive JPEG": saved(random_image("RGB", 20, 30), "JPEG", progressive=True),
     "JPEG with restarts": saved(random_image("RGB", 20, 30), "JPEG", restart_marker_blocks=1),
     "CMYK JPEG": saved(random_image("CMYK", 20, 30), "JPEG"),
@@ -80,9 +80,9 @@ def test_a_file_cut_anywhere_is_rejected_or_has_lost_no_pixel(name):
         assert isinstance(found, ImageRejectedError) or (found == whole).all(), f"cut to {length} of {len(data)} bytes"
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "grey JPEG", "CMYK JPEG", "JPEG with restarts"])
+@pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "gray JPEG", "CMYK JPEG", "JPEG with restarts"])
 def test_no_jpeg_loses_its_second_half_in_silence(kind):
-    """Many decoders paint what is missing grey. Here the end marker stands after the cut, as if nothing were amiss."""
+    """Many decoders paint what is missing gray. Here the end marker stands after the cut, as if nothing were amiss."""
     data = CORPUS[kind]
     cut = outcome(data[: len(data) * 2 // 3] + b"\xff\xd9")
     assert isinstance(cut, ImageRejectedError)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from shardmean.model.dataset.sampler import Leg
+from shardmean.model.dataset.sampler import Stage
 from shardmean.model.errors import RetryableError
 from shardmean.model.training import checkpoint
 from shardmean.model.training.checkpoint import Checkpoint
@@ -83,12 +83,12 @@ def test_every_nth_and_as_many_as_wanted_are_kept(tmp_path):
 
 
 def test_those_within_an_epoch_stand_between_the_epochs_and_go_first(tmp_path):
-    places = [(1, ()), (1, (Leg(2, 5),)), (1, (Leg(2, 10),)), (1, (Leg(2, 10), Leg(1, 3))), (2, ())]
-    for number, (epoch, legs) in enumerate(places):
-        state = dataclasses.replace(state_after(epoch), legs=legs, num_steps=number, best_epoch=1)
+    places = [(1, ()), (1, (Stage(2, 5),)), (1, (Stage(2, 10),)), (1, (Stage(2, 10), Stage(1, 3))), (2, ())]
+    for number, (epoch, stages) in enumerate(places):
+        state = dataclasses.replace(state_after(epoch), stages=stages, num_steps=number, best_epoch=1)
         checkpoint.save(str(tmp_path), state)
         latest = checkpoint.load_latest(str(tmp_path))
-        assert (latest.epoch, latest.legs, latest.num_steps) == (epoch, legs, number)
+        assert (latest.epoch, latest.stages, latest.num_steps) == (epoch, stages, number)
     assert epochs_in(tmp_path) == ["epoch-000001-leg-002-round-000000003.pt", "epoch-000001.pt", "epoch-000002.pt"]
 
 

@@ -18,7 +18,7 @@ CHANNELS_LAST = {"channels_last": "always"}
 COMPILED = {"compile": "always"}
 
 
-def test_bfloat16_is_a_plain_loop_under_autocast_to_the_bit(lenet_data, transports, one_thread):
+def test_bfloat16_is_a_plain_loop_under_autocast_to_the_bit(lenet_data, launchers, one_thread):
     model = fresh_lenet(lenet_data)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for images, labels in batches_by_hand(lenet_data, plan_of(lenet_data, num_workers=1, epoch=0), 0):
@@ -27,31 +27,31 @@ def test_bfloat16_is_a_plain_loop_under_autocast_to_the_bit(lenet_data, transpor
             scores = model(images.contiguous(memory_format=torch.channels_last))
         nn.functional.cross_entropy(scores.float(), labels).backward()
         optimizer.step()
-    state = fit(training(lenet_data, transports, optimizer={"name": "sgd"}, num_epochs=1, compute=BFLOAT16))
+    state = fit(training(lenet_data, launchers, optimizer={"name": "sgd"}, num_epochs=1, compute=BFLOAT16))
     assert bits(state.model) == bits(dict(model.state_dict()))
     assert {tensor.dtype for tensor in state.model.values()} == {torch.float32}
-    assert bits(state.model) != bits(trained(lenet_data, transports, {}))
+    assert bits(state.model) != bits(trained(lenet_data, launchers, {}))
 
 
-def trained(dataset, transports, compute, **other):
+def trained(dataset, launchers, compute, **other):
     settings = {"optimizer": {"name": "sgd", "momentum": 0.9}, "num_epochs": 1} | other
-    return fit(training(dataset, transports, compute=compute, **settings)).model
+    return fit(training(dataset, launchers, compute=compute, **settings)).model
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_channels_last_changes_rounding_alone(tiny_data, transports, one_thread, num_workers):
-    usual = trained(tiny_data, transports, {"channels_last": "never"}, num_workers=num_workers)
-    other = trained(tiny_data, transports, CHANNELS_LAST, num_workers=num_workers)
-    assert bits(other) == bits(trained(tiny_data, transports, {}, num_workers=num_workers)), "the default on a CPU"
+def test_channels_last_changes_rounding_alone(tiny_data, launchers, one_thread, num_workers):
+    usual = trained(tiny_data, launchers, {"channels_last": "never"}, num_workers=num_workers)
+    other = trained(tiny_data, launchers, CHANNELS_LAST, num_workers=num_workers)
+    assert bits(other) == bits(trained(tiny_data, launchers, {}, num_workers=num_workers)), "the default on a CPU"
     for name, tensor in usual.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("compute", [BFLOAT16 | CHANNELS_LAST, CHANNELS_LAST])
-def test_resumed_is_uninterrupted_to_the_bit(tiny_data, transports, compute):
+def test_resumed_is_uninterrupted_to_the_bit(tiny_data, launchers, compute):
     states = []
     whole = training(
-        tiny_data, transports, optimizer={"name": "adam"}, num_workers=2, num_epochs=2, compute=compute,
+        tiny_data, launchers, optimizer={"name": "adam"}, num_workers=2, num_epochs=2, compute=compute,
         checkpoint_every_rounds=1, averaging={"frequency": 2},
     )  # fmt: skip
     end = whole.fit(None, states.append)
@@ -59,12 +59,12 @@ def test_resumed_is_uninterrupted_to_the_bit(tiny_data, transports, compute):
     assert bits(fit(whole, states[1]).model) == bits(end.model)
 
 
-def test_the_model_is_evaluated_in_float32_whatever_it_trains_in(tiny_data, transports):
-    def figures(compute):
-        one = training(tiny_data, transports, optimizer={"name": "sgd"}, compute=compute)
-        return one.evaluate(one.first_state().model, "train").figures()
+def test_the_model_is_evaluated_in_float32_whatever_it_trains_in(tiny_data, launchers):
+    def metrics(compute):
+        one = training(tiny_data, launchers, optimizer={"name": "sgd"}, compute=compute)
+        return one.evaluate(one.first_state().model, "train").metrics()
 
-    assert figures(BFLOAT16) == figures({})
+    assert metrics(BFLOAT16) == metrics({})
 
 
 def test_auto_is_channels_last_where_that_was_measured_to_help(tiny_data):
@@ -79,12 +79,12 @@ def test_auto_is_channels_last_where_that_was_measured_to_help(tiny_data):
         assert [w.is_contiguous(memory_format=torch.channels_last) for w in weights] == [is_last, False]
 
 
-def test_a_compiled_step_is_the_step_but_for_rounding(tiny_data, transports, monkeypatch):
+def test_a_compiled_step_is_the_step_but_for_rounding(tiny_data, launchers, monkeypatch):
     # Inductor takes half a minute for one product; all before it is real.
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, *, mode, dynamic: real(model, backend="eager", dynamic=dynamic))
     small = {"network": "layers", "layers": [{"layer": "flatten"}]}
-    one = training(tiny_data, transports, optimizer={"name": "sgd"})
+    one = training(tiny_data, launchers, optimizer={"name": "sgd"})
     replicas = [
         Replica(TrainingConfig(**small, compute=compute), tiny_data.manifest, "cpu") for compute in ({}, COMPILED)
     ]
@@ -138,7 +138,7 @@ def test_a_class_without_examples_has_no_weight(make_dataset, tmp_path):
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
 @pytest.mark.parametrize("averaging", [{"frequency": 1}, {"frequency": 3, "synchronous_steps": "all"}])
 def test_with_class_weights_workers_of_every_step_are_one_of_the_joint_batch(
-    lenet_data, transports, one_thread, num_workers, averaging
+    lenet_data, launchers, one_thread, num_workers, averaging
 ):
     """The loss is the mean over examples of weight x cross-entropy, so that means of workers' means are right."""
     model = fresh_lenet(lenet_data)
@@ -157,7 +157,7 @@ def test_with_class_weights_workers_of_every_step_are_one_of_the_joint_batch(
         optimizer.step()
         total += losses.sum().item()
     settings = {"optimizer": {"name": "sgd"}, "num_epochs": 1, "class_weights": "balanced", "averaging": averaging}
-    state = fit(training(lenet_data, transports, num_workers=num_workers, **settings))
+    state = fit(training(lenet_data, launchers, num_workers=num_workers, **settings))
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(state.model[name], tensor, rtol=1e-5, atol=2e-6)
     assert state.history[0]["train_loss"] == pytest.approx(total / 61, rel=1e-5)

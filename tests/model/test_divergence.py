@@ -13,14 +13,14 @@ from shardmean.model.errors import DivergedError, PeerDivergedError
 from .averaging import State, Worker, assert_bits, together
 
 if TYPE_CHECKING:
-    from shardmean.model.distributed.rendezvous import Member
+    from shardmean.model.distributed.rendezvous import WorkerGroup
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["parameter", "buffer", "moment"])
 def test_a_state_that_is_not_finite_stops_all_and_changes_nobody(members, template, poison, where):
-    def work(rank: int, member: Member) -> tuple[Exception, State, State]:
-        worker = Worker(template, rank, member, AveragingConfig(), "adam")
+    def work(rank: int, group: WorkerGroup) -> tuple[Exception, State, State]:
+        worker = Worker(template, rank, group, AveragingConfig(), "adam")
         worker.steps(2)
         if rank == 1:
             parameter = worker.model[0].weight
@@ -45,8 +45,8 @@ def test_a_state_that_is_not_finite_stops_all_and_changes_nobody(members, templa
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_all_and_changes_nobody(members, template, loss):
-    def work(rank: int, member: Member) -> tuple[Exception, State, State]:
-        worker = Worker(template, rank, member, AveragingConfig(), "adam")
+    def work(rank: int, group: WorkerGroup) -> tuple[Exception, State, State]:
+        worker = Worker(template, rank, group, AveragingConfig(), "adam")
         worker.steps(2)
         before = worker.state()
         with pytest.raises((DivergedError, PeerDivergedError)) as failure:
@@ -63,8 +63,8 @@ def test_a_loss_that_is_not_finite_stops_all_and_changes_nobody(members, templat
 def test_an_outer_step_that_overflows_stops_all_before_it_is_written(members, template):
     config = AveragingConfig(outer=OuterConfig(learning_rate=1e6))
 
-    def work(rank: int, member: Member) -> tuple[str, State]:
-        worker = Worker(template, rank, member, config, "sgd")
+    def work(rank: int, group: WorkerGroup) -> tuple[str, State]:
+        worker = Worker(template, rank, group, config, "sgd")
         with torch.no_grad():
             worker.model[0].weight.add_(1e36)
         with pytest.raises(DivergedError) as failure:

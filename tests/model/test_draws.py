@@ -75,12 +75,12 @@ def test_each_stream_is_uniform(seed):
     assert min(stats.kstest(column, "uniform").pvalue for column in uniform_NS.T) > 1e-4
 
 
-def test_streams_epochs_seeds_and_neighbours_are_independent():
+def test_streams_epochs_seeds_and_neighbors_are_independent():
     first = Draws.of(KEYS, seed=0, epoch=0).uniform_NS
     others = {
         "epoch": Draws.of(KEYS, seed=0, epoch=1).uniform_NS,
         "seed": Draws.of(KEYS, seed=1, epoch=0).uniform_NS,
-        "neighbour": np.roll(first, 1, axis=0),
+        "neighbor": np.roll(first, 1, axis=0),
         "stream": np.roll(first, 1, axis=1),
     }
     for name, other in others.items():

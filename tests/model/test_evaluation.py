@@ -17,8 +17,8 @@ from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.evaluation.evaluator import Evaluation, Mistake
 from shardmean.model.optimization.replica import build_model
-from shardmean.model.training.local_launcher import LocalTransport
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.local_launcher import LocalLauncher
+from shardmean.model.training.trainer import Trainer
 from shardmean.model.training.worker import NUM_MISTAKES as NUM_KEPT
 
 NUM_CLASSES, NUM_MISTAKES = 5, 4
@@ -71,7 +71,7 @@ def test_confusion_has_true_classes_in_rows(rows):
 
 
 def test_no_rows_give_zeros():
-    assert set(Evaluation.empty(6).figures().values()) == {0.0}
+    assert set(Evaluation.empty(6).metrics().values()) == {0.0}
 
 
 def assert_merged_is_whole(rows, cuts, random) -> None:
@@ -81,7 +81,7 @@ def assert_merged_is_whole(rows, cuts, random) -> None:
     parts.append(Evaluation.empty(NUM_CLASSES))
     random.shuffle(parts)
     merged, whole = Evaluation.merged(parts, num_mistakes=NUM_MISTAKES), evaluation_of(rows)
-    assert merged.figures() == whole.figures()
+    assert merged.metrics() == whole.metrics()
     for name, values_K in merged.per_class().items():
         np.testing.assert_array_equal(values_K, whole.per_class()[name])
     np.testing.assert_array_equal(merged.calibration.mean_confidences(), whole.calibration.mean_confidences())
@@ -139,8 +139,8 @@ def test_its_size_has_a_limit_whatever_the_number_of_rows(num_classes, limit_byt
 def training(make_dataset, tmp_path_factory):
     """A training of small_cnn on random images, in this process."""
     dataset = make_dataset(tmp_path_factory.mktemp("set"), rows={"train": 40, "validation": 30}, num_classes=4)
-    with LocalTransport(1) as transport:
-        yield Training(TrainingConfig(network="small_cnn", num_workers=1, num_epochs=1), dataset, transport)
+    with LocalLauncher(1) as launcher:
+        yield Trainer(TrainingConfig(network="small_cnn", num_workers=1, num_epochs=1), dataset, launcher)
 
 
 def test_an_evaluation_of_a_model_is_that_of_its_probabilities(training):
@@ -154,7 +154,7 @@ def test_an_evaluation_of_a_model_is_that_of_its_probabilities(training):
     losses_B = torch.nn.functional.cross_entropy(scores_BK, torch.from_numpy(labels_B), reduction="none").numpy()
     expected = Evaluation.of(labels_B, scores_BK.softmax(dim=1).numpy(), losses_B)
     found = training.evaluate(state, "train")
-    assert found.figures() == pytest.approx(expected.figures(), rel=1e-5)
+    assert found.metrics() == pytest.approx(expected.metrics(), rel=1e-5)
     assert found.num_examples == 40
     assert len(found.worst) == min(NUM_KEPT, found.num_wrong) > 0
     assert found.worst[0].loss == pytest.approx(losses_B[scores_BK.argmax(dim=1).numpy() != labels_B].max())

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.distributed.store import Board, Progress
-from shardmean.model.distributed.tcp_allreduce import Exchange
+from shardmean.model.distributed.rendezvous import Rendezvous
+from shardmean.model.distributed.store import Progress, WorkerStore
+from shardmean.model.distributed.tcp_allreduce import TcpAllReduce
 from shardmean.model.errors import AbortedError, MissingPeersError
 
 if TYPE_CHECKING:
@@ -40,16 +40,16 @@ class Notes:
             assert self._changed.wait_for(lambda: key in self._notes, 10)
             return self._notes[key]
 
-    def look(self) -> None:
+    def raise_if_aborted(self) -> None:
         """Nobody gives this segment up."""
 
 
-def together(num_workers: int, work: Callable[[int, Exchange], Any], timeout_s: float = 10) -> list[Any]:
+def together(num_workers: int, work: Callable[[int, TcpAllReduce], Any], timeout_s: float = 10) -> list[Any]:
     """Do `work` as every worker at once; results or errors by rank."""
     notes = Notes()
 
     def one(rank: int) -> Any:
-        exchange = Exchange(
+        exchange = TcpAllReduce(
             notes, secret="secret", rank=rank, num_workers=num_workers, own_host="127.0.0.1", timeout_s=timeout_s
         )
         try:
@@ -68,7 +68,7 @@ def together(num_workers: int, work: Callable[[int, Exchange], Any], timeout_s: 
 def test_the_sum_is_that_in_the_order_of_ranks_to_the_bit(num_workers, size, seed):
     values = np.random.default_rng(seed).normal(size=(num_workers, size)).astype(np.float32)
 
-    def work(rank: int, exchange: Exchange) -> torch.Tensor:
+    def work(rank: int, exchange: TcpAllReduce) -> torch.Tensor:
         mine = torch.from_numpy(values[rank].copy())
         exchange.all_reduce(mine)
         return mine
@@ -83,7 +83,7 @@ def test_the_sum_is_that_in_the_order_of_ranks_to_the_bit(num_workers, size, see
 def test_sums_larger_than_any_buffer_and_of_changing_size():
     sizes = (5_000_000, 3, 1_000_000, 0)
 
-    def work(rank: int, exchange: Exchange) -> list[float]:
+    def work(rank: int, exchange: TcpAllReduce) -> list[float]:
         sums = []
         for size in sizes:
             values = torch.full((size,), float(rank + 1))
@@ -95,7 +95,7 @@ def test_sums_larger_than_any_buffer_and_of_changing_size():
 
 
 def test_a_peer_that_leaves_is_named_at_once():
-    def work(rank: int, exchange: Exchange) -> None:
+    def work(rank: int, exchange: TcpAllReduce) -> None:
         if rank == 1:
             return
         exchange.all_reduce(torch.ones(10))
@@ -110,7 +110,7 @@ def test_a_peer_that_leaves_is_named_at_once():
 def test_a_peer_that_is_silent_is_named_after_the_time():
     done = threading.Event()
 
-    def work(rank: int, exchange: Exchange) -> None:
+    def work(rank: int, exchange: TcpAllReduce) -> None:
         if rank == 1:
             done.wait(20)
             return
@@ -126,7 +126,7 @@ def test_a_peer_that_is_silent_is_named_after_the_time():
 def test_a_stranger_is_sent_away(hello):
     """Who does not know the secret, or claims a rank that is not awaited, takes nobody's place."""
 
-    def work(rank: int, exchange: Exchange) -> float:
+    def work(rank: int, exchange: TcpAllReduce) -> float:
         values = torch.ones(2)
         exchange.all_reduce(values)
         return values[0].item()
@@ -142,7 +142,7 @@ def test_a_stranger_is_sent_away(hello):
     notes = Watched()
     meet = {"secret": "secret", "num_workers": 2, "own_host": "127.0.0.1", "timeout_s": 10}
     with ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda rank: work(rank, Exchange(notes, rank=rank, **meet)), range(2))
+        results = pool.map(lambda rank: work(rank, TcpAllReduce(notes, rank=rank, **meet)), range(2))
         assert list(results) == [2.0, 2.0]
 
 
@@ -170,7 +170,7 @@ def met(notes: Notes, num_workers: int, own_host: str) -> list[float]:
 
     def work(rank: int) -> float:
         meet = {"secret": "secret", "num_workers": num_workers, "own_host": own_host, "timeout_s": 10}
-        exchange = Exchange(notes, rank=rank, **meet)
+        exchange = TcpAllReduce(notes, rank=rank, **meet)
         values = torch.ones(2)
         exchange.all_reduce(values)
         exchange.close()
@@ -188,27 +188,27 @@ def test_workers_meet_by_ipv6():
 def test_workers_that_do_not_come_are_named(monkeypatch):
     monkeypatch.setattr("shardmean.model.distributed.tcp_allreduce._SLICE_S", 0.1)
     with pytest.raises(MissingPeersError, match=r"worker 0 could not meet workers 1, 2: no connection for 0\.2 s"):
-        Exchange(Notes(), secret="secret", rank=0, num_workers=3, own_host="127.0.0.1", timeout_s=0.2)
+        TcpAllReduce(Notes(), secret="secret", rank=0, num_workers=3, own_host="127.0.0.1", timeout_s=0.2)
 
 
 def test_who_waits_for_a_worker_hears_that_the_segment_was_given_up(monkeypatch):
     monkeypatch.setattr("shardmean.model.distributed.tcp_allreduce._SLICE_S", 0.1)
-    meeting = Meeting()
+    rendezvous = Rendezvous()
     for rank in (0, 1):  # one waits for a connection, the other for a word
-        address = meeting.new_address()
-        meeting.abort(address, "worker 1 found no data")
+        address = rendezvous.new_address()
+        rendezvous.abort(address, "worker 1 found no data")
         with pytest.raises(AbortedError, match=f"worker {rank} was told to stop: worker 1 found no data"):
-            Exchange(
-                Board(address, rank=rank, timeout_s=60),
+            TcpAllReduce(
+                WorkerStore(address, rank=rank, timeout_s=60),
                 secret="secret", rank=rank, num_workers=2 + rank, own_host="127.0.0.1", timeout_s=60,
             )  # fmt: skip
 
 
 def test_progress_reaches_the_driver_by_rank():
-    meeting = Meeting()
-    address = meeting.new_address()
-    assert meeting.progress(address, 2) == {}
+    rendezvous = Rendezvous()
+    address = rendezvous.new_address()
+    assert rendezvous.progress(address, 2) == {}
     told = Progress("host", round_index=3)
-    Board(address, rank=1, timeout_s=5).tell(told)
-    assert meeting.progress(address, 2) == {1: told}
-    assert meeting.progress(meeting.new_address(), 2) == {}, "each segment has words of its own"
+    WorkerStore(address, rank=1, timeout_s=5).publish_progress(told)
+    assert rendezvous.progress(address, 2) == {1: told}
+    assert rendezvous.progress(rendezvous.new_address(), 2) == {}, "each segment has words of its own"

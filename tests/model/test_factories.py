@@ -107,23 +107,23 @@ def test_factories_that_are_wrong(factories, name, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("averaging", [{}, {"outer": {"momentum": 0.5}}, {"exchange": "bfloat16"}])
-def test_a_module_that_is_used_twice_is_trained_and_averaged_once(factories, tiny_data, transports, averaging):
+@pytest.mark.parametrize("averaging", [{}, {"outer": {"momentum": 0.5}}, {"comm_dtype": "bfloat16"}])
+def test_a_module_that_is_used_twice_is_trained_and_averaged_once(factories, tiny_data, launchers, averaging):
     factories("tied")
-    trained = training(tiny_data, transports, optimizer={}, num_epochs=1, averaging={"frequency": 2} | averaging)
+    trained = training(tiny_data, launchers, optimizer={}, num_epochs=1, averaging={"frequency": 2} | averaging)
     config = trained.config.model_copy(update={"network": "nets_of_a_test:tied"})
-    state = fit(type(trained)(config, tiny_data, trained.transport))
+    state = fit(type(trained)(config, tiny_data, trained.launcher))
     assert torch.equal(state.model["body.once.weight"], state.model["body.again.weight"])
     assert int(state.model["body.norm.num_batches_tracked"]) == 2 * 7, "twice a step, and 7 steps"
 
 
-def test_a_loss_that_is_not_finite_ends_a_training_though_parameters_are(factories, tiny_data, transports):
+def test_a_loss_that_is_not_finite_ends_a_training_though_parameters_are(factories, tiny_data, launchers):
     factories("masked")
-    trained = training(tiny_data, transports, optimizer={}, num_epochs=1)
+    trained = training(tiny_data, launchers, optimizer={}, num_epochs=1)
     config = trained.config.model_copy(update={"network": "nets_of_a_test:masked"})
     saved = []
     with pytest.raises(UserError, match=r"worker 0 diverged: its training loss was not finite after round 0"):
-        type(trained)(config, tiny_data, trained.transport).fit(None, saved.append)
+        type(trained)(config, tiny_data, trained.launcher).fit(None, saved.append)
     assert not saved
 
 

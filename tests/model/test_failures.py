@@ -12,7 +12,7 @@ import torch
 from torch.distributed import DistBackendError, DistStoreError
 
 from shardmean.model.config.training import TrainingConfig
-from shardmean.model.distributed.rendezvous import Meeting
+from shardmean.model.distributed.rendezvous import Rendezvous
 from shardmean.model.errors import (
     AbortedError,
     DivergedError,
@@ -23,7 +23,7 @@ from shardmean.model.errors import (
     UserError,
 )
 from shardmean.model.training.environment import this_environment
-from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.messages import Failure, Report, Task
 from shardmean.model.training.worker_runtime import attempt, seeded
 
@@ -38,7 +38,7 @@ class Scripted(Struck):
     """A transport whose segments end as the script says: with an error, or with failures."""
 
     def __init__(self, *ends: Exception | list[Failure]) -> None:
-        super().__init__(LocalTransport(1), None)
+        super().__init__(LocalLauncher(1), None)
         self._ends = list(ends)
 
     def run(self, work: Work, tasks: list[Task]) -> Any:
@@ -52,32 +52,32 @@ def failure(kind: str, text: str, *, rank: int = 1, host: str = "a") -> Failure:
     return Failure(rank, host, kind, text, f"trace of {text}")
 
 
-def test_a_worker_that_moved_and_diverged_again_diverged_twice(grey_data):
+def test_a_worker_that_moved_and_diverged_again_diverged_twice(gray_data):
     ends = [[failure("diverged", "not finite after round 3", host=host)] for host in "abcd"]
     with pytest.raises(UserError, match=r"worker 1 on b: not finite after round 3 \(twice"):
-        fit(training(grey_data, Scripted(*ends), num_workers=1))
+        fit(training(gray_data, Scripted(*ends), num_workers=1))
 
 
-def test_the_worlds_faults_are_tried_again_whatever_they_are_called(grey_data):
+def test_the_worlds_faults_are_tried_again_whatever_they_are_called(gray_data):
     ends = [RetryableError("can't read s3://bucket/diverged-runs: timeout")] * 4
     with pytest.raises(RetryableError, match=r"diverged-runs: timeout$"):
-        fit(training(grey_data, Scripted(*ends), num_workers=1))
+        fit(training(gray_data, Scripted(*ends), num_workers=1))
 
 
-def test_the_cause_is_shown_before_peers_that_it_stopped(grey_data, caplog):
+def test_the_cause_is_shown_before_peers_that_it_stopped(gray_data, caplog):
     ends = [failure("peer", "worker 1 left", rank=0), failure("bug", "RuntimeError: CUDA out of memory")]
     with pytest.raises(RetryableError, match="worker 1 on a: RuntimeError: CUDA out of memory"):
-        fit(training(grey_data, Scripted(ends), num_workers=1, max_segment_retries=0))
+        fit(training(gray_data, Scripted(ends), num_workers=1, max_segment_retries=0))
     assert "trace of RuntimeError: CUDA out of memory" in caplog.text
     assert "trace of worker 1 left" not in caplog.text
 
 
 @pytest.fixture
-def alone() -> tuple[Task, Meeting]:
+def alone() -> tuple[Task, Rendezvous]:
     """A worker's task, and the meeting that hears of it."""
-    meeting = Meeting()
-    address = meeting.new_address()
-    return Task(TrainingConfig(timeout_s=5), "nowhere", "", 0, 1, {}, address, this_environment()), meeting
+    rendezvous = Rendezvous()
+    address = rendezvous.new_address()
+    return Task(TrainingConfig(timeout_s=5), "nowhere", "", 0, 1, {}, address, this_environment()), rendezvous
 
 
 @pytest.mark.parametrize(
@@ -96,16 +96,16 @@ def alone() -> tuple[Task, Meeting]:
     ],
 )
 def test_errors_are_told_apart_and_all_are_told_to_the_others(alone, error, kind, said):
-    task, meeting = alone
+    task, rendezvous = alone
 
     def work(task: Task, device: str) -> Report:
-        assert meeting.progress(task.address, 1)[0].is_done is False, "a word comes first of all"
+        assert rendezvous.progress(task.address, 1)[0].is_done is False, "a word comes first of all"
         raise error
 
     found = attempt(work, task, "cpu")
     assert (found.kind, found.message) == (kind, said)
-    assert meeting.abort_reason(task.address) == str(error)
-    assert meeting.progress(task.address, 1)[0].is_done
+    assert rendezvous.abort_reason(task.address) == str(error)
+    assert rendezvous.progress(task.address, 1)[0].is_done
 
 
 CUDA_SAYS = (

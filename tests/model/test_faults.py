@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shardmean.model.errors import RetryableError, UserError
-from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.local_launcher import LocalLauncher
 
 from .faults import RANK, Fault, Struck, training
 from .fitting import fit
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def transport() -> Iterator[LocalTransport]:
-    with LocalTransport(2) as transport:
-        yield transport
+def launcher() -> Iterator[LocalLauncher]:
+    with LocalLauncher(2) as launcher:
+        yield launcher
 
 
 @pytest.fixture(scope="module")
-def undisturbed(grey_data, transport) -> Checkpoint:
-    return fit(training(grey_data, transport))
+def undisturbed(gray_data, launcher) -> Checkpoint:
+    return fit(training(gray_data, launcher))
 
 
 @pytest.mark.parametrize(
@@ -45,36 +45,36 @@ def undisturbed(grey_data, transport) -> Checkpoint:
         ("diverges", r"worker 1 on \S+: worker 1 diverged: its parameters were not finite after round 2"),
     ],
 )
-def test_the_segment_is_run_again_to_the_same_bits(grey_data, transport, undisturbed, tmp_path, caplog, kind, said):
+def test_the_segment_is_run_again_to_the_same_bits(gray_data, launcher, undisturbed, tmp_path, caplog, kind, said):
     caplog.set_level(logging.WARNING)
-    again = fit(training(grey_data, Struck(transport, Fault(kind, tmp_path)), timeout_s=8))
+    again = fit(training(gray_data, Struck(launcher, Fault(kind, tmp_path)), timeout_s=8))
     (warning,) = [r.getMessage() for r in caplog.records if "trying again (1 of 3)" in r.getMessage()]
     assert re.search(said, warning), warning
     for name, value in undisturbed.model.items():
         assert torch.equal(again.model[name], value), name
-    figures = again.history[0]
-    assert figures["retry_s"] > 0 == undisturbed.history[0]["retry_s"]
-    assert figures["spark_s"] < figures["epoch_seconds"] - figures["retry_s"]
+    metrics = again.history[0]
+    assert metrics["retry_s"] > 0 == undisturbed.history[0]["retry_s"]
+    assert metrics["spark_s"] < metrics["epoch_seconds"] - metrics["retry_s"]
 
 
-def test_the_number_of_retries_is_kept(grey_data, transport, tmp_path, caplog):
+def test_the_number_of_retries_is_kept(gray_data, launcher, tmp_path, caplog):
     fault = Fault("reads badly", tmp_path, times=9)
     with pytest.raises(RetryableError, match="Input/output error"):
-        fit(training(grey_data, Struck(transport, fault), max_segment_retries=2))
+        fit(training(gray_data, Struck(launcher, fault), max_segment_retries=2))
     assert len(list(tmp_path.iterdir())) == 3
     assert "trying again (2 of 2)" in caplog.text
 
 
-def test_parameters_that_blow_up_twice_are_the_users_mistake(grey_data, transport, tmp_path, caplog):
+def test_parameters_that_blow_up_twice_are_the_users_mistake(gray_data, launcher, tmp_path, caplog):
     with pytest.raises(UserError, match=r"worker 1 diverged: .* after round 2; .*twice, so it is no accident"):
-        fit(training(grey_data, Struck(transport, Fault("diverges", tmp_path, times=9))))
+        fit(training(gray_data, Struck(launcher, Fault("diverges", tmp_path, times=9))))
     assert len(list(tmp_path.iterdir())) == 2
     assert "trying again (2" not in caplog.text
 
 
-def test_a_bug_that_strikes_twice_is_not_tried_a_third_time(grey_data, transport, tmp_path, caplog):
+def test_a_bug_that_strikes_twice_is_not_tried_a_third_time(gray_data, launcher, tmp_path, caplog):
     with pytest.raises(UserError, match=r"worker 1 on \S+: KeyError: 'a bug of ours' \(twice, so it is no accident\)"):
-        fit(training(grey_data, Struck(transport, Fault("raises", tmp_path, times=9))))
+        fit(training(gray_data, Struck(launcher, Fault("raises", tmp_path, times=9))))
     assert len(list(tmp_path.iterdir())) == 2
     assert "in strike" in caplog.text, "the trace is logged"
 
@@ -87,31 +87,31 @@ class Misled(Struck):
         return self._transport.run(work, tasks)
 
 
-def test_peers_do_not_wait_for_a_worker_that_failed_before_it_came(grey_data, transport):
-    fit(training(grey_data, transport))  # the processes are there
+def test_peers_do_not_wait_for_a_worker_that_failed_before_it_came(gray_data, launcher):
+    fit(training(gray_data, launcher))  # the processes are there
     started = time.monotonic()
     with pytest.raises((UserError, RetryableError), match=r"worker 1 on \S+: .*/nowhere"):
-        fit(training(grey_data, Misled(transport, None), max_segment_retries=0))
+        fit(training(gray_data, Misled(launcher, None), max_segment_retries=0))
     assert time.monotonic() - started < 20, "and timeout_s is 300"
 
 
-def test_a_training_leaves_no_keys(grey_data):
-    with LocalTransport(1) as transport:
-        fit(training(grey_data, transport, num_workers=1))
-        assert not [key for key in transport.meeting._store.list_keys() if "progress" in key]
+def test_a_training_leaves_no_keys(gray_data):
+    with LocalLauncher(1) as launcher:
+        fit(training(gray_data, launcher, num_workers=1))
+        assert not [key for key in launcher.rendezvous._store.list_keys() if "progress" in key]
 
 
-def test_the_users_mistake_is_not_tried_again(grey_data, transport, tmp_path, caplog):
+def test_the_users_mistake_is_not_tried_again(gray_data, launcher, tmp_path, caplog):
     with pytest.raises(UserError, match=r"worker 1 on \S+: no such thing"):
-        fit(training(grey_data, Struck(transport, Fault("asks for nonsense", tmp_path, times=9))))
+        fit(training(gray_data, Struck(launcher, Fault("asks for nonsense", tmp_path, times=9))))
     assert len(list(tmp_path.iterdir())) == 1
     assert "trying again" not in caplog.text
 
 
-def test_peers_that_compute_for_long_are_told_to_stop(grey_data, transport, tmp_path):
+def test_peers_that_compute_for_long_are_told_to_stop(gray_data, launcher, tmp_path):
     """With one averaging an epoch nobody waits for the worker that fails; the others hear of it all the same."""
     started = time.monotonic()
     fault = Fault("reads badly", tmp_path, round_index=0, slows_peers_by_s=60)
     with pytest.raises(RetryableError, match=r"worker 1 on \S+: \[Errno 5\]"):
-        fit(training(grey_data, Struck(transport, fault), averaging={"frequency": "epoch"}, max_segment_retries=0))
+        fit(training(gray_data, Struck(launcher, fault), averaging={"frequency": "epoch"}, max_segment_retries=0))
     assert time.monotonic() - started < 20

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from shardmean.model.dataset.loader import ahead, minibatches
+from shardmean.model.dataset.loader import minibatches, prefetch
 from shardmean.model.dataset.sampler import plan_epoch
 from shardmean.model.errors import RetryableError
-from shardmean.model.training.phase_timer import Clock
+from shardmean.model.training.phase_timer import PhaseTimer
 
 from .fitting import bits, fit, plan_of, training
 
@@ -34,7 +34,7 @@ def counting(made: list[int], limit: int = 100) -> Generator[int]:
 def test_items_come_in_order_and_no_more_are_made_than_asked_for(num_ahead):
     made: list[int] = []
     taken = 0
-    for item in ahead(counting(made), num_ahead):
+    for item in prefetch(counting(made), num_ahead):
         assert item == taken
         taken += 1
         assert len(made) <= taken + num_ahead
@@ -48,7 +48,7 @@ def test_an_error_of_the_source_is_raised_at_its_place():
         yield 2
         raise RetryableError("the store is away")
 
-    items = ahead(failing(), 5)
+    items = prefetch(failing(), 5)
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(RetryableError, match="the store is away"):
         next(items)
@@ -58,7 +58,7 @@ def test_an_error_of_the_source_is_raised_at_its_place():
 def test_closing_ends_the_threads_and_the_source():
     made: list[int] = []
     source = counting(made, 10**9)
-    items = ahead(ahead(source, 2), 2)
+    items = prefetch(prefetch(source, 2), 2)
     next(items)
     items.close()
     assert feed_threads() == []
@@ -68,7 +68,7 @@ def test_closing_ends_the_threads_and_the_source():
 
 @pytest.mark.parametrize("prefetch_batches", [1, 4])
 def test_prefetched_minibatches_are_the_same(tiny_data, prefetch_batches):
-    plan, clock = plan_of(tiny_data, num_workers=2, epoch=0), Clock()
+    plan, clock = plan_of(tiny_data, num_workers=2, epoch=0), PhaseTimer()
 
     def made(**options) -> list[tuple[bytes, bytes]]:
         feed = minibatches(tiny_data, plan.windows(1), "train", batch_size=8, with_names=False, **options)
@@ -78,10 +78,10 @@ def test_prefetched_minibatches_are_the_same(tiny_data, prefetch_batches):
     assert clock.seconds["read"] > 0
 
 
-def test_a_training_with_prefetch_ends_with_the_same_bits(tiny_data, transports):
+def test_a_training_with_prefetch_ends_with_the_same_bits(tiny_data, launchers):
     def parameters(prefetch_batches):
         config = {"optimizer": {"name": "adam"}, "num_epochs": 2, "num_workers": 2}
-        return bits(fit(training(tiny_data, transports, prefetch_batches=prefetch_batches, **config)).model)
+        return bits(fit(training(tiny_data, launchers, prefetch_batches=prefetch_batches, **config)).model)
 
     assert parameters(0) == parameters(3)
 

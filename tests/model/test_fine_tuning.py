@@ -12,7 +12,7 @@ from torch import nn
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.networks.classifier import Classifier
-from shardmean.model.optimization.fine_tuning import Origin, normalised_as
+from shardmean.model.optimization.fine_tuning import PretrainedModel, normalized_as
 from shardmean.model.optimization.freezing import freeze
 from shardmean.model.optimization.replica import build_model
 
@@ -21,9 +21,9 @@ from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, tra
 CONVOLUTIONS = ["[0-9].*"]  # of small_cnn; its head is 15.*
 
 
-def freezing(dataset, transports, patterns, *, num_workers=1, optimizer=None, **other):
+def freezing(dataset, launchers, patterns, *, num_workers=1, optimizer=None, **other):
     return training(
-        dataset, transports, optimizer=optimizer or {"name": "adam"}, num_workers=num_workers,
+        dataset, launchers, optimizer=optimizer or {"name": "adam"}, num_workers=num_workers,
         fine_tuning={"freeze": patterns}, **{"num_epochs": 1, **other},
     )  # fmt: skip
 
@@ -34,18 +34,18 @@ def freezing(dataset, transports, patterns, *, num_workers=1, optimizer=None, **
     [
         {"frequency": 1},
         {"frequency": 2, "synchronous_steps": 3},
-        {"frequency": 2, "exchange": "bfloat16", "outer": {"learning_rate": 0.7, "momentum": 0.9}},
+        {"frequency": 2, "comm_dtype": "bfloat16", "outer": {"learning_rate": 0.7, "momentum": 0.9}},
     ],
 )
-def test_what_is_frozen_keeps_its_bits_and_the_rest_learns(tiny_data, transports, num_workers, averaging):
-    trained = freezing(tiny_data, transports, CONVOLUTIONS, num_workers=num_workers, averaging=averaging)
+def test_what_is_frozen_keeps_its_bits_and_the_rest_learns(tiny_data, launchers, num_workers, averaging):
+    trained = freezing(tiny_data, launchers, CONVOLUTIONS, num_workers=num_workers, averaging=averaging)
     first, last = trained.first_state().model, fit(trained).model
     changed = {name for name in first if bits(first[name]) != bits(last[name])}
     assert changed == {"body.15.weight", "body.15.bias"}, "three means of a third are not the value: it is not averaged"
 
 
-def test_a_batch_norms_statistics_stay_only_where_all_of_it_does(tiny_data, transports):
-    trained = freezing(tiny_data, transports, ["1.*", "5.weight"])
+def test_a_batch_norms_statistics_stay_only_where_all_of_it_does(tiny_data, launchers):
+    trained = freezing(tiny_data, launchers, ["1.*", "5.weight"])
     first, last = trained.first_state().model, fit(trained).model
     same = {name for name in first if bits(first[name]) == bits(last[name])}
     assert same == {
@@ -54,30 +54,30 @@ def test_a_batch_norms_statistics_stay_only_where_all_of_it_does(tiny_data, tran
     }  # fmt: skip
 
 
-def test_frozen_parameters_are_given_to_no_optimizer(tiny_data, transports):
-    state = fit(freezing(tiny_data, transports, CONVOLUTIONS, num_workers=2))
+def test_frozen_parameters_are_given_to_no_optimizer(tiny_data, launchers):
+    state = fit(freezing(tiny_data, launchers, CONVOLUTIONS, num_workers=2))
     assert len(state.optimizers[0]["state"]) == 2
     assert len(state.optimizers[0]["param_groups"][0]["params"]) == 2
 
 
-def test_a_training_with_frozen_parameters_resumes_to_the_bit(tiny_data, transports):
+def test_a_training_with_frozen_parameters_resumes_to_the_bit(tiny_data, launchers):
     states = []
     whole = freezing(
-        tiny_data, transports, ["0.*", "1.*"], num_workers=2, num_epochs=2, checkpoint_every_rounds=1,
+        tiny_data, launchers, ["0.*", "1.*"], num_workers=2, num_epochs=2, checkpoint_every_rounds=1,
         averaging={"frequency": 2, "outer": {"momentum": 0.5}},
     )  # fmt: skip
     end = whole.fit(None, states.append)
     assert bits(fit(whole, states[2]).model) == bits(end.model)
 
 
-def test_one_worker_with_frozen_parameters_is_a_plain_loop_to_the_bit(lenet_data, transports, one_thread):
+def test_one_worker_with_frozen_parameters_is_a_plain_loop_to_the_bit(lenet_data, launchers, one_thread):
     model = fresh_lenet(lenet_data)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith("body.0."))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
     for batch in batches_by_hand(lenet_data, plan_of(lenet_data, num_workers=1, epoch=0), 0):
         step(model, optimizer, *batch)
-    state = fit(freezing(lenet_data, transports, ["0.*"]))
+    state = fit(freezing(lenet_data, launchers, ["0.*"]))
     assert bits(state.model) == bits(dict(model.state_dict()))
 
 
@@ -98,23 +98,23 @@ def test_statistics_without_parameters_go_on():
     assert [module.training for module in body] == [True, False, True, True]
 
 
-def origin_of(trained, state=None, **about) -> Origin:
+def origin_of(trained, state=None, **model_spec) -> PretrainedModel:
     state = state or fit(trained)
-    origin = Origin("models:/pets/3", state.about, state.best_model or state.model)
-    return dataclasses.replace(origin, about=origin.about | about)
+    origin = PretrainedModel("models:/pets/3", state.model_spec, state.best_model or state.model)
+    return dataclasses.replace(origin, model_spec=origin.model_spec | model_spec)
 
 
 def tuned(trained, origin, **fine_tuning):
     """The same training, begun from `origin`."""
     config = trained.config.model_dump() | {"fine_tuning": {"start_from": "models:/pets@champion", **fine_tuning}}
     return dataclasses.replace(
-        trained, config=normalised_as(TrainingConfig(**config), origin.about), origin=origin
+        trained, config=normalized_as(TrainingConfig(**config), origin.model_spec), origin=origin
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def source(tiny_data, transports):
-    trained = training(tiny_data, transports, optimizer={"name": "sgd"}, num_epochs=1)
+def source(tiny_data, launchers):
+    trained = training(tiny_data, launchers, optimizer={"name": "sgd"}, num_epochs=1)
     return trained, fit(trained)
 
 
@@ -129,15 +129,15 @@ def test_a_training_starts_from_the_best_state_of_its_origin(source):
 
 
 def test_it_starts_with_the_figures_its_origin_had(source, make_dataset, tmp_path):
-    """Also where the DataSet's own normalisation is another one."""
+    """Also where the DataSet's own normalization is another one."""
     trained, state = source
     origin = origin_of(trained, state, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
     again = tuned(trained, origin)
-    with_it = trained.config.model_dump() | {"normalisation": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}}
+    with_it = trained.config.model_dump() | {"normalization": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}}
     as_trained = dataclasses.replace(trained, config=TrainingConfig(**with_it))
-    figures = [one.evaluate(state.best_model, "train").figures() for one in (again, as_trained, trained)]
-    assert figures[0] == figures[1] != figures[2]
-    assert again.first_state().about["mean"] == [0.4, 0.5, 0.6]
+    metrics = [one.evaluate(state.best_model, "train").metrics() for one in (again, as_trained, trained)]
+    assert metrics[0] == metrics[1] != metrics[2]
+    assert again.first_state().model_spec["mean"] == [0.4, 0.5, 0.6]
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,9 @@ def other_classes(make_dataset, tmp_path_factory):
     )
 
 
-def test_a_replaced_head_is_drawn_anew_and_all_else_is_the_origins(source, other_classes, transports):
+def test_a_replaced_head_is_drawn_anew_and_all_else_is_the_origins(source, other_classes, launchers):
     trained, state = source
-    new = training(other_classes, transports, optimizer={"name": "sgd"}, num_epochs=1, num_workers=2)
+    new = training(other_classes, launchers, optimizer={"name": "sgd"}, num_epochs=1, num_workers=2)
     origin = origin_of(trained, state)
     one = tuned(new, origin, replace_head=True, freeze=CONVOLUTIONS)
     first, fresh = one.first_state().model, new.first_state().model
@@ -160,7 +160,7 @@ def test_a_replaced_head_is_drawn_anew_and_all_else_is_the_origins(source, other
     last = fit(one)
     assert bits(last.model["body.0.weight"]) == bits(state.best_model["body.0.weight"])
     assert bits(last.model["body.15.weight"]) != bits(first["body.15.weight"])
-    assert last.about["class_names"] == other_classes.manifest.class_names
+    assert last.model_spec["class_names"] == other_classes.manifest.class_names
 
 
 @pytest.mark.parametrize(("about", "fine_tuning", "message"), [
@@ -171,17 +171,17 @@ def test_a_replaced_head_is_drawn_anew_and_all_else_is_the_origins(source, other
      r"knows 3 classes \(class 0, class 2, class 1\) and the DataSet has 3 classes \(class 0, .*replace_head"),
     ({}, {"replace_head": True, "freeze": ["15.bias"]}, "freeze matches 15.bias of the head that is drawn anew"),
 ])  # fmt: skip
-def test_what_must_agree(source, about, fine_tuning, message):
+def test_what_must_agree(source, model_spec, fine_tuning, message):
     trained, state = source
     with pytest.raises(UserError, match=message):
-        tuned(trained, origin_of(trained, state, **about), **fine_tuning).first_state()
+        tuned(trained, origin_of(trained, state, **model_spec), **fine_tuning).first_state()
 
 
 def test_a_normalisation_that_is_not_the_origins_is_refused(source):
     trained, state = source
     origin = origin_of(trained, state)
-    config = trained.config.model_dump() | {"normalisation": {"mean": [0.1] * 3, "std": [0.2] * 3}}
-    with pytest.raises(UserError, match=r"normalisation is \[0.1, .* models:/pets/3 was trained with \[0.5, 0.5"):
+    config = trained.config.model_dump() | {"normalization": {"mean": [0.1] * 3, "std": [0.2] * 3}}
+    with pytest.raises(UserError, match=r"normalization is \[0.1, .* models:/pets/3 was trained with \[0.5, 0.5"):
         origin.check(TrainingConfig(**config), trained.dataset.manifest)
 
 
@@ -203,8 +203,8 @@ def test_a_network_whose_last_layer_is_no_head(source, monkeypatch):
 
 
 def test_normalisation_for_each_channel(tiny_data):
-    config = TrainingConfig(network="small_cnn", normalisation={"mean": [0.5], "std": [0.2]})
-    with pytest.raises(UserError, match=r"normalisation.mean has 1 values and images have 3 channels"):
+    config = TrainingConfig(network="small_cnn", normalization={"mean": [0.5], "std": [0.2]})
+    with pytest.raises(UserError, match=r"normalization.mean has 1 values and images have 3 channels"):
         build_model(config, tiny_data.manifest)
 
 
@@ -213,7 +213,7 @@ def test_normalisation_for_each_channel(tiny_data):
     ({"fine_tuning": {"start_from": "models:/pets"}}, "expected models:/NAME@ALIAS or models:/NAME/VERSION"),
     ({"fine_tuning": {"start_from": "models:/a/b/3"}}, "expected models:/NAME@ALIAS or models:/NAME/VERSION"),
     ({"fine_tuning": {"start_from": "s3://me:secret@there/x"}}, "must hold no password"),
-    ({"normalisation": {"mean": [0.5]}}, "mean has 1 values and std 0: give one per channel to both"),
+    ({"normalization": {"mean": [0.5]}}, "mean has 1 values and std 0: give one per channel to both"),
 ])  # fmt: skip
 def test_settings_that_are_refused_when_they_are_read(settings, message):
     with pytest.raises(ValidationError) as caught:

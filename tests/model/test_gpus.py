@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from shardmean.model.distributed.process_group import GroupExchange, Place, check_alike, check_distinct, place_of
-from shardmean.model.distributed.rendezvous import Meeting
-from shardmean.model.distributed.store import Board
+from shardmean.model.distributed.process_group import (
+    DeviceInfo,
+    ProcessGroupAllReduce,
+    check_alike,
+    check_distinct,
+    device_info,
+)
+from shardmean.model.distributed.rendezvous import Rendezvous
+from shardmean.model.distributed.store import WorkerStore
 from shardmean.model.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,9 +34,9 @@ if TYPE_CHECKING:
 NUM_WORKERS = 2
 
 
-def places(*names: str) -> list[Place]:
+def places(*names: str) -> list[DeviceInfo]:
     """Places of workers, from a host and a GPU each."""
-    return [Place(host, "cuda", gpu, "13.0") for host, gpu in (name.split() for name in names)]
+    return [DeviceInfo(host, "cuda", gpu, "13.0") for host, gpu in (name.split() for name in names)]
 
 
 def test_workers_with_gpus_of_their_own_are_distinct():
@@ -54,11 +60,11 @@ def test_workers_on_gpus_need_torch_of_one_cuda():
     with pytest.raises(
         UserError, match=r"CUDA \(13\.0 for worker 0 on a; 12\.8 for worker 1 on c\): install one build"
     ):
-        check_alike([*places("a GPU-1"), Place("c", "cuda", "GPU-1", "12.8")])
+        check_alike([*places("a GPU-1"), DeviceInfo("c", "cuda", "GPU-1", "12.8")])
 
 
 def test_workers_on_cpus_may_have_any_build_of_torch():
-    place = place_of("cpu")
+    place = device_info("cpu")
     assert (place.host, place.kind) == (socket.gethostname(), "cpu")
     check_alike([place, place])
 
@@ -70,26 +76,28 @@ def values_of(rank: int, size: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def in_processes() -> Iterator[Callable[[Callable[[Address, int], Any]], list[Any]]]:
     """What some work gives in a process of each rank; as Spark's Python workers they serve one after the other."""
-    meeting = Meeting()
+    rendezvous = Rendezvous()
     with ProcessPoolExecutor(NUM_WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
 
         def results(work: Callable[[Address, int], Any]) -> list[Any]:
-            address = meeting.new_address()
+            address = rendezvous.new_address()
             return [future.result(90) for future in [pool.submit(work, address, rank) for rank in range(NUM_WORKERS)]]
 
         yield results
 
 
-def group(board: Board, rank: int, timeout_s: float = 60) -> GroupExchange:
-    return GroupExchange(board, backend="gloo", device="cpu", rank=rank, num_workers=NUM_WORKERS, timeout_s=timeout_s)
+def group(store: WorkerStore, rank: int, timeout_s: float = 60) -> ProcessGroupAllReduce:
+    return ProcessGroupAllReduce(
+        store, backend="gloo", device="cpu", rank=rank, num_workers=NUM_WORKERS, timeout_s=timeout_s
+    )
 
 
 def _sums(address: Address, rank: int) -> list[torch.Tensor]:
     """What a worker gets from two groups, one after the other, as in two segments."""
     results = []
     for number, dtype in enumerate((torch.float32, torch.bfloat16)):
-        board = Board(replace(address, prefix=f"{address.prefix}/{number}"), rank=rank, timeout_s=60)
-        exchange = group(board, rank)
+        store = WorkerStore(replace(address, prefix=f"{address.prefix}/{number}"), rank=rank, timeout_s=60)
+        exchange = group(store, rank)
         try:
             for size in (1, 7, 1000):
                 values = values_of(rank, size)
@@ -113,17 +121,17 @@ def test_a_group_sums_in_float32_and_leaves_no_group_behind(in_processes):
 
 def _waits_in_vain(address: Address, rank: int, *, fails: bool, dtype: torch.dtype = torch.float32) -> str:
     """What worker 0 hears that waits for a sum, while worker 1 stays in the group and fails or hangs."""
-    board = Board(address, rank=rank, timeout_s=60)
-    exchange = group(board, rank, timeout_s=60 if fails else 1)
+    store = WorkerStore(address, rank=rank, timeout_s=60)
+    exchange = group(store, rank, timeout_s=60 if fails else 1)
     try:
         if rank == 1:
             if fails:
-                board.stop_all(OSError("disk"))
-            board.store.get("heard")
+                store.abort_all(OSError("disk"))
+            store.store.get("heard")
             return ""
         exchange.all_reduce(torch.ones(10), dtype=dtype)
     except RuntimeError as error:
-        board.set("heard", "")
+        store.set("heard", "")
         return f"{type(error).__name__}: {error}"
     finally:
         exchange.close(broken=True)
@@ -159,8 +167,8 @@ class Sum:
 
 def test_waiting_for_long_takes_no_core():
     """For a short sum it asks without a pause."""
-    exchange = GroupExchange.__new__(GroupExchange)
-    exchange._board, exchange._timeout_s = None, 60
+    exchange = ProcessGroupAllReduce.__new__(ProcessGroupAllReduce)
+    exchange._store, exchange._timeout_s = None, 60
     short, long = Sum(0.0001), Sum(0.5)
     exchange._wait(short)
     started = time.thread_time()
@@ -178,6 +186,8 @@ def test_nccl_leaves_failures_to_us_and_the_environment_as_it_was(monkeypatch):
         monkeypatch.delenv(name, raising=False)
         if before is not None:
             monkeypatch.setenv(name, before)
-        GroupExchange(SimpleNamespace(store=None), backend="nccl", device="cuda:1", rank=0, num_workers=2, timeout_s=60)
+        ProcessGroupAllReduce(
+            SimpleNamespace(store=None), backend="nccl", device="cuda:1", rank=0, num_workers=2, timeout_s=60
+        )
         assert os.environ.get(name) == before
     assert [environment[name] for environment in seen] == ["0", "0"]

@@ -204,7 +204,7 @@ BOMBS = {
         png_header(100, 100, *[png_chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(2**20 - 9), 9))] * 200),
         "unreadable",
     ),
-    "colour profile": (png_header(1000, 1000, png_chunk(b"iCCP", TEXT)), "unreadable"),
+    "color profile": (png_header(1000, 1000, png_chunk(b"iCCP", TEXT)), "unreadable"),
     "screen": (
         b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + saved(random_image("L"), "GIF")[13:],
         "too_large",

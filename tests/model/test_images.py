@@ -36,7 +36,7 @@ TIFF_CODECS = ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"]
 
 
 def ycck_jpeg() -> bytes:
-    """Pillow writes no YCCK: say so in the Adobe marker of a CMYK file, whose numbers then mean other colours."""
+    """Pillow writes no YCCK: say so in the Adobe marker of a CMYK file, whose numbers then mean other colors."""
     data = saved(random_image("CMYK"), "JPEG")
     transform = data.index(b"Adobe") + 11
     return data[:transform] + b"\2" + data[transform + 1 :]
@@ -52,7 +52,7 @@ FILES = {
     **{f"JPEG {mode}": saved(random_image(mode), "JPEG") for mode in ("L", "RGB", "CMYK")},
     **{f"JPEG, subsampling {number}": saved(random_image(), "JPEG", subsampling=number) for number in (0, 1, 2)},
     "JPEG, progressive": saved(random_image(), "JPEG", progressive=True),
-    "JPEG, grey progressive": saved(random_image("L"), "JPEG", progressive=True),
+    "JPEG, gray progressive": saved(random_image("L"), "JPEG", progressive=True),
     "JPEG, restarts": saved(random_image(), "JPEG", restart_marker_blocks=1),
     "JPEG, RGB inside": saved(random_image(), "JPEG", keep_rgb=True),
     "JPEG, YCCK": ycck_jpeg(),
@@ -84,7 +84,7 @@ def by_pillow(data: bytes, channels: int, background: tuple[int, int, int]) -> N
     """What Pillow's documentation says to do for one image."""
     image = Image.open(io.BytesIO(data))
     if image.format == "JPEG" and image.mode == "RGB" and channels == 1:
-        image.draft("L", image.size)  # the brightness that the file holds, not made of its colours again
+        image.draft("L", image.size)  # the brightness that the file holds, not made of its colors again
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA"))
@@ -112,7 +112,7 @@ def test_the_files_above_are_of_many_modes():
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
-@pytest.mark.parametrize("resize", ["stretch", "fit", "centre_crop", "none"])
+@pytest.mark.parametrize("resize", ["stretch", "fit", "center_crop", "none"])
 def test_lossless_formats_of_the_right_size_give_the_very_pixels(kind, resize):
     pixels = random_pixels()
     found = decode(saved(Image.fromarray(pixels), kind), config(resize=resize))
@@ -126,8 +126,8 @@ def test_transparent_parts_become_white_by_their_share(mode, kind):
     pixels = np.asarray(random_image(mode)).copy()
     pixels[0, :, -1], pixels[1, :, -1] = 0, 255
     found = decode(saved(Image.fromarray(pixels, mode=mode), kind), config())
-    colour, alpha = pixels[..., :-1].astype(float), pixels[..., -1:] / 255
-    mixed = np.broadcast_to(colour * alpha + 255 * (1 - alpha), (HEIGHT, WIDTH, 3)).transpose(2, 0, 1)
+    color, alpha = pixels[..., :-1].astype(float), pixels[..., -1:] / 255
+    mixed = np.broadcast_to(color * alpha + 255 * (1 - alpha), (HEIGHT, WIDTH, 3)).transpose(2, 0, 1)
     np.testing.assert_allclose(found, mixed, atol=1)
     assert (found[:, 0] == 255).all(), "what is fully transparent is white"
     np.testing.assert_array_equal(found[:, 1], np.broadcast_to(pixels[1, :, :-1], (WIDTH, 3)).T)
@@ -138,8 +138,8 @@ def test_a_transparent_palette_entry_becomes_white(kind):
     image = Image.fromarray((np.arange(HEIGHT * WIDTH) % 3).astype(np.uint8).reshape(HEIGHT, WIDTH), mode="P")
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     found = decode(saved(image, kind, transparency=1), config())
-    colours = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])
-    np.testing.assert_array_equal(found.transpose(1, 2, 0), colours[np.asarray(image)])
+    colors = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])
+    np.testing.assert_array_equal(found.transpose(1, 2, 0), colors[np.asarray(image)])
 
 
 def test_bilevel_becomes_black_and_white():
@@ -149,7 +149,7 @@ def test_bilevel_becomes_black_and_white():
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_16_bit_grey_keeps_its_upper_8_bits(kind, channels):
+def test_16_bit_gray_keeps_its_upper_8_bits(kind, channels):
     values = np.random.default_rng(5).integers(0, 2**16, (HEIGHT, WIDTH)).astype(np.uint16)
     found = decode(saved(Image.fromarray(values), kind), config(channels))
     np.testing.assert_array_equal(found, np.broadcast_to(values >> 8, (channels, HEIGHT, WIDTH)))
@@ -163,34 +163,32 @@ def test_16_bit_pgm_keeps_its_upper_8_bits():
 
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_png_grey_of_each_depth_by_hand(depth, interlaced):
+def test_png_gray_of_each_depth_by_hand(depth, interlaced):
     values = np.random.default_rng(5).integers(0, 2**depth, (9, 13))
-    found = decode(
-        hand_made_png(values[..., None], depth=depth, colour_type=0, interlaced=interlaced), config(1, 9, 13)
-    )
+    found = decode(hand_made_png(values[..., None], depth=depth, color_type=0, interlaced=interlaced), config(1, 9, 13))
     # Fewer bits are spread over 0 to 255, so that the brightest stays the brightest.
     np.testing.assert_array_equal(found[0], values >> 8 if depth == 16 else values * 255 // (2**depth - 1))
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("depth", [8, 16])
-def test_png_colours_of_each_depth_by_hand(depth, interlaced):
+def test_png_colors_of_each_depth_by_hand(depth, interlaced):
     values = np.random.default_rng(5).integers(0, 2**depth, (9, 13, 3))
-    found = decode(hand_made_png(values, depth=depth, colour_type=2, interlaced=interlaced), config(3, 9, 13))
+    found = decode(hand_made_png(values, depth=depth, color_type=2, interlaced=interlaced), config(3, 9, 13))
     np.testing.assert_array_equal(found, (values >> (depth - 8)).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize(("colour_type", "channels"), [(4, 2), (6, 4)])
-def test_png_of_16_bits_with_alpha_keeps_the_upper_8_bits(colour_type, channels):
+@pytest.mark.parametrize(("color_type", "channels"), [(4, 2), (6, 4)])
+def test_png_of_16_bits_with_alpha_keeps_the_upper_8_bits(color_type, channels):
     values = np.random.default_rng(5).integers(0, 2**16, (9, 13, channels))
     upper = Image.fromarray((values >> 8).astype(np.uint8), mode="LA" if channels == 2 else "RGBA")
-    found = decode(hand_made_png(values, depth=16, colour_type=colour_type), config(3, 9, 13))
+    found = decode(hand_made_png(values, depth=16, color_type=color_type), config(3, 9, 13))
     np.testing.assert_array_equal(found, decode(saved(upper, "PNG"), config(3, 9, 13)))
 
 
-def test_the_transparent_grey_of_a_16_bit_png():
+def test_the_transparent_gray_of_a_16_bit_png():
     values = np.array([[[1000], [1001], [65535]]])
-    data = hand_made_png(values, depth=16, colour_type=0, chunks=[png_chunk(b"tRNS", struct.pack(">H", 1001))])
+    data = hand_made_png(values, depth=16, color_type=0, chunks=[png_chunk(b"tRNS", struct.pack(">H", 1001))])
     assert decode(data, config(1, 1, 3, background="white")).tolist() == [[[3, 255, 255]]]
     assert decode(data, config(1, 1, 3, background="black")).tolist() == [[[3, 0, 255]]]
 
@@ -256,7 +254,7 @@ def test_a_broken_exif_block_is_no_reason_to_reject(exif, kind):
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
 def test_the_first_frame_is_taken_and_more_are_told_of(kind):
-    frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ("red", "blue")]
     options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
     alone = decode_image(saved(frames[0], kind, **options), config())
     first = decode_image(saved(frames[0], kind, save_all=True, append_images=frames[1:], **options), config())

@@ -96,9 +96,9 @@ def test_layers_that_do_not_fit(layers, message):
     assert message in str(caught.value)
 
 
-def test_two_workers_train_a_network_of_layers(tiny_data, transports):
+def test_two_workers_train_a_network_of_layers(tiny_data, launchers):
     layers = [{"layer": "conv", "channels": 4}, {"layer": "batch_norm"}, {"layer": "relu"}, {"layer": "flatten"}]
-    trained = training(tiny_data, transports, optimizer={"name": "sgd"}, num_workers=2, num_epochs=1)
+    trained = training(tiny_data, launchers, optimizer={"name": "sgd"}, num_workers=2, num_epochs=1)
     config = TrainingConfig(**trained.config.model_dump() | {"network": "layers", "layers": layers})
-    state = fit(type(trained)(config, trained.dataset, trained.transport))
+    state = fit(type(trained)(config, trained.dataset, trained.launcher))
     assert state.model["body.4.weight"].shape == (3, 4 * 36)

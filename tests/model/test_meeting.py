@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from torch.distributed import TCPStore
 
-from shardmean.model.distributed.process_group import Place
-from shardmean.model.distributed.rendezvous import Meeting, Member
-from shardmean.model.distributed.store import Board, Progress
+from shardmean.model.distributed.process_group import DeviceInfo
+from shardmean.model.distributed.rendezvous import Rendezvous, WorkerGroup
+from shardmean.model.distributed.store import Progress, WorkerStore
 from shardmean.model.errors import AbortedError, MissingPeersError, UserError
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def test_it_listens_at_the_drivers_host_alone():
-    port = Meeting("127.0.0.1").new_address().port
+    port = Rendezvous("127.0.0.1").new_address().port
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port))
 
 
 def test_a_host_that_is_not_this_machines_is_listened_for_everywhere(caplog):
     """As behind NAT, where spark.driver.host is an address that others reach and this machine does not have."""
-    address = Meeting("203.0.113.7").new_address()
+    address = Rendezvous("203.0.113.7").new_address()
     assert address.host == "203.0.113.7"
     assert "can't listen at the driver's host 203.0.113.7" in caplog.text
     TCPStore("127.0.0.1", address.port, None, False).set("key", "value")
@@ -39,33 +39,33 @@ def test_a_host_that_is_not_this_machines_is_listened_for_everywhere(caplog):
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
 def test_a_driver_may_have_an_ipv6_address():
-    meeting = Meeting("::1")
-    address = meeting.new_address()
-    Board(address, rank=0, timeout_s=5).tell(Progress("a"))
-    assert meeting.progress(address, 2) == {0: Progress("a")}
+    rendezvous = Rendezvous("::1")
+    address = rendezvous.new_address()
+    WorkerStore(address, rank=0, timeout_s=5).publish_progress(Progress("a"))
+    assert rendezvous.progress(address, 2) == {0: Progress("a")}
 
 
 def test_strangers_that_list_its_keys_do_not_learn_the_secret():
-    meeting = Meeting()
-    address = meeting.new_address()
-    Member(address, rank=0, num_workers=1, timeout_s=5)
+    rendezvous = Rendezvous()
+    address = rendezvous.new_address()
+    WorkerGroup(address, rank=0, num_workers=1, timeout_s=5)
     stranger = TCPStore(address.host, address.port, None, False)
     told = [part for key in stranger.list_keys() for part in (key, stranger.get(key).decode())]
     assert any(address.prefix in part for part in told)
     assert not any(address.secret in part for part in told)
-    assert address.secret != meeting.new_address().secret
+    assert address.secret != rendezvous.new_address().secret
 
 
 def test_a_connection_that_broke_between_segments_is_made_anew():
-    meeting = Meeting()
-    sockets_before = set(sockets_to(meeting.new_address()))
-    Member(meeting.new_address(), rank=0, num_workers=1, timeout_s=5)
-    for number in set(sockets_to(meeting.new_address())) - sockets_before:
+    rendezvous = Rendezvous()
+    sockets_before = set(sockets_to(rendezvous.new_address()))
+    WorkerGroup(rendezvous.new_address(), rank=0, num_workers=1, timeout_s=5)
+    for number in set(sockets_to(rendezvous.new_address())) - sockets_before:
         with socket.socket(fileno=os.dup(number)) as connection:
             connection.shutdown(socket.SHUT_RDWR)
-    address = meeting.new_address()
-    with Member(address, rank=0, num_workers=1, timeout_s=5):
-        assert not meeting.progress(address, 1)[0].is_done
+    address = rendezvous.new_address()
+    with WorkerGroup(address, rank=0, num_workers=1, timeout_s=5):
+        assert not rendezvous.progress(address, 1)[0].is_done
 
 
 def sockets_to(address: Address) -> Iterator[int]:
@@ -77,91 +77,93 @@ def sockets_to(address: Address) -> Iterator[int]:
 
 
 def test_a_word_that_does_not_come_is_waited_for_until_the_timeout_or_the_end():
-    meeting = Meeting()
-    address = meeting.new_address()
-    board = Board(address, rank=1, timeout_s=0.1)
+    rendezvous = Rendezvous()
+    address = rendezvous.new_address()
+    store = WorkerStore(address, rank=1, timeout_s=0.1)
     with pytest.raises(TimeoutError, match=r"no peer/0 for 0\.1 s"):
-        board.get("peer/0")
-    meeting.abort(address, "worker 2 found no data")
+        store.get("peer/0")
+    rendezvous.abort(address, "worker 2 found no data")
     with pytest.raises(AbortedError, match="worker 1 was told to stop: worker 2 found no data"):
-        Board(address, rank=1, timeout_s=300).get("peer/0")
+        WorkerStore(address, rank=1, timeout_s=300).get("peer/0")
 
 
 def test_the_first_who_fails_says_why_and_all_that_leave_are_done():
-    meeting = Meeting()
-    address = meeting.new_address()
-    boards = [Board(address, rank=rank, timeout_s=5) for rank in range(3)]
-    for board in boards:
-        board.tell(Progress("a", round_index=4))
-    boards[1].leave(OSError("disk"))
-    boards[0].leave(RuntimeError("worker 1 left"))
-    boards[2].leave(None)
-    assert meeting.abort_reason(address) == "disk"
-    assert meeting.progress(address, 3) == dict.fromkeys(range(3), Progress("a", round_index=4, is_done=True))
+    rendezvous = Rendezvous()
+    address = rendezvous.new_address()
+    boards = [WorkerStore(address, rank=rank, timeout_s=5) for rank in range(3)]
+    for store in boards:
+        store.publish_progress(Progress("a", round_index=4))
+    boards[1].mark_done(OSError("disk"))
+    boards[0].mark_done(RuntimeError("worker 1 left"))
+    boards[2].mark_done(None)
+    assert rendezvous.abort_reason(address) == "disk"
+    assert rendezvous.progress(address, 3) == dict.fromkeys(range(3), Progress("a", round_index=4, is_done=True))
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), None])
 def test_peers_are_told_of_an_error_before_a_group_is_left_and_the_driver_afterwards(caplog, error):
     """To leave a group may take long, or fail: peers must not wait for that, and the driver must still watch it."""
-    meeting = Meeting()
-    address = meeting.new_address()
+    rendezvous = Rendezvous()
+    address = rendezvous.new_address()
     seen = []
 
     class Group:
         def close(self, *, broken: bool) -> None:
-            seen.append((broken, meeting.abort_reason(address), meeting.progress(address, 1)[0].is_done))
+            seen.append((broken, rendezvous.abort_reason(address), rendezvous.progress(address, 1)[0].is_done))
             raise RuntimeError("NCCL")
 
-    member = Member(address, rank=0, num_workers=1, timeout_s=5)
-    member._exchange = Group()
+    group = WorkerGroup(address, rank=0, num_workers=1, timeout_s=5)
+    group._exchange = Group()
 
     def work() -> None:
-        with member:
+        with group:
             if error is not None:
                 raise error
 
     with pytest.raises((OSError, RuntimeError)) as raised:
         work()
     assert seen == [(True, "disk", False) if error else (False, "", False)]
-    assert meeting.progress(address, 1)[0].is_done
+    assert rendezvous.progress(address, 1)[0].is_done
     # The first error is the cause.
     assert str(raised.value) == ("disk" if error else "NCCL")
     assert ("worker 0 failed, and so did its leaving the others: NCCL" in caplog.text) == (error is not None)
 
 
 def test_a_worker_that_is_alone_sends_nothing_from_its_device_to_the_cpu():
-    meeting = Meeting()
-    assert Member(meeting.new_address(), rank=0, num_workers=1, timeout_s=5, device="cuda:1").sums_on == "cuda:1"
+    rendezvous = Rendezvous()
+    assert (
+        WorkerGroup(rendezvous.new_address(), rank=0, num_workers=1, timeout_s=5, device="cuda:1").sums_on == "cuda:1"
+    )
 
 
 def test_of_a_segment_that_ended_only_the_word_to_stop_is_left():
-    meeting = Meeting()
-    address, other = meeting.new_address(), meeting.new_address()
+    rendezvous = Rendezvous()
+    address, other = rendezvous.new_address(), rendezvous.new_address()
     for each in (address, other):
-        Board(each, rank=0, timeout_s=5).tell(Progress("a"))
-    meeting.abort(address, "a worker was lost")
-    meeting.end(address)
-    assert meeting.progress(address, 1) == {}
-    assert meeting.abort_reason(address) == "a worker was lost"
-    assert meeting.progress(other, 1) == {0: Progress("a")}
+        WorkerStore(each, rank=0, timeout_s=5).publish_progress(Progress("a"))
+    rendezvous.abort(address, "a worker was lost")
+    rendezvous.end(address)
+    assert rendezvous.progress(address, 1) == {}
+    assert rendezvous.abort_reason(address) == "a worker was lost"
+    assert rendezvous.progress(other, 1) == {0: Progress("a")}
 
 
 def test_workers_that_do_not_come_to_say_where_they_compute_are_named():
-    meeting = Meeting()
+    rendezvous = Rendezvous()
     with pytest.raises(MissingPeersError, match=r"worker 0 could not meet workers 1, 2: no place/1, place/2 for 1 s"):
-        Member(meeting.new_address(), rank=0, num_workers=3, timeout_s=1)
+        WorkerGroup(rendezvous.new_address(), rank=0, num_workers=3, timeout_s=1)
 
 
 def test_workers_of_which_only_some_have_a_gpu_hear_it_at_once(monkeypatch):
     """As where one machine's driver is broken: by themselves some would wait for NCCL and others for TCP."""
-    cpu, gpu = Place("a", "cpu"), Place("b", "cuda", "GPU-1", "13.0")
+    cpu, gpu = DeviceInfo("a", "cpu"), DeviceInfo("b", "cuda", "GPU-1", "13.0")
     monkeypatch.setattr("shardmean.model.distributed.rendezvous.place_of", {"cpu": cpu, "cuda:0": gpu}.get)
-    meeting = Meeting()
-    address = meeting.new_address()
+    rendezvous = Rendezvous()
+    address = rendezvous.new_address()
 
     def meet(rank: int, device: str) -> str:
         with pytest.raises(UserError) as refused:
-            Member(address, rank=rank, num_workers=2, timeout_s=300, device=device)
+            WorkerGroup(address, rank=rank, num_workers=2, timeout_s=300, device=device)
         return str(refused.value)
 
     with ThreadPoolExecutor(2) as pool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as theirs
 from sklearn.calibration import calibration_curve
 
-from shardmean.model.config.training import FigureName
+from shardmean.model.config.training import MetricName
 from shardmean.model.evaluation.evaluator import Evaluation
 from shardmean.model.evaluation.metrics import RocCurves, in_units, mean_of_units, tally_scores
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sklearn")
 Rows = tuple[np.ndarray, np.ndarray]
 
 
-def normalised(weights_BK: np.ndarray) -> np.ndarray:
+def normalized(weights_BK: np.ndarray) -> np.ndarray:
     return (weights_BK / weights_BK.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -41,7 +41,7 @@ def random_rows(num_rows: int, num_classes: int = NUM_CLASSES, sharpness: float 
     labels_B = generator.integers(0, num_classes, num_rows)
     scores_BK = generator.normal(size=(num_rows, num_classes))
     scores_BK[np.arange(num_rows), labels_B] += 1
-    return labels_B, normalised(np.exp(sharpness * scores_BK))
+    return labels_B, normalized(np.exp(sharpness * scores_BK))
 
 
 def sure_rows(labels: list[int], found: list[int]) -> Rows:
@@ -56,7 +56,7 @@ def absent_class() -> Rows:
 def class_never_found() -> Rows:
     labels_B, probabilities_BK = random_rows(100)
     probabilities_BK[:, 2] = 0
-    return labels_B, normalised(probabilities_BK)
+    return labels_B, normalized(probabilities_BK)
 
 
 CASES: dict[str, Rows] = {
@@ -64,8 +64,8 @@ CASES: dict[str, Rows] = {
     "sharp": random_rows(500, sharpness=40),
     "absent class": absent_class(),
     "class never found": class_never_found(),
-    "ties": (random_rows(200)[0], normalised(np.random.default_rng(0).integers(1, 3, (200, NUM_CLASSES)))),
-    "uniform": (random_rows(50)[0], normalised(np.ones((50, NUM_CLASSES)))),
+    "ties": (random_rows(200)[0], normalized(np.random.default_rng(0).integers(1, 3, (200, NUM_CLASSES)))),
+    "uniform": (random_rows(50)[0], normalized(np.ones((50, NUM_CLASSES)))),
     "perfect": sure_rows([0, 1, 2, 3, 4, 5, 6, 6], [0, 1, 2, 3, 4, 5, 6, 6]),
     "all wrong": sure_rows([0, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 0]),
     "one row": random_rows(1),
@@ -75,7 +75,7 @@ CASES: dict[str, Rows] = {
 ALL_CASES = pytest.mark.parametrize("rows", CASES.values(), ids=CASES)
 WEIGHTS = st.lists(st.integers(0, 6), min_size=NUM_CLASSES, max_size=NUM_CLASSES).filter(any)
 ROWS = st.lists(st.tuples(st.integers(0, NUM_CLASSES - 1), WEIGHTS), min_size=1, max_size=30).map(
-    lambda rows: (np.array([label for label, _ in rows]), normalised(np.array([weights for _, weights in rows])))
+    lambda rows: (np.array([label for label, _ in rows]), normalized(np.array([weights for _, weights in rows])))
 )
 
 
@@ -106,7 +106,7 @@ def check(rows: Rows) -> None:
     expected["roc_auc_weighted"] = np.average(list(areas.values()), weights=num_rows) if areas else 0
     expected["ece"] = their_ece(found_B == labels_B, probabilities_BK.max(axis=1))
     evaluation = evaluation_of(rows)
-    assert evaluation.figures() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert evaluation.metrics() == pytest.approx(expected, rel=1e-9, abs=1e-12)
     ours = evaluation.per_class()
     assert {k: area for k, area in enumerate(ours["roc_auc"]) if not np.isnan(area)} == pytest.approx(areas)
     values = theirs.precision_recall_fscore_support(labels_B, found_B, labels=range(NUM_CLASSES), zero_division=0)
@@ -137,11 +137,11 @@ def test_figures_are_scikit_learns_on_any_rows(rows):
 @pytest.mark.parametrize("num_classes", [2, 3, 12])
 def test_the_mean_area_is_scikit_learns_one_against_the_rest(num_classes):
     labels_B, probabilities_BK = random_rows(300, num_classes)
-    figures = evaluation_of((labels_B, probabilities_BK)).figures()
+    metrics = evaluation_of((labels_B, probabilities_BK)).metrics()
     for average in ("macro", "weighted"):
         given_scores = probabilities_BK[:, 1] if num_classes == 2 else probabilities_BK
         expected = theirs.roc_auc_score(labels_B, given_scores, multi_class="ovr", average=average)
-        assert figures[f"roc_auc_{average}"] == pytest.approx(expected, abs=1e-5 if num_classes == 2 else 1e-12)
+        assert metrics[f"roc_auc_{average}"] == pytest.approx(expected, abs=1e-5 if num_classes == 2 else 1e-12)
 
 
 @ALL_CASES
@@ -167,15 +167,15 @@ def test_the_reliability_diagram_is_scikit_learns(rows):
 
 @ALL_CASES
 def test_figures_are_finite_and_fit_for_json(rows):
-    figures = evaluation_of(rows).figures()
-    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
-    assert all(re.fullmatch("[a-z0-9_]+", name) and type(value) is float for name, value in figures.items())
+    metrics = evaluation_of(rows).metrics()
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    assert all(re.fullmatch("[a-z0-9_]+", name) and type(value) is float for name, value in metrics.items())
 
 
 def test_the_config_names_every_figure():
-    assert set(evaluation_of(random_rows(20)).figures()) == set(get_args(FigureName))
-    few = set(evaluation_of(random_rows(20, num_classes=4)).figures())
-    assert few == set(get_args(FigureName)) - {"top_5_accuracy"}
+    assert set(evaluation_of(random_rows(20)).metrics()) == set(get_args(MetricName))
+    few = set(evaluation_of(random_rows(20, num_classes=4)).metrics())
+    assert few == set(get_args(MetricName)) - {"top_5_accuracy"}
 
 
 @pytest.mark.parametrize("max_keys", [40, 100, 400])

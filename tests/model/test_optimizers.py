@@ -78,11 +78,11 @@ def test_the_moments_that_are_counted_are_those_that_torch_keeps(name, options):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_two_workers_average_all_of_its_state_and_resume_to_the_bit(lenet_data, transports, name):
+def test_two_workers_average_all_of_its_state_and_resume_to_the_bit(lenet_data, launchers, name):
     """Workers that hold one state differ in nothing after an averaging, so what rank 0 reports goes on as both."""
     settings = {"optimizer": {"name": name, **all_options(name)}, "averaging": {"frequency": 2}}
     states = []
-    trained = training(lenet_data, transports, num_workers=2, num_epochs=2, **settings)
+    trained = training(lenet_data, launchers, num_workers=2, num_epochs=2, **settings)
     whole = trained.fit(None, states.append)
     resumed = fit(trained, states[0])
     assert bits(whole.model) == bits(resumed.model)

@@ -12,14 +12,14 @@ from shardmean.model.config.training import AveragingConfig, OuterConfig
 from .averaging import State, Worker, assert_bits, mean_of, one_round, together
 
 if TYPE_CHECKING:
-    from shardmean.model.distributed.rendezvous import Member
+    from shardmean.model.distributed.rendezvous import WorkerGroup
 
 
 def run_outer(members, template, outer: OuterConfig, num_rounds: int) -> list[list[tuple[State, State]]]:
     """For each worker and round, its state before and after the averaging."""
 
-    def work(rank: int, member: Member) -> list[tuple[State, State]]:
-        worker = Worker(template, rank, member, AveragingConfig(outer=outer), "adam")
+    def work(rank: int, group: WorkerGroup) -> list[tuple[State, State]]:
+        worker = Worker(template, rank, group, AveragingConfig(outer=outer), "adam")
         seen = []
         for index in range(num_rounds):
             worker.steps(2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shardmean.model.dataset.sampler import EpochPlan, Leg, Window, plan_epoch, plan_evaluation
+from shardmean.model.dataset.sampler import EpochPlan, Stage, Window, plan_epoch, plan_evaluation
 from shardmean.model.errors import UserError
 
 ROWS = st.lists(st.integers(1, 40), min_size=1, max_size=8)
@@ -170,9 +170,9 @@ def test_evaluation_covers_each_row_once_in_order(rows, batch_size, num_workers)
 def test_workers_cut_one_sequence_that_does_not_depend_on_their_number(given, num_workers):
     assume(num_workers <= -(-sum(given["rows_per_shard"]) // given["batch_size"]))
     one, other = _plan(given), _plan(given | {"num_workers": num_workers})
-    assert one.dealing.shard_order == other.dealing.shard_order
-    assert other.dealing.bounds[0] == 0
-    assert other.dealing.bounds[-1] == sum(given["rows_per_shard"])
+    assert one.layout.shard_order == other.layout.shard_order
+    assert other.layout.bounds[0] == 0
+    assert other.layout.bounds[-1] == sum(given["rows_per_shard"])
 
 
 def _rows_of_steps(plan: EpochPlan, rank: int, first: int, stop: int) -> list[tuple[int, int]]:
@@ -203,7 +203,7 @@ def test_every_row_is_seen_once_whatever_number_of_workers_each_leg_has(given, c
         for rank in range(plan.num_workers):
             seen += Counter(_rows_of_steps(plan, rank, 0, stop))
         assert plan.examples_after(stop) == seen.total()
-        earlier.append(Leg(plan.num_workers, done))
+        earlier.append(Stage(plan.num_workers, done))
         plan = plan_epoch(given["rows_per_shard"], num_workers=num_workers, earlier=earlier, **rest)
         assert plan.num_before == seen.total()
         loads = [plan.num_minibatches(rank) for rank in range(num_workers)]

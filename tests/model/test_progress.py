@@ -8,26 +8,26 @@ from dataclasses import replace
 import pytest
 
 from shardmean.model.distributed.store import Progress
-from shardmean.model.training.progress import Silence, every
+from shardmean.model.training.progress import HangDetector, run_periodically
 
 READY = Progress("a", is_ready=True)
 
 
 def test_workers_that_never_say_a_word_are_noticed():
-    silence = Silence(2, 10, first_word_s=40)
-    assert silence.complaint({}, 100) is None
-    assert silence.complaint({}, 139) is None
-    assert silence.complaint({}, 141) == (
+    detector = HangDetector(2, 10, first_word_s=40)
+    assert detector.complaint({}, 100) is None
+    assert detector.complaint({}, 139) is None
+    assert detector.complaint({}, 141) == (
         "no worker has said a word for 41 s; wait_for_workers_s and timeout_s are the limit"
     )
 
 
 def test_after_the_first_word_silence_counts_from_it():
-    silence = Silence(2, 10, first_word_s=40)
-    assert silence.complaint({}, 0) is None
-    assert silence.complaint({0: READY}, 39) is None
-    assert silence.complaint({0: replace(READY, round_index=1)}, 49) is None
-    assert silence.complaint({0: replace(READY, round_index=2)}, 50) == (
+    detector = HangDetector(2, 10, first_word_s=40)
+    assert detector.complaint({}, 0) is None
+    assert detector.complaint({0: READY}, 39) is None
+    assert detector.complaint({0: replace(READY, round_index=1)}, 49) is None
+    assert detector.complaint({0: replace(READY, round_index=2)}, 50) == (
         "worker 1 has said nothing for 11 s; timeout_s is the limit"
     )
 
@@ -36,10 +36,10 @@ def test_after_the_first_word_silence_counts_from_it():
     ("last", "when"), [(Progress("b"), "at its start"), (replace(READY, host="b", round_index=2), "in round 2")]
 )
 def test_the_worker_that_is_furthest_behind_is_blamed(last, when):
-    silence = Silence(2, 10, first_word_s=40)
+    detector = HangDetector(2, 10, first_word_s=40)
     said = {0: replace(READY, round_index=3), 1: last}
-    assert silence.complaint(said, 0) is None
-    assert silence.complaint(said, 11) == (
+    assert detector.complaint(said, 0) is None
+    assert detector.complaint(said, 11) == (
         f"worker 1 on b, last heard {when}, has said nothing for 11 s; timeout_s is the limit"
     )
 
@@ -53,7 +53,7 @@ def test_an_error_of_the_watch_is_warned_of_once_and_does_not_end_it(caplog):
             enough.set()
         raise OSError("the store is gone" if len(calls) < 4 else "and away")
 
-    with every(0.001, say):
+    with run_periodically(0.001, say):
         assert enough.wait(10)
     said = [record.getMessage().rsplit(": ", 1)[1] for record in caplog.records]
     assert said == ["the store is gone", "and away"]

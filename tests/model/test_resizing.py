@@ -1,4 +1,4 @@
-"""Where pixels go: each policy against Pillow, the true centre, and reduced JPEG near the full way."""
+"""Where pixels go: each policy against Pillow, the true center, and reduced JPEG near the full way."""
 
 from __future__ import annotations
 
@@ -39,48 +39,48 @@ def test_fit_keeps_the_shape_and_pads_with_black():
 
 @pytest.mark.parametrize(
     ("padding", "rgb"),
-    [("white", (255, 255, 255)), ("grey", (128,) * 3), ([1, 2, 200], (1, 2, 200)), ("#0a0B0c", (10, 11, 12))],
+    [("white", (255, 255, 255)), ("gray", (128,) * 3), ([1, 2, 200], (1, 2, 200)), ("#0a0B0c", (10, 11, 12))],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_padding_has_the_colour_asked(padding, rgb, channels):
+def test_padding_has_the_color_asked(padding, rgb, channels):
     found = decode(saved(random_image(height=20, width=7), "PNG"), config(channels, resize="fit", padding=padding))
     wanted = as_chw(Image.new("RGB", (WIDTH, HEIGHT), rgb).convert("L" if channels == 1 else "RGB"))
     np.testing.assert_array_equal(found[:, :, [0, 1, 2, 3, -4, -3, -2, -1]], wanted[:, :, :8])
     assert (found[:, :, 4:6] != wanted[:, :, 4:6]).any()
 
 
-def test_centre_crop_cuts_the_longer_side():
+def test_center_crop_cuts_the_longer_side():
     # 12 x 40 into 6 x 10: its middle 12 x 20, scaled by one half.
     image = random_image(height=12, width=40)
     middle = image.crop((10, 0, 30, 12)).resize((WIDTH, HEIGHT), BILINEAR)
-    check_resized(decode(saved(image, "PNG"), config(resize="centre_crop")), as_chw(middle))
+    check_resized(decode(saved(image, "PNG"), config(resize="center_crop")), as_chw(middle))
 
 
-def test_centre_crop_of_odd_sizes_begins_inside_a_pixel():
+def test_center_crop_of_odd_sizes_begins_inside_a_pixel():
     # Four pixels of seven: half of the second, the third to the fifth, half of the sixth. Their mean by hand.
     row = np.array([200, 10, 20, 30, 40, 50, 200], np.uint8)
     image = Image.fromarray(np.repeat(row[None], 4, axis=0))
-    where = placement(7, 4, config(1, 4, 4, resize="centre_crop"))
+    where = placement(7, 4, config(1, 4, 4, resize="center_crop"))
     assert where.box == (1.5, 0, 5.5, 4)
-    found = decode(saved(image, "PNG"), config(1, 4, 4, resize="centre_crop"))
+    found = decode(saved(image, "PNG"), config(1, 4, 4, resize="center_crop"))
     assert found.tolist() == [[[15, 25, 35, 45]] * 4]
 
 
-def test_centre_crop_has_the_shape_and_the_centre_asked():
+def test_center_crop_has_the_shape_and_the_center_asked():
     for width, height in [(500, 375), (375, 500), (501, 333), (7, 1000)]:
         for wanted_height, wanted_width in [(224, 224), (6, 10), (3, 1)]:
             left, top, right, bottom = placement(
-                width, height, config(1, wanted_height, wanted_width, resize="centre_crop")
+                width, height, config(1, wanted_height, wanted_width, resize="center_crop")
             ).box
-            assert (left + right, top + bottom) == pytest.approx((width, height)), "the centre is the image's"
+            assert (left + right, top + bottom) == pytest.approx((width, height)), "the center is the image's"
             assert (right - left) * wanted_height == pytest.approx((bottom - top) * wanted_width)
             assert right - left == pytest.approx(width) or bottom - top == pytest.approx(height), "as large as can be"
 
 
 @settings(max_examples=150, deadline=None)
-@given(SIDES, SIDES, SIDES, SIDES, st.sampled_from(["stretch", "fit", "centre_crop"]))
+@given(SIDES, SIDES, SIDES, SIDES, st.sampled_from(["stretch", "fit", "center_crop"]))
 def test_a_mirrored_image_gives_the_mirrored_example(height, width, wanted_height, wanted_width, resize):
-    """No policy favours a side. Where fit has an odd margin it must: that is left out."""
+    """No policy favors a side. Where fit has an odd margin it must: that is left out."""
     options = config(3, wanted_height, wanted_width, resize=resize)
     where = placement(width, height, options)
     if (wanted_width - where.width_px) % 2 or (wanted_height - where.height_px) % 2:
@@ -92,14 +92,14 @@ def test_a_mirrored_image_gives_the_mirrored_example(height, width, wanted_heigh
 
 
 @settings(max_examples=150, deadline=None)
-@given(SIDES, SIDES, SIDES, SIDES, st.sampled_from(["stretch", "fit", "centre_crop"]))
+@given(SIDES, SIDES, SIDES, SIDES, st.sampled_from(["stretch", "fit", "center_crop"]))
 def test_a_plain_image_stays_plain(height, width, wanted_height, wanted_width, resize):
     image = Image.new("RGB", (width, height), (10, 120, 250))
     found = decode(saved(image, "PNG"), config(3, wanted_height, wanted_width, resize=resize, padding=[10, 120, 250]))
     assert (found == np.array([10, 120, 250])[:, None, None]).all()
 
 
-@pytest.mark.parametrize("resize", ["stretch", "fit", "centre_crop"])
+@pytest.mark.parametrize("resize", ["stretch", "fit", "center_crop"])
 @pytest.mark.parametrize("size", [(1, 300), (300, 1)])
 def test_long_thin_images_are_images_too(resize, size):
     image = Image.new("RGB", size, "white")
@@ -141,16 +141,16 @@ def test_a_reduced_jpeg_stays_near_the_full_way(size, times, mode):
         assert 10 * np.log10(255**2 / np.square(errors).mean()) >= 44
 
 
-def test_a_reduced_jpeg_is_cropped_at_its_centre():
+def test_a_reduced_jpeg_is_cropped_at_its_center():
     for data in photographs():
-        found = decode(data, config(3, 50, 50, resize="centre_crop"))
+        found = decode(data, config(3, 50, 50, resize="center_crop"))
         wanted = full_way(data, 50, 50, "RGB", box=(106.5, 0, 533.5, 427))
         assert np.abs(found.astype(float) - as_chw(wanted)).mean() <= 1.0
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-@pytest.mark.parametrize("resize", ["stretch", "centre_crop"])
-def test_a_reduced_jpeg_is_turned_about_its_own_centre(turn, resize):
+@pytest.mark.parametrize("resize", ["stretch", "center_crop"])
+def test_a_reduced_jpeg_is_turned_about_its_own_center(turn, resize):
     """Its last pixels are partly beyond the picture; that part must be left out on whichever side a turn puts it."""
     image, exif = Image.fromarray(load_sample_images().images[0]).crop((60, 50, 381, 325)), Image.Exif()  # 321 x 275
     exif[ORIENTATION] = turn

@@ -27,7 +27,7 @@ RESUMED = {
     "schedule, synchronous at first, halves sent": (
         2,
         {
-            "averaging": {"frequency": 1, "synchronous_steps": 3, "exchange": "bfloat16", "outer": OUTER},
+            "averaging": {"frequency": 1, "synchronous_steps": 3, "comm_dtype": "bfloat16", "outer": OUTER},
             "optimizer": {"name": "adam", "schedule": {"name": "cosine", "warmup_examples": 40}},
         },
     ),
@@ -40,10 +40,10 @@ class DeathError(Exception):
 
 @pytest.mark.parametrize("every_rounds", [None, 1, 2])
 @pytest.mark.parametrize("case", RESUMED)
-def test_resumed_from_any_checkpoint_is_uninterrupted_to_the_bit(tiny_data, transports, tmp_path, case, every_rounds):
+def test_resumed_from_any_checkpoint_is_uninterrupted_to_the_bit(tiny_data, launchers, tmp_path, case, every_rounds):
     num_workers, config = RESUMED[case]
     settings = {"optimizer": {"name": "adam"}, "num_epochs": 2, "checkpoint_every_rounds": every_rounds} | config
-    trained = training(tiny_data, transports, num_workers=num_workers, **settings)
+    trained = training(tiny_data, launchers, num_workers=num_workers, **settings)
     undisturbed: list[Checkpoint] = []
     trained.fit(None, undisturbed.append)
     num_segments = len(undisturbed)
@@ -60,14 +60,14 @@ def test_resumed_from_any_checkpoint_is_uninterrupted_to_the_bit(tiny_data, tran
         resumed = checkpoint.load_latest(str(tmp_path))
         assert state_bits(resumed) == state_bits(undisturbed[number])
     assert resumed.epoch == 2
-    assert [figures["examples"] for figures in resumed.history] == [50, 50]
+    assert [metrics["examples"] for metrics in resumed.history] == [50, 50]
 
 
-def test_a_segment_from_the_same_state_gives_the_same_bits(tiny_data, transports):
+def test_a_segment_from_the_same_state_gives_the_same_bits(tiny_data, launchers):
     config = {"optimizer": {"name": "adam"}, "averaging": {"frequency": 2, "outer": {"momentum": 0.5}}}
-    start = fit(training(tiny_data, transports, num_epochs=1, **config))
+    start = fit(training(tiny_data, launchers, num_epochs=1, **config))
     before = copy.deepcopy(start)
-    segment = training(tiny_data, transports, num_epochs=2, **config)
+    segment = training(tiny_data, launchers, num_epochs=2, **config)
     once, again = fit(segment, start), fit(segment, start)
     assert state_bits(start) == state_bits(before), "the state that was passed in was changed"
     assert state_bits(once) == state_bits(again)

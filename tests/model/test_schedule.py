@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shardmean.model.config.optimizer import ScheduleConfig
-from shardmean.model.config.training import AveragingConfig, FigureName, TrainingConfig
+from shardmean.model.config.training import AveragingConfig, MetricName, TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.evaluation.evaluator import Evaluation
 from shardmean.model.optimization.averaging import Averager
 from shardmean.model.optimization.replica import Replica, rate_factor
-from shardmean.model.training.local_launcher import LocalTransport
-from shardmean.model.training.trainer import Training, score
+from shardmean.model.training.local_launcher import LocalLauncher
+from shardmean.model.training.trainer import Trainer, score
 
 
 @given(
@@ -85,8 +85,8 @@ def test_the_rate_reaches_every_step(dataset, monkeypatch):
 
     monkeypatch.setattr(torch.optim.SGD, "step", noting)
     optimizer = {"name": "sgd", "learning_rate": 0.1, "schedule": {"name": "linear"}}
-    with LocalTransport(1) as transport:
-        Training(config(optimizer=optimizer), dataset, transport).fit(None, lambda state: None)
+    with LocalLauncher(1) as launcher:
+        Trainer(config(optimizer=optimizer), dataset, launcher).fit(None, lambda state: None)
     assert rates == pytest.approx([0.1 * (1 - step / 9) for step in range(9)], abs=1e-3)
 
 
@@ -95,16 +95,16 @@ def test_training_ends_when_patience_is_out_and_keeps_the_best_state(dataset, me
     # Images are noise: validation can't go on getting better for long.
     stopping = {"metric": metric, "patience": 2}
     states = {}
-    with LocalTransport(1) as transport:
-        training = Training(config(num_epochs=60, early_stopping=stopping), dataset, transport)
+    with LocalLauncher(1) as launcher:
+        training = Trainer(config(num_epochs=60, early_stopping=stopping), dataset, launcher)
         state = training.fit(None, lambda state: states.update({state.epoch: state}))
         again = training.fit(state, lambda state: pytest.fail("a training that has ended stays so"))
     assert state.epoch < 60
     assert state.epoch - state.best_epoch == 2
     assert again is state
     sign = -1 if metric == "ece" else 1
-    figures = [sign * epoch[f"validation_{metric}"] for epoch in state.history]
-    assert figures[state.best_epoch - 1] == max(figures)
+    metrics = [sign * epoch[f"validation_{metric}"] for epoch in state.history]
+    assert metrics[state.best_epoch - 1] == max(metrics)
     best = states[state.best_epoch].model
     assert all(torch.equal(value, best[name]) for name, value in state.best_model.items())
 
@@ -116,19 +116,19 @@ def figures_of(found: list[int]) -> dict[str, float]:
     probabilities_BK[np.arange(len(found)), found] = 0.9
     losses_B = -np.log(probabilities_BK[np.arange(len(found)), labels_B])
     evaluation = Evaluation.of(labels_B, probabilities_BK, losses_B)
-    return {"train_loss": 0.5} | {f"validation_{name}": value for name, value in evaluation.figures().items()}
+    return {"train_loss": 0.5} | {f"validation_{name}": value for name, value in evaluation.metrics().items()}
 
 
-@pytest.mark.parametrize("metric", get_args(FigureName))
+@pytest.mark.parametrize("metric", get_args(MetricName))
 def test_each_figure_has_its_direction(metric):
     good, bad = figures_of([0, 1, 2, 3, 4, 5] * 2), figures_of([5, 4, 3, 2, 1, 0] * 2)
     assert good[f"validation_{metric}"] != bad[f"validation_{metric}"]
     assert score(good, metric, is_validated=True) > score(bad, metric, is_validated=True)
 
 
-@pytest.mark.parametrize("metric", get_args(FigureName))
+@pytest.mark.parametrize("metric", get_args(MetricName))
 def test_without_a_validation_split_the_training_loss_decides(metric):
-    none = {f"validation_{name}": 0.0 for name in get_args(FigureName)}
+    none = {f"validation_{name}": 0.0 for name in get_args(MetricName)}
     low, high = {"train_loss": 0.1} | none, {"train_loss": 0.2} | none
     assert score(low, metric, is_validated=False) > score(high, metric, is_validated=False)
 
@@ -140,8 +140,8 @@ def test_a_validation_loss_of_zero_is_better_than_a_small_one():
 
 def test_a_figure_that_a_dataset_does_not_have_is_refused_before_a_worker_starts(dataset):
     stopping = {"metric": "top_5_accuracy"}
-    with LocalTransport(1) as transport, pytest.raises(UserError, match=r"needs more than 5 classes, .* has 3: choose"):
-        Training(config(early_stopping=stopping), dataset, transport).fit(None, lambda state: None)
+    with LocalLauncher(1) as launcher, pytest.raises(UserError, match=r"needs more than 5 classes, .* has 3: choose"):
+        Trainer(config(early_stopping=stopping), dataset, launcher).fit(None, lambda state: None)
 
 
 class _Alone:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from shardmean.model.errors import RetryableError
-from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.local_launcher import LocalLauncher
 
 from .faults import Fault, Struck, training
 from .fitting import fit
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Shrinking(Struck):
     """A cluster that loses a place when the fault strikes, and gets it back after `back_after` more segments."""
 
-    def __init__(self, transport: LocalTransport, fault: Fault, *, num_workers: int, back_after: int = 99) -> None:
-        super().__init__(transport, fault)
+    def __init__(self, launcher: LocalLauncher, fault: Fault, *, num_workers: int, back_after: int = 99) -> None:
+        super().__init__(launcher, fault)
         self.workers: list[int] = []
         self._places, self._back_after, self._num_since = num_workers, back_after, 0
         self.num_slots = self._num_slots
@@ -42,36 +42,36 @@ class Shrinking(Struck):
 
 
 @pytest.fixture(scope="module")
-def three() -> Iterator[LocalTransport]:
-    with LocalTransport(3) as transport:
-        yield transport
+def three() -> Iterator[LocalLauncher]:
+    with LocalLauncher(3) as launcher:
+        yield launcher
 
 
-def test_a_smaller_cluster_goes_on_where_the_larger_one_was(grey_data, three, tmp_path, caplog):
+def test_a_smaller_cluster_goes_on_where_the_larger_one_was(gray_data, three, tmp_path, caplog):
     """Three workers lose one in the middle of the epoch: two see what is left, each example once."""
     caplog.set_level(logging.WARNING)
     cluster = Shrinking(three, Fault("reads badly", tmp_path, round_index=2), num_workers=3)
     states: list[Checkpoint] = []
     settings = {"num_workers": 3, "min_workers": 2, "wait_for_workers_s": 0, "checkpoint_every_rounds": 1}
-    training(grey_data, cluster, num_epochs=2, **settings).fit(None, states.append)
+    training(gray_data, cluster, num_epochs=2, **settings).fit(None, states.append)
     assert cluster.workers == [3, 3, 3, *[2] * (len(cluster.workers) - 3)]
     assert "going on with 2 workers in place of 3" in caplog.text
-    assert [state.legs for state in states[:4]] == [
+    assert [state.stages for state in states[:4]] == [
         ((3, 1),), ((3, 2),), ((3, 2), (2, 1)), ((3, 2), (2, 2)),
     ]  # fmt: skip
-    assert [figures["examples"] for figures in states[-1].history] == [120, 120]
+    assert [metrics["examples"] for metrics in states[-1].history] == [120, 120]
 
 
-def test_a_cluster_that_grows_again_is_used(grey_data, three, tmp_path):
+def test_a_cluster_that_grows_again_is_used(gray_data, three, tmp_path):
     cluster = Shrinking(three, Fault("reads badly", tmp_path), num_workers=3, back_after=2)
     settings = {"num_workers": 3, "wait_for_workers_s": 0, "checkpoint_every_rounds": 1}
-    state = fit(training(grey_data, cluster, num_epochs=2, **settings))
+    state = fit(training(gray_data, cluster, num_epochs=2, **settings))
     assert cluster.workers == [3, 3, 3, 2, 2, *[3] * (len(cluster.workers) - 5)]
-    assert [figures["examples"] for figures in state.history] == [120, 120]
+    assert [metrics["examples"] for metrics in state.history] == [120, 120]
 
 
-def test_too_small_a_cluster_ends_the_training_with_both_numbers(grey_data, three, tmp_path):
+def test_too_small_a_cluster_ends_the_training_with_both_numbers(gray_data, three, tmp_path):
     cluster = Shrinking(three, Fault("reads badly", tmp_path), num_workers=3)
     settings = {"num_workers": 3, "min_workers": 3, "wait_for_workers_s": 0, "max_segment_retries": 1}
     with pytest.raises(RetryableError, match="only 2 of 3 workers have a place left after 0 s, under min_workers=3"):
-        fit(training(grey_data, cluster, **settings))
+        fit(training(gray_data, cluster, **settings))

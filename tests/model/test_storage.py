@@ -57,7 +57,7 @@ def test_a_packed_file_is_read_as_it_stands(new_bucket):
     ("uri", "part"),
     [
         ("s3://bucket/a#b", "write %23"),
-        ("s3://bucket/a?region=x&colour=red", "colour"),
+        ("s3://bucket/a?region=x&color=red", "color"),
         ("s3://buc ket/a?region=x", "correct the URI"),
         ("s3://?region=x", "correct the URI"),
         ("ftp://host/a", "unknown store 'ftp'"),

@@ -28,7 +28,7 @@ def joint_batches(dataset, num_workers: int, *, frequency: int, epoch: int):
 @pytest.mark.parametrize("frequency", [2, "epoch"])
 @pytest.mark.parametrize("num_workers", [2, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_they_are_steps_on_the_joint_batch(lenet_data, transports, one_thread, name, num_workers, frequency):
+def test_they_are_steps_on_the_joint_batch(lenet_data, launchers, one_thread, name, num_workers, frequency):
     options, make = OPTIMIZERS[name]
     model = fresh_lenet(lenet_data)
     optimizer = make(model.parameters())
@@ -37,7 +37,7 @@ def test_they_are_steps_on_the_joint_batch(lenet_data, transports, one_thread, n
             step(model, optimizer, *batch)
     averaging = {"frequency": frequency, "synchronous_steps": "all"}
     state = fit(
-        training(lenet_data, transports, optimizer=options, averaging=averaging, num_epochs=2, num_workers=num_workers)
+        training(lenet_data, launchers, optimizer=options, averaging=averaging, num_epochs=2, num_workers=num_workers)
     )
     # Adam divides by roots of means that may be near zero, which makes more of a sum's rounding than the others do.
     atol = 5e-5 if name == "adam" else 2e-5
@@ -45,7 +45,7 @@ def test_they_are_steps_on_the_joint_batch(lenet_data, transports, one_thread, n
         torch.testing.assert_close(state.model[key], tensor, rtol=2e-5, atol=atol)
 
 
-def test_post_local_training_is_synchronous_for_the_given_steps_and_local_after(lenet_data, transports, one_thread):
+def test_post_local_training_is_synchronous_for_the_given_steps_and_local_after(lenet_data, launchers, one_thread):
     """61 examples for two workers are four steps each an epoch: five synchronous steps end within the second epoch."""
     model = fresh_lenet(lenet_data)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -65,19 +65,19 @@ def test_post_local_training_is_synchronous_for_the_given_steps_and_local_after(
     weights = [plan.num_examples(rank) / 61 for rank in range(2)]
     averaging = {"frequency": "epoch", "synchronous_steps": 5}
     state = fit(
-        training(lenet_data, transports, optimizer={"name": "sgd"}, averaging=averaging, num_epochs=2, num_workers=2)
+        training(lenet_data, launchers, optimizer={"name": "sgd"}, averaging=averaging, num_epochs=2, num_workers=2)
     )
     for key in replicas[0]:
         mean = weights[0] * replicas[0][key] + weights[1] * replicas[1][key]
         torch.testing.assert_close(state.model[key], mean, rtol=2e-5, atol=2e-6)
 
 
-def test_no_synchronous_step_differs_from_all(lenet_data, transports):
+def test_no_synchronous_step_differs_from_all(lenet_data, launchers):
     def parameters(synchronous_steps):
         averaging = {"frequency": "epoch", "synchronous_steps": synchronous_steps}
         config = {"optimizer": {"name": "sgd"}, "averaging": averaging, "num_epochs": 1, "num_workers": 2}
-        return bits(fit(training(lenet_data, transports, **config)).model)
+        return bits(fit(training(lenet_data, launchers, **config)).model)
 
-    none, some, every = parameters(0), parameters(2), parameters("all")
-    assert none != some != every != none
-    assert parameters(10**6) == every
+    none, some, run_periodically = parameters(0), parameters(2), parameters("all")
+    assert none != some != run_periodically != none
+    assert parameters(10**6) == run_periodically

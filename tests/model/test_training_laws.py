@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.training.environment import this_environment
-from shardmean.model.training.local_launcher import LocalTransport
+from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.messages import Failure, Rounds, Task
 from shardmean.model.training.worker import evaluate_split, train_rounds
 from shardmean.model.training.worker_runtime import attempt, flushes_denormals, seeded
@@ -44,7 +44,7 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[[Any], torch.optim.Optimize
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("policy", ["average", "keep", "reset"])
-def test_one_worker_is_a_plain_loop_to_the_bit(lenet_data, transports, one_thread, name, policy):
+def test_one_worker_is_a_plain_loop_to_the_bit(lenet_data, launchers, one_thread, name, policy):
     options, make = OPTIMIZERS[name]
     model = fresh_lenet(lenet_data)
     optimizer, losses = make(model.parameters()), []
@@ -59,16 +59,16 @@ def test_one_worker_is_a_plain_loop_to_the_bit(lenet_data, transports, one_threa
             optimizer = make(model.parameters())
         losses.append(loss / 61)
     averaging = {"frequency": 3, "optimizer_state": policy}
-    state = fit(training(lenet_data, transports, optimizer=options, averaging=averaging, num_epochs=2))
+    state = fit(training(lenet_data, launchers, optimizer=options, averaging=averaging, num_epochs=2))
     assert bits(state.model) == bits(dict(model.state_dict()))
     if policy != "reset":
         assert bits(state.optimizers[0]["state"]) == bits(optimizer.state_dict()["state"])
-    assert [figures["train_loss"] for figures in state.history] == pytest.approx(losses, rel=1e-6)
+    assert [metrics["train_loss"] for metrics in state.history] == pytest.approx(losses, rel=1e-6)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("num_workers", [2, 3])
-def test_averaging_every_step_is_one_step_on_the_joint_batch(lenet_data, transports, num_workers, momentum):
+def test_averaging_every_step_is_one_step_on_the_joint_batch(lenet_data, launchers, num_workers, momentum):
     model = fresh_lenet(lenet_data)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum)
     plan = plan_of(lenet_data, num_workers=num_workers, frequency=1, epoch=0)
@@ -79,7 +79,7 @@ def test_averaging_every_step_is_one_step_on_the_joint_batch(lenet_data, transpo
         step(model, optimizer, torch.cat([images for images, _ in joint]), torch.cat([labels for _, labels in joint]))
     options = {"name": "sgd", "momentum": momentum}
     trained = training(
-        lenet_data, transports, optimizer=options, averaging={"frequency": 1}, num_epochs=1, num_workers=num_workers
+        lenet_data, launchers, optimizer=options, averaging={"frequency": 1}, num_epochs=1, num_workers=num_workers
     )
     state = fit(trained)
     for name, tensor in model.state_dict().items():
@@ -126,17 +126,17 @@ def average_momentum(models: list[nn.Module], optimizers: list[torch.optim.Optim
 
 @pytest.mark.parametrize("policy", ["average", "keep"])
 @pytest.mark.parametrize("outer", [(1.0, 0.0), (0.8, 0.6)])
-def test_rounds_over_epochs_are_as_averaged_by_hand(lenet_data, transports, policy, outer):
+def test_rounds_over_epochs_are_as_averaged_by_hand(lenet_data, launchers, policy, outer):
     averaging = {"frequency": 3, "optimizer_state": policy, "outer": {"learning_rate": outer[0], "momentum": outer[1]}}
     options = {"name": "sgd", "momentum": 0.9}
-    state = fit(training(lenet_data, transports, optimizer=options, averaging=averaging, num_epochs=2, num_workers=2))
+    state = fit(training(lenet_data, launchers, optimizer=options, averaging=averaging, num_epochs=2, num_workers=2))
     for name, tensor in average_by_hand(lenet_data, 2, policy, outer).state_dict().items():
         torch.testing.assert_close(state.model[name], tensor, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
-def test_every_example_is_seen_exactly_once_an_epoch(tiny_data, transports, num_workers):
-    trained = training(tiny_data, transports, optimizer={"name": "sgd"}, num_workers=num_workers)
+def test_every_example_is_seen_exactly_once_an_epoch(tiny_data, launchers, num_workers):
+    trained = training(tiny_data, launchers, optimizer={"name": "sgd"}, num_workers=num_workers)
     state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
     orders = []
     for epoch in range(2):
@@ -151,49 +151,49 @@ def test_every_example_is_seen_exactly_once_an_epoch(tiny_data, transports, num_
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_diverging_training_names_the_worker(lenet_data, transports, num_workers):
+def test_a_diverging_training_names_the_worker(lenet_data, launchers, num_workers):
     # LeNet, because BatchNorm forgives any learning rate.
     huge = {"name": "sgd", "learning_rate": 1e6}
     with pytest.raises(UserError, match=r"^worker [01] on \S+: worker [01] diverged: .*lower optimizer.learning_rate"):
-        fit(training(lenet_data, transports, optimizer=huge, num_workers=num_workers))
+        fit(training(lenet_data, launchers, optimizer=huge, num_workers=num_workers))
 
 
-def test_without_a_validation_split_there_are_no_figures_of_it(make_dataset, transports, tmp_path):
+def test_without_a_validation_split_there_are_no_figures_of_it(make_dataset, launchers, tmp_path):
     dataset = make_dataset(tmp_path, rows={"train": 20}, shape=(3, 8, 8))
-    (figures,) = fit(training(dataset, transports, optimizer={"name": "sgd"}, num_epochs=1)).history
-    assert figures["train_loss"] > 0
-    assert not [name for name in figures if name.startswith("validation")]
+    (metrics,) = fit(training(dataset, launchers, optimizer={"name": "sgd"}, num_epochs=1)).history
+    assert metrics["train_loss"] > 0
+    assert not [name for name in metrics if name.startswith("validation")]
 
 
-def test_a_lost_shard_is_the_worlds_fault_and_found_at_once(make_dataset, transports, tmp_path):
+def test_a_lost_shard_is_the_worlds_fault_and_found_at_once(make_dataset, launchers, tmp_path):
     dataset = make_dataset(tmp_path, rows={"train": 50}, shape=(3, 8, 8))
     lost = dataset.manifest.shards_of("train")[0].name
     (tmp_path / "shards" / lost).unlink()
     started = time.monotonic()
     with pytest.raises(RetryableError, match=rf"worker [01] on .*{lost}: missing"):
-        fit(training(dataset, transports, optimizer={"name": "sgd"}, num_workers=2))
+        fit(training(dataset, launchers, optimizer={"name": "sgd"}, num_workers=2))
     assert time.monotonic() - started < 60, "the peer waited for its timeout"
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
-def test_evaluation_does_not_depend_on_the_number_of_workers(tiny_data, transports, num_workers):
-    alone = training(tiny_data, transports, optimizer={"name": "sgd"})
+def test_evaluation_does_not_depend_on_the_number_of_workers(tiny_data, launchers, num_workers):
+    alone = training(tiny_data, launchers, optimizer={"name": "sgd"})
     model = alone.first_state().model
-    several = training(tiny_data, transports, optimizer={"name": "sgd"}, num_workers=num_workers)
+    several = training(tiny_data, launchers, optimizer={"name": "sgd"}, num_workers=num_workers)
     one, other = alone.evaluate(model, "train"), several.evaluate(model, "train")
-    assert one.figures() == pytest.approx(other.figures(), rel=1e-6)
+    assert one.metrics() == pytest.approx(other.metrics(), rel=1e-6)
     assert one.num_examples == other.num_examples == 50
 
 
 @pytest.mark.parametrize("work", [train_rounds, evaluate_split])
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_task_puts_back_what_it_sets_in_its_process(lenet_data, transports, one_thread, work, fails):
+def test_a_task_puts_back_what_it_sets_in_its_process(lenet_data, launchers, one_thread, work, fails):
     options = {"name": "sgd", "learning_rate": 1e6 if fails else 0.01}
-    trained = training(lenet_data, transports, optimizer=options, threads_per_worker=2)
+    trained = training(lenet_data, launchers, optimizer=options, threads_per_worker=2)
     state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
     digest = "no such version" if fails and work is evaluate_split else lenet_data.manifest.digest
     task = Task(
-        trained.config, lenet_data.uri, digest, 0, 1, state, transports[1].meeting.new_address(), this_environment(),
+        trained.config, lenet_data.uri, digest, 0, 1, state, launchers[1].rendezvous.new_address(), this_environment(),
         rounds=Rounds(epoch=0, first=0, stop=plan_of(lenet_data, num_workers=1, epoch=0).num_rounds),
     )  # fmt: skip
     generator_before = torch.get_rng_state()
@@ -203,9 +203,9 @@ def test_a_task_puts_back_what_it_sets_in_its_process(lenet_data, transports, on
     assert torch.equal(torch.get_rng_state(), generator_before), "the process's generator was drawn from"
 
 
-def test_numbers_too_small_for_full_speed_are_zero_in_a_task(lenet_data, transports):
+def test_numbers_too_small_for_full_speed_are_zero_in_a_task(lenet_data, launchers):
     """A dead filter's weights decay to such numbers, and an epoch of LeNet took 1.5 times as long."""
-    task = Task(TrainingConfig(), "", "", 0, 1, {}, transports[1].meeting.new_address(), this_environment())
+    task = Task(TrainingConfig(), "", "", 0, 1, {}, launchers[1].rendezvous.new_address(), this_environment())
     with seeded(task, "cpu"):
         assert flushes_denormals()
         layer = torch.nn.Linear(4, 4)
@@ -220,18 +220,18 @@ def _vanish(task: Task, device: str) -> None:
 
 
 def test_a_lost_worker_process_is_the_worlds_fault():
-    with LocalTransport(2) as transport:
-        address = transport.meeting.new_address()
+    with LocalLauncher(2) as launcher:
+        address = launcher.rendezvous.new_address()
         task = Task(TrainingConfig(), "nowhere", "", 0, 1, {}, address, this_environment())
         with pytest.raises(RetryableError):
-            transport.run(_vanish, [task])
+            launcher.run(_vanish, [task])
 
 
-def test_workers_of_other_versions_are_refused_with_both_hosts_and_values(tiny_data, transports):
-    trained = training(tiny_data, transports, optimizer={"name": "sgd"})
+def test_workers_of_other_versions_are_refused_with_both_hosts_and_values(tiny_data, launchers):
+    trained = training(tiny_data, launchers, optimizer={"name": "sgd"})
     state = {"model": trained.first_state().model, "optimizer": None, "outer_momentum": None}
     theirs = dataclasses.replace(this_environment(), host="driver-host", torch="1.13.1")
-    address = transports[1].meeting.new_address()
+    address = launchers[1].rendezvous.new_address()
     task = Task(trained.config, tiny_data.uri, tiny_data.manifest.digest, 0, 1, state, address, theirs)
     failure = attempt(train_rounds, task, "cpu")
     assert isinstance(failure, Failure)

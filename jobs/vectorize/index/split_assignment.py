@@ -67,7 +67,7 @@ class Candidates:
     published_N: NDArray[np.int8]
 
 
-def decide(images: Candidates, config: SplitConfig) -> tuple[NDArray[np.int8], dict[int, tuple[str, str]]]:
+def assign_splits(images: Candidates, config: SplitConfig) -> tuple[NDArray[np.int8], dict[int, tuple[str, str]]]:
     """The split of each image (-1: rejected), and for each rejected one the reason and a detail.
 
     The same bytes in two classes are all rejected. Copies share a split: that of a published one, else of one whose

@@ -44,7 +44,7 @@ INDEX = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("has_more_frames", pa.bool_()),
-        ("home", pa.string()),
+        ("published_split", pa.string()),
         ("extra_hash", pa.int64()),
     ]
 )
@@ -145,10 +145,13 @@ def read_index(dataset_uri: str, name: str | None) -> pa.Table:
     try:
         data = filesystem.read_buffer(uri)
     except FileNotFoundError:
-        raise RetryableError(f"{uri}: missing; {_MEND}") from None
+        raise RetryableError(f"{uri}: missing; {REPAIR_HINT}") from None
     if not is_named_by(name, data):
-        raise RetryableError(f"{uri}: damaged (its SHA-256 is not its name); {_MEND}")
-    return pq.read_table(pa.BufferReader(data), columns=INDEX.names).cast(INDEX)
+        raise RetryableError(f"{uri}: damaged (its SHA-256 is not its name); {REPAIR_HINT}")
+    table = pq.read_table(pa.BufferReader(data))
+    # As version 0.1.0 called it.
+    table = table.rename_columns({"home": "published_split"}) if "home" in table.column_names else table
+    return table.select(INDEX.names).cast(INDEX)
 
 
 def bytes_of(hashes: pa.ChunkedArray) -> NDArray[np.uint8]:
@@ -172,4 +175,4 @@ def codes_of(texts: pa.ChunkedArray, names: Iterable[str]) -> NDArray[np.int64]:
     return codes_N
 
 
-_MEND = "the index is damaged: restore the DataSet, or run vectorize with replace=true"
+REPAIR_HINT = "the index is damaged: restore the DataSet, or run vectorize with replace=true"

@@ -57,8 +57,8 @@ def histogram(title: str, values: NDArray[np.integer], say: Say) -> Histogram | 
     edges = _log_edges(low, high) if low > 0 and high / low >= LOG_FROM else _linear_edges(low, high)
     counts = np.histogram(values, edges)[0].tolist()
     labels = [_range(first, last, say) for first, last in pairwise(edges)]
-    every = -(-len(edges) // NUM_TICKS)
-    ticks = [(place / len(counts), say(edges[place])) for place in range(0, len(edges), every)]
+    run_periodically = -(-len(edges) // NUM_TICKS)
+    ticks = [(place / len(counts), say(edges[place])) for place in range(0, len(edges), run_periodically)]
     summary = f"{say(low)} to {say(high)}, median {say(float(np.median(values)))}"
     return Histogram(title, counts, labels, ticks, summary)
 

@@ -10,9 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 from jinja2 import Environment, StrictUndefined
 
-from shardmean.jobs.common.redaction import shown
+from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.vectorize.report.histogram import say_bytes, say_number
-from shardmean.jobs.vectorize.report.statistics import NUM_PATHS, Figures, figures
+from shardmean.jobs.vectorize.report.statistics import NUM_PATHS, DatasetStatistics, compute_statistics
 from shardmean.jobs.vectorize.report.thumbnails import draw
 from shardmean.model.dataset.manifest import SPLITS
 
@@ -31,7 +31,7 @@ MAX_LACKING = 50
 
 def make_report(dataset: Dataset, index: pa.Table) -> bytes:
     """The page of a DataSet, published or about to be; `index` is its index table. Raises RetryableError."""
-    found = figures(dataset.manifest, index)
+    found = compute_statistics(dataset.manifest, index)
     template = _environment().from_string(
         (files("shardmean.jobs.vectorize.report") / "report.html").read_text(encoding="utf-8")
     )
@@ -39,7 +39,7 @@ def make_report(dataset: Dataset, index: pa.Table) -> bytes:
         name=_last_name(dataset.uri),
         uri=dataset.uri,
         manifest=dataset.manifest,
-        figures=found,
+        statistics=found,
         pictures=draw(dataset),
         splits=[split for split in SPLITS if found.num_examples(split)],
         groups=_class_groups(found),
@@ -50,7 +50,7 @@ def make_report(dataset: Dataset, index: pa.Table) -> bytes:
     return page.encode()
 
 
-def facts(manifest: Manifest, found: Figures | None) -> dict[str, str]:
+def facts(manifest: Manifest, found: DatasetStatistics | None) -> dict[str, str]:
     """What a DataSet is made of and how, in words, for the page and the terminal."""
     channels, height, width = manifest.image.shape
     source = manifest.source
@@ -83,7 +83,7 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{ending}"
 
 
-def _class_groups(found: Figures) -> list[tuple[str, list[ClassCount]]]:
+def _class_groups(found: DatasetStatistics) -> list[tuple[str, list[ClassCount]]]:
     """The classes to list, in one group or, where they are many, the largest and the smallest."""
     if len(found.classes) <= MAX_CLASSES:
         return [("", found.classes)]
@@ -100,9 +100,9 @@ def _environment() -> Environment:
         "number": say_number,
         "bytes": say_bytes,
         "plural": plural,
-        "name": lambda text: shown(text, MAX_NAME),
-        "path": lambda text: shown(text, MAX_PATH),
-        "detail": lambda text: shown(text, MAX_DETAIL),
+        "name": lambda text: truncate_printable(text, MAX_NAME),
+        "path": lambda text: truncate_printable(text, MAX_PATH),
+        "detail": lambda text: truncate_printable(text, MAX_DETAIL),
         "data_uri": _data_uri,
         "percent": lambda part, whole: f"{100 * part / whole if whole else 0:.3g}",
     }

@@ -72,7 +72,7 @@ class Conflict:
 
 
 @dataclass(frozen=True)
-class Figures:
+class DatasetStatistics:
     """All that the report says but for its pictures. Lists are in the order in which they are shown."""
 
     classes: list[ClassCount]
@@ -97,7 +97,7 @@ class Figures:
         return sum(one.num_per_split[SPLITS.index(split)] for one in self.classes)
 
 
-def figures(manifest: Manifest, index: pa.Table) -> Figures:
+def compute_statistics(manifest: Manifest, index: pa.Table) -> DatasetStatistics:
     """Count. `index` has a row for each image of the source, sorted by path (see `jobs.index.INDEX`)."""
     # Rows of millions of images are not copied: of those accepted, only what a figure needs is.
     is_accepted = pc.is_valid(index["split"])
@@ -107,7 +107,7 @@ def figures(manifest: Manifest, index: pa.Table) -> Figures:
     num_conflicts, conflicts = _conflicts(rejected)
     sizes = _known_sizes(index, is_accepted)
     num_sizes, commonest = _sizes(*sizes)
-    return Figures(
+    return DatasetStatistics(
         classes=classes,
         num_rejected=rejected.num_rows,
         rejections=_rejections(rejected),

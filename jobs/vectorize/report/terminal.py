@@ -8,22 +8,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shardmean.jobs.common.redaction import shown
+from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.vectorize.index.table import read_index
 from shardmean.jobs.vectorize.report.html import facts, plural
-from shardmean.jobs.vectorize.report.statistics import figures, lacking
+from shardmean.jobs.vectorize.report.statistics import compute_statistics, lacking
 from shardmean.jobs.vectorize.report.verify import Verification
 from shardmean.model.dataset.manifest import SPLITS, load_manifest, report_uri
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
-from shardmean.model.training.progress import INTERVAL_S, every
+from shardmean.model.training.progress import INTERVAL_S, run_periodically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shardmean.jobs.vectorize.report.histogram import Histogram
-    from shardmean.jobs.vectorize.report.statistics import Figures
+    from shardmean.jobs.vectorize.report.statistics import DatasetStatistics
     from shardmean.model.dataset.manifest import Manifest
 
 MAX_CLASSES, NUM_EXTREME = 50, 20
@@ -40,21 +40,21 @@ def show_dataset(uri: str, *, verify: bool, digest: str | None = None) -> int:
 def show(dataset: Dataset, *, verify: bool) -> int:
     """Print what an open DataSet holds, and with `verify` whether it is whole. Returns the exit code."""
     console = Console(highlight=False)
-    _Screen(console).show(dataset, _figures(dataset, console))
+    _Screen(console).show(dataset, _statistics(dataset, console))
     return _verify(console, dataset) if verify else 0
 
 
-def _figures(dataset: Dataset, console: Console) -> Figures | None:
+def _statistics(dataset: Dataset, console: Console) -> DatasetStatistics | None:
     if dataset.manifest.index is None:
         return None
     try:
         index = read_index(dataset.uri, dataset.manifest.index)
     except (RetryableError, OSError, ValueError) as error:
         # The manifest alone says a lot, and --verify goes on to all other files.
-        text = f"the index cannot be read ({shown(str(error), MAX_PATH)})"
+        text = f"the index cannot be read ({truncate_printable(str(error), MAX_PATH)})"
         console.print(Text(text, "red"), soft_wrap=True)
         return None
-    return figures(dataset.manifest, index)
+    return compute_statistics(dataset.manifest, index)
 
 
 class _Screen:
@@ -63,7 +63,7 @@ class _Screen:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def show(self, dataset: Dataset, found: Figures | None) -> None:
+    def show(self, dataset: Dataset, found: DatasetStatistics | None) -> None:
         manifest = dataset.manifest
         self._overview(dataset, found)
         self._console.print(_classes(manifest, found, self._console.encoding))
@@ -72,7 +72,7 @@ class _Screen:
         if found is None:
             self._heading(f"Rejected: {manifest.num_rejected:,}")
             for reason, number in manifest.num_rejected_by_reason.items():
-                self._line(f"  {number:,} {shown(reason, MAX_NAME)}")
+                self._line(f"  {number:,} {truncate_printable(reason, MAX_NAME)}")
             return
         self._originals(found)
         self._rejected(found)
@@ -87,15 +87,15 @@ class _Screen:
         self._console.print()
         self._line(text, "bold")
 
-    def _overview(self, dataset: Dataset, found: Figures | None) -> None:
-        self._line(shown(dataset.uri, MAX_PATH), "bold")
+    def _overview(self, dataset: Dataset, found: DatasetStatistics | None) -> None:
+        self._line(truncate_printable(dataset.uri, MAX_PATH), "bold")
         report = report_uri(dataset.uri, dataset.manifest.digest)
         rows = facts(dataset.manifest, found) | {"report": report if filesystem.exists(report) else "none"}
         for name, text in rows.items():
-            self._line(f"  {name:13} {shown(text, MAX_PATH)}")
+            self._line(f"  {name:13} {truncate_printable(text, MAX_PATH)}")
         self._console.print()
 
-    def _originals(self, found: Figures) -> None:
+    def _originals(self, found: DatasetStatistics) -> None:
         if found.histograms:
             self._heading("Original images, of those accepted")
         for one in found.histograms:
@@ -113,15 +113,15 @@ class _Screen:
             bar = block * max(round(BAR * count / top), 1 if count else 0)
             yield f"    {one.labels[place]:>{width}}  {bar}{' ' if bar else ''}{count:,}"
 
-    def _rejected(self, found: Figures) -> None:
+    def _rejected(self, found: DatasetStatistics) -> None:
         self._heading(f"Rejected: {found.num_rejected:,}")
         for one in found.rejections:
-            self._line(f"  {one.num_images:,} {shown(one.reason, MAX_NAME)}")
+            self._line(f"  {one.num_images:,} {truncate_printable(one.reason, MAX_NAME)}")
             for path, detail in one.first[:MAX_PATHS]:
-                self._line(f"    {shown(path, MAX_PATH)}: {shown(detail, MAX_PATH)}")
+                self._line(f"    {truncate_printable(path, MAX_PATH)}: {truncate_printable(detail, MAX_PATH)}")
             self._more(one.num_images - MAX_PATHS)
 
-    def _conflicts(self, found: Figures) -> None:
+    def _conflicts(self, found: DatasetStatistics) -> None:
         if not found.conflicts:
             return
         self._heading("Conflicting labels: the same bytes in more than one class")
@@ -130,12 +130,12 @@ class _Screen:
             self._line(f"  {_some(one.class_names, MAX_PATHS)}: {shared}")
         self._more(found.num_conflicts - MAX_GROUPS, indent="  ")
 
-    def _copies(self, found: Figures) -> None:
+    def _copies(self, found: DatasetStatistics) -> None:
         self._heading(f"Exact copies: {found.num_copies:,}")
         for one in found.copies[:MAX_GROUPS]:
-            self._line(f"  {one.num_images:,} x {shown(one.class_name, MAX_NAME)}, {one.split}")
+            self._line(f"  {one.num_images:,} x {truncate_printable(one.class_name, MAX_NAME)}, {one.split}")
             for path in one.paths[:MAX_PATHS]:
-                self._line(f"    {shown(path, MAX_PATH)}")
+                self._line(f"    {truncate_printable(path, MAX_PATH)}")
             self._more(one.num_images - MAX_PATHS)
         self._more(found.num_copied - MAX_GROUPS, indent="  ", what=" groups")
 
@@ -150,15 +150,15 @@ def _encodable(text: str, encoding: str) -> str:
 
 
 def _some(names: Iterable[str], limit: int) -> str:
-    told = [shown(name, MAX_NAME) for name in names]
+    told = [truncate_printable(name, MAX_NAME) for name in names]
     return ", ".join(told[:limit]) + (f" and {len(told) - limit:,} more" if len(told) > limit else "")
 
 
-def _classes(manifest: Manifest, found: Figures | None, encoding: str) -> Table:
+def _classes(manifest: Manifest, found: DatasetStatistics | None, encoding: str) -> Table:
     counts = [manifest.num_per_class(split) for split in SPLITS]
     if found is not None and found.num_rejected:
         counts.append([one.num_rejected for one in found.classes])
-    names = [_encodable(shown(name, MAX_NAME), encoding) for name in manifest.class_names]
+    names = [_encodable(truncate_printable(name, MAX_NAME), encoding) for name in manifest.class_names]
     rows = list(zip(names, *counts, strict=True))
     table = Table("class")
     for split in [*SPLITS, "rejected"][: len(counts)]:
@@ -189,7 +189,7 @@ def _verify(console: Console, dataset: Dataset) -> int:
         )
 
     console.print()
-    with every(INTERVAL_S, say):
+    with run_periodically(INTERVAL_S, say):
         verification.run()
     for damage in verification.damages:
         console.print(Text(damage, "red"), soft_wrap=True)

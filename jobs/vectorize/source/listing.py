@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from shardmean.jobs.common.arrow_tables import Rows, batches
-from shardmean.jobs.common.redaction import shown
+from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 
@@ -118,7 +118,7 @@ def _list_folder(root: str) -> Listing:
 
 
 def _warn(path: str, what: str) -> None:
-    log.warning("%s %s", shown(path, MAX_PATH), what)
+    log.warning("%s %s", truncate_printable(path, MAX_PATH), what)
 
 
 def _leads_inside(link: str, root: str) -> bool:

@@ -25,7 +25,7 @@ READ_AHEAD_BYTES = 64 * 2**20
 REFUSED, NO_WAY = "ACCESS_DENIED", "NETWORK_CONNECTION"
 
 
-def contents(items: Sequence[Item], config: ImageConfig) -> Iterator[bytes | Exception]:
+def read_ahead(items: Sequence[Item], config: ImageConfig) -> Iterator[bytes | Exception]:
     """The items' bytes in order, or for each the reason why there are none. Remote files are fetched ahead."""
     remote = any(filesystem.local_path(item.uri) is None for item in (*items[:1], *items[-1:]))
     return _ahead(items, config) if remote else (_content(item, config) for item in items)
@@ -58,10 +58,10 @@ def _content(item: Item, config: ImageConfig) -> bytes | Exception:
     except FileNotFoundError:
         return ImageRejectedError("vanished", "the file was there when the source was listed")
     except RetryableError as error:
-        return _refusal(error)
+        return classify_read_error(error)
 
 
-def _refusal(error: RetryableError) -> Exception:
+def classify_read_error(error: RetryableError) -> Exception:
     """What cannot be read is that image's trouble alone, and the next run tries again; a store out of reach is not."""
     cause = error.__cause__
     if not isinstance(cause, OSError) or NO_WAY in str(cause):

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardmean.jobs.common.arrow_tables import by_path, give_back_memory, kept, rows_of
-from shardmean.jobs.common.redaction import shown
+from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.config.patterns import extract, matches
 from shardmean.jobs.vectorize.source import idx, table
 from shardmean.jobs.vectorize.source.folders import WORDS, Folders, named_split
@@ -57,7 +57,7 @@ class Scan:
         """Changes whenever a file is added, removed, moved or written, or gets another class, split, group or extra."""
         digest = hashlib.sha256(repr(self.extra_columns).encode())
         for facts in rows_of(self.items.table, FINGERPRINTED):
-            # A repr keeps neighbouring texts apart, whatever they hold.
+            # A repr keeps neighboring texts apart, whatever they hold.
             digest.update(repr(facts).encode())
         return digest.hexdigest()[:32]
 
@@ -175,8 +175,8 @@ def _check_links(config: SourceConfig, files: pa.Table) -> None:
     if paths:
         raise RetryableError(
             f"source {config.uri}: {len(paths)} links lead to nowhere, perhaps to folders of images (first: "
-            f"{shown(paths[0].as_py(), MAX_PATH)}): mount what they lead to, remove them, or leave them out by "
-            "source.exclude"
+            f"{truncate_printable(paths[0].as_py(), MAX_PATH)}): mount what they lead to, remove them, or exclude them "
+            "by source.exclude"
         )
 
 

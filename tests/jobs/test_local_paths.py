@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from shardmean.dags.spark_operator import results_uri
-from shardmean.jobs.common.local_paths import home, store_uri
+from shardmean.jobs.common.local_paths import data_dir, store_uri
 from shardmean.jobs.local.stack import components, prepare
 from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train.job import train
@@ -35,10 +35,10 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_folder(here, monkeypatch):
-    assert home() == here / ".shardmean"
+    assert data_dir() == here / ".shardmean"
     for given, meant in {"": here / ".shardmean", "x/y": here / "x" / "y", "~/z": Path.home() / "z"}.items():
         monkeypatch.setenv("SHARDMEAN_HOME", given)
-        assert home() == meant
+        assert data_dir() == meant
 
 
 def test_results_lie_there_or_where_airflow_is(here, monkeypatch):
@@ -159,7 +159,7 @@ def test_another_store_keeps_its_artifacts_where_mlflow_puts_them(here, train_jo
     client = mlflow.MlflowClient()
     experiment = client.get_experiment(client.get_run(tracker.run_id).info.experiment_id)
     assert experiment.artifact_location == f"{here}/mlruns/{experiment.experiment_id}"
-    assert not home().exists()
+    assert not data_dir().exists()
 
 
 def test_a_folder_that_cannot_be_made(here, train_job, dataset, monkeypatch):
