@@ -79,8 +79,8 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     filesystem.check_writable(shards_uri(job.dataset_uri))
     with ExitStack() as ends:
         lease = ends.enter_context(Lease(job.dataset_uri, what=f"the ETL of {job.dataset_uri}"))
-        latest, previous = previous, _load_previous(job)
-        if previous != latest:
+        earlier, previous = previous, _load_previous(job)
+        if previous != earlier:
             log.info("another run has published in the meantime: listing the source anew")
             scan_result = _scan(job)
         tasks = runner or ends.enter_context(SparkRunner("shardmean vectorize", job.spark))
@@ -184,9 +184,9 @@ def _differences(job: VectorizeJob, previous: Manifest) -> list[str]:
     ]
     settings_there = previous.source.settings | {"uri": previous.source.uri, "layout": previous.source.layout}
     for key, value in job.source.model_dump(mode="json", include={"uri", "layout", *SOURCE_SETTINGS}).items():
-        latest = settings_there.get(key, value)
-        if latest != value:
-            differences.append(f"source.{key} is {latest} there and {value} here")
+        published = settings_there.get(key, value)
+        if published != value:
+            differences.append(f"source.{key} is {published} there and {value} here")
     return differences
 
 
@@ -198,9 +198,8 @@ def _tell(job: VectorizeJob, scan_result: Scan) -> None:
         what = "hidden Parquet files" if job.source.layout == "table" else "hidden files and folders"
         log.info("%d %s were left out; rename what belongs to the source", scan_result.num_hidden, what)
     if scan_result.num_left_out:
-        log.info(
-            "%d images were left out by source.max_per_class=%s", scan_result.num_left_out, job.source.max_per_class
-        )
+        num_left_out = scan_result.num_left_out
+        log.info("%d images were left out by source.max_per_class=%s", num_left_out, job.source.max_per_class)
 
 
 def _check_listed(job: VectorizeJob, scan_result: Scan) -> None:
