@@ -42,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(options, error, 2, "user")
     except (RetryableError, OSError) as error:
-        return _fail(options, error, 1, "world")
+        return _fail(options, error, 1, "retryable")
     except KeyboardInterrupt:
-        return _fail(options, RetryableError("stopped; the same command goes on"), 130, "world")
+        return _fail(options, RetryableError("stopped; the same command goes on"), 130, "retryable")
     except Exception as error:
         traceback.print_exc()
         return _fail(
-            options, RetryableError(f"unexpected {type(error).__name__}: {error} (a bug: see above)"), 1, "world"
+            options, RetryableError(f"unexpected {type(error).__name__}: {error} (a bug: see above)"), 1, "retryable"
         )
 
 
@@ -176,7 +176,7 @@ def _up(options: argparse.Namespace) -> int:
 def _check_result(options: argparse.Namespace) -> None:
     """Find out before the work whether its result can be written."""
     if options.result:
-        _write_result(options, {"error": "the job was cut off before its end", "kind": "world"})
+        _write_result(options, {"error": "the job was cut off before its end", "kind": "retryable"})
 
 
 def _write_result(options: argparse.Namespace, document: dict[str, Any], *, quietly: bool = False) -> None:

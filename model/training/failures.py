@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .messages import Failure
 
 # The user's mistake is shown before the world's fault, that before our bug, and that before lost peers.
-ORDER = ("user", "diverged", "world", "bug", "peer")
+ORDER = ("user", "diverged", "retryable", "bug", "peer")
 log = logging.getLogger(__name__)
 
 

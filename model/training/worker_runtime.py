@@ -84,7 +84,7 @@ def _described(task: Task, error: Exception) -> tuple[str, str, str]:
         case DivergedError():
             return "diverged", text, trace
         case RetryableError() | OSError():
-            return "world", text, trace
+            return "retryable", text, trace
         case _ if isinstance(error, PEER_ERRORS):
             return "peer", text, trace
     return "bug", f"{type(error).__name__}: {text}", trace

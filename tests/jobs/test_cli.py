@@ -102,7 +102,7 @@ def test_the_worlds_faults_end_with_1(command, dataset, tmp_path):
     assert "shardmean: error: MLflow at http://127.0.0.1:9 cannot be used" in text
     assert "Traceback" not in text
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["kind"] == "world"
+    assert result["kind"] == "retryable"
     assert result["error"] in text
 
 
@@ -145,7 +145,7 @@ def test_a_bug_shows_its_traceback_and_ends_with_1(command, tmp_path, monkeypatc
     assert code == 1
     assert "Traceback" in text
     assert "unexpected KeyError" in text
-    assert json.loads((tmp_path / "result.json").read_text())["kind"] == "world"
+    assert json.loads((tmp_path / "result.json").read_text())["kind"] == "retryable"
 
 
 class Struck:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shardmean.jobs.vectorize.report.html import make_report, shown
+from shardmean.jobs.common.redaction import truncate_printable
+from shardmean.jobs.vectorize.report.html import make_report
 from shardmean.jobs.vectorize.report.statistics import compute_statistics
 from shardmean.jobs.vectorize.report.thumbnails import MAX_SHARDS, draw
 from shardmean.model.config.image import SplitConfig
@@ -195,7 +196,7 @@ def test_hostile_names_are_text(tmp_path, name):
     page = Page(data)
     assert page.tags["script"] == 0
     assert not re.search(r"<img[^>]*onerror=", re.sub(r'"[^"]*"', '""', data.decode()))
-    assert shown(name, 110) in " ".join(page.words)
+    assert truncate_printable(name, 110) in " ".join(page.words)
     assert "long" * 40 not in page.text
     assert not set(page.text) & set("\n\r\x1b\u202e")
 
@@ -203,7 +204,7 @@ def test_hostile_names_are_text(tmp_path, name):
 @settings(max_examples=40)
 @given(st.text(max_size=60), st.integers(3, 40))
 def test_names_are_printable_and_cut(text, limit):
-    result = shown(text, limit)
+    result = truncate_printable(text, limit)
     assert result.isprintable()
     assert len(result) <= limit
     assert result == text or not text.isprintable() or len(text) > limit

@@ -160,7 +160,7 @@ def test_a_killed_worker_gives_a_clear_message(story):
     expected = r"worker [01] on .+, last heard of in round \d+, was lost: .+; the same command goes on"
     assert re.search(expected, message), message
     assert "org.apache.spark" not in message
-    assert '"kind": "world"' in (story.home / "worker killed.json").read_text()
+    assert '"kind": "retryable"' in (story.home / "worker killed.json").read_text()
     assert killed.was_clean
 
 
@@ -178,7 +178,7 @@ def test_a_killed_jvm_gives_a_clear_message_alone(story):
     assert "Traceback" not in killed.text
     assert "Warning" not in killed.text
     assert "\tat " not in killed.text
-    assert '"kind": "world"' in (story.home / "JVM killed.json").read_text()
+    assert '"kind": "retryable"' in (story.home / "JVM killed.json").read_text()
     assert killed.was_clean
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from shardmean.model.augmentation.random import NUM_STREAMS, Draws, Stream
-from shardmean.model.dataset.hashing import _STEP, _mixed, example_keys
+from shardmean.model.dataset.hashing import GOLDEN_STEP, example_keys, mix_bits
 
 IDS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), min_size=1, max_size=12)
 MASK = 2**64 - 1
@@ -33,8 +33,8 @@ def key(text: str) -> int:
 
 def test_the_generator_is_splitmix64():
     """The first numbers after the seed 1234567, as published with the algorithm."""
-    steps = np.uint64(1234567) + _STEP * np.arange(1, 6, dtype=np.uint64)
-    assert _mixed(steps).tolist() == [
+    steps = np.uint64(1234567) + GOLDEN_STEP * np.arange(1, 6, dtype=np.uint64)
+    assert mix_bits(steps).tolist() == [
         6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
     ]  # fmt: skip
 

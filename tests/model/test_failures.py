@@ -85,14 +85,13 @@ def alone() -> tuple[Task, Rendezvous]:
     [
         (RuntimeError("mat1 and mat2 shapes"), "bug", "RuntimeError: mat1 and mat2 shapes"),
         (ValueError("one value per channel"), "bug", "ValueError: one value per channel"),
-        (LostPeersError("worker 1 left"), "peer", "worker 1 left"),
         (PeerDivergedError("a peer"), "peer", "a peer"),
         (LostPeersError([1], "worker 1 left"), "peer", "worker 1 left"),
-        (MissingPeersError(0, [1], "gone"), "peer", "worker 0 could not meet worker 1: gone"),
+        (MissingPeersError([1], "worker 0 could not meet worker 1"), "peer", "worker 0 could not meet worker 1"),
         (AbortedError("told to stop"), "peer", "told to stop"),
         (DistBackendError("NCCL"), "peer", "NCCL"),
         (DivergedError("not finite"), "diverged", "not finite"),
-        (OSError("disk"), "world", "disk"),
+        (OSError("disk"), "retryable", "disk"),
     ],
 )
 def test_errors_are_told_apart_and_all_are_told_to_the_others(alone, error, kind, said):

@@ -163,7 +163,7 @@ def test_a_replaced_head_is_drawn_anew_and_all_else_is_the_origins(source, other
     assert last.model_spec["class_names"] == other_classes.manifest.class_names
 
 
-@pytest.mark.parametrize(("about", "fine_tuning", "message"), [
+@pytest.mark.parametrize(("model_spec", "fine_tuning", "message"), [
     ({"network": "resnet18"}, {}, "models:/pets/3 has network resnet18, and network is small_cnn: set the same"),
     ({"layers": [{"layer": "relu"}]}, {}, "models:/pets/3 has other layers, and network is small_cnn"),
     ({"image": {"channels": 3, "height_px": 9, "width_px": 8}}, {}, "takes images of 3 x 9 x 8 and the DataSet has 3"),
