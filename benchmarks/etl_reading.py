@@ -71,10 +71,10 @@ def read_all(dataset: Dataset, *, with_names: bool) -> int:
     """Read the training split; its bytes of pixels."""
     num_bytes = 0
     for shard in dataset.manifest.shards_of("train"):
-        for examples in dataset.read(shard, 0, shard.num_examples, with_names=with_names):
-            pixels_NCHW, labels_N = torch.tensor(examples.features_NCHW), torch.tensor(examples.labels_N)
-            assert len(pixels_NCHW) == len(labels_N)
-            num_bytes += pixels_NCHW.nbytes
+        examples = dataset.read(shard, 0, shard.num_examples, with_names=with_names)
+        pixels_NCHW, labels_N = torch.from_numpy(examples.features_NCHW), torch.from_numpy(examples.labels_N)
+        assert len(pixels_NCHW) == len(labels_N)
+        num_bytes += pixels_NCHW.nbytes
     return num_bytes
 
 

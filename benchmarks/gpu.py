@@ -110,7 +110,7 @@ def _rate(epoch: Callable[[], None], num_examples: int) -> float:
 def by_hand(workload: Workload, dataset: Dataset) -> Callable[[], None]:
     """An epoch of the loop that a person would write for speed."""
     shards = dataset.manifest.shards_of("train")
-    pieces = [piece for shard in shards for piece in dataset.read(shard, 0, shard.num_examples, with_names=False)]
+    pieces = [dataset.read(shard, 0, shard.num_examples, with_names=False) for shard in shards]
     images_NCHW = torch.from_numpy(np.concatenate([piece.features_NCHW for piece in pieces])).cuda()
     labels_N = torch.from_numpy(np.concatenate([piece.labels_N for piece in pieces])).cuda()
     channels = workload.shape[0]

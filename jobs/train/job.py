@@ -211,7 +211,7 @@ def _rival_accuracy(rival: ImageModel, dataset: Dataset, split: Split) -> float 
 
 
 def _example(dataset: Dataset, split: Split) -> bytes:
-    first = dataset.read(dataset.manifest.shards_of(split)[0], 0, 1)[0]
+    first = dataset.read(dataset.manifest.shards_of(split)[0], 0, 1)
     return encode_png(first.features_NCHW[0])
 
 

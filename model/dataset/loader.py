@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
-    from ..training.phase_timer import PhaseTimer
     from .manifest import Split
     from .reader import Dataset, Examples
     from .sampler import Window
@@ -35,64 +31,37 @@ def minibatches(
     with_keys: bool = False,
     prefetch_batches: int = 0,
     pin: bool = False,
-    timer: PhaseTimer | None = None,
+    timed: Callable[[Generator[Examples]], Generator[Examples]] = lambda windows: windows,
 ) -> Generator[Examples]:
     """The minibatches of some windows of a plan; memory holds one window at a time.
 
     With `prefetch_batches` one thread makes that many minibatches ahead, and another reads one window ahead, so that
-    memory holds up to three windows; `clock` then gets their seconds of reading. With `pin` they lie in memory that
-    a GPU can copy from by itself.
+    memory holds up to three windows; `timed` then wraps the reading. With `pin` they lie in memory that a GPU can copy
+    from by itself.
     """
-    reading = _windows(dataset, windows, split, with_names=with_names, with_keys=with_keys)
-    if prefetch_batches == 0:
-        batches = _cut(reading, batch_size)
-    else:
-        batches = _cut(prefetch(reading if timer is None else timer.timing("read", reading), 1), batch_size)
+    read = _windows(dataset, windows, split, with_names=with_names, with_keys=with_keys)
+    batches = _cut(prefetch(timed(read), 1) if prefetch_batches else read, batch_size)
     prepared = (_pinned(batch) for batch in batches) if pin else batches
     return prefetch(prepared, prefetch_batches) if prefetch_batches else prepared
 
 
-def _windows(
-    dataset: Dataset, windows: Iterable[Window], split: Split, **wanted: bool
-) -> Generator[tuple[Examples, NDArray[np.int64]]]:
-    shards = dataset.manifest.shards_of(split)
+def _windows(dataset: Dataset, windows: Iterable[Window], split: Split, **wanted: bool) -> Generator[Examples]:
     for window in windows:
-        read = (dataset.read(shards[rows.shard_index], rows.start, rows.stop, **wanted) for rows in window.ranges)
-        num_rows = sum(rows.stop - rows.start for rows in window.ranges)
-        yield _joined((piece for pieces in read for piece in pieces), num_rows), window.order
+        shards_N, rows_N = window.rows()
+        yield dataset.take(split, shards_N, rows_N, **wanted)
 
 
-def _cut(windows: Generator[tuple[Examples, NDArray[np.int64]]], batch_size: int) -> Generator[Examples]:
-    for joined, order in windows:
-        for first in range(0, len(order), batch_size):
-            yield joined.take(order[first : first + batch_size])
+def _cut(windows: Generator[Examples], batch_size: int) -> Generator[Examples]:
+    for window in windows:
+        for first in range(0, len(window.labels_N), batch_size):
+            yield window[first : first + batch_size]
         # Before the next window is read, or memory would hold both.
-        del joined
+        del window
 
 
 def _pinned(batch: Examples) -> Examples:
     features, labels = (torch.from_numpy(part).pin_memory().numpy() for part in (batch.features_NCHW, batch.labels_N))
     return replace(batch, features_NCHW=features, labels_N=labels)
-
-
-def _joined(pieces: Iterator[Examples], num_rows: int) -> Examples:
-    """All pieces as one; each is let go when it is copied, so that memory holds the images once."""
-    first = next(pieces)
-    if len(first.labels_N) == num_rows:
-        return first
-    whole = replace(
-        first, features_NCHW=np.empty((num_rows, *first.features_NCHW.shape[1:]), np.uint8), ids=[], paths=[]
-    )
-    labels, keys, done = [], [], 0
-    for piece in itertools.chain([first], pieces):
-        whole.features_NCHW[done : done + len(piece.labels_N)] = piece.features_NCHW
-        done += len(piece.labels_N)
-        labels.append(piece.labels_N)
-        keys += [] if piece.keys_N is None else [piece.keys_N]
-        whole.ids.extend(piece.ids)
-        whole.paths.extend(piece.paths)
-    assert done == num_rows, "a window's ranges are read whole"
-    return replace(whole, labels_N=np.concatenate(labels), keys_N=np.concatenate(keys) if keys else None)
 
 
 def prefetch(items: Generator[T], num_ahead: int) -> Generator[T]:

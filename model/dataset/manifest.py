@@ -34,6 +34,8 @@ class Shard(Settings):
     num_examples: Annotated[int, Field(ge=1)]
     num_bytes: Annotated[int, Field(ge=1)]
     blake3: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    footer_blake3: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    """Hash of the file's footer, which holds a checksum of each row; version 0.1.0 wrote neither."""
     num_per_class: dict[int, int]
     """Examples by label, of the classes that are in it."""
     sums: list[int] = []

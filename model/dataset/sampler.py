@@ -1,17 +1,20 @@
 """The plan of an epoch: which worker reads which rows, in which order, and how many examples each round holds.
 
-A pure function of (rows per shard, workers, batch size, seed, epoch, buffer): every process computes the same one,
-so nothing about it is ever sent. Every row is in exactly one minibatch of exactly one worker, and two workers' loads
-differ by at most one minibatch. The number of workers that an epoch begins with decides which rows share a minibatch;
-when it changes in the middle (a machine was lost), the minibatches that are left are dealt anew, as they are.
+A pure function of (shards, workers, batch size, seed, epoch, buffer): every process computes the same one, so nothing
+about it is ever sent. Every row is in exactly one minibatch of exactly one worker, and two workers' loads differ by at
+most one minibatch. The number of workers that an epoch begins with decides which rows share a minibatch; when it
+changes within the epoch (a machine was lost), the minibatches that are left are reassigned as they are.
+
+Shapes: P pieces, R ranges of rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from math import isqrt
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -22,7 +25,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_SHARD_ORDER, _ROW_ORDER = 0, 1
+    from .manifest import Shard
+
+# 1: whole shards in random order, mixed within a buffer. 2: small pieces of all shards. A begun epoch keeps its own.
+PLAN_VERSION = 2
+_SHARD_ORDER, _ROW_ORDER, _PIECE_ORDER = 0, 1, 2
+_MAX_PIECE_BYTES = 512 * 2**10
 
 
 class Stage(NamedTuple):
@@ -32,38 +40,72 @@ class Stage(NamedTuple):
     num_rounds: int
 
 
-@dataclass(frozen=True)
-class RowRange:
-    """Rows `start` to `stop` of the shard with number `shard_index`."""
+class ShardRows(NamedTuple):
+    """What a plan knows of the shards of a split: rows of each, and their order by the classes that they hold."""
 
-    shard_index: int
+    rows_per_shard: tuple[int, ...]
+    by_class: tuple[int, ...]
+    """Shard indices; neighbors hold similar classes."""
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard]) -> Self:
+        """Those of a split, in the manifest's order."""
+
+        def most_common(index: int) -> tuple[int, float]:
+            counts = shards[index].num_per_class
+            label = max(counts, key=lambda label: (counts[label], -label))
+            return label, counts[label] / shards[index].num_examples
+
+        by_class = sorted(range(len(shards)), key=most_common)
+        return cls(tuple(shard.num_examples for shard in shards), tuple(by_class))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows that one worker holds in memory together.
+
+    `ranges_R3` are (shard index, first row, row after the last); laid end to end, their rows have the places 0, 1, ...,
+    and `order` gives the places of those to train on, in training order.
+    """
+
+    ranges_R3: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Shard index and row of each example, in training order."""
+        sizes_R = self.ranges_R3[:, 2] - self.ranges_R3[:, 1]
+        ends_R = np.cumsum(sizes_R)
+        shards = np.repeat(self.ranges_R3[:, 0], sizes_R)
+        rows = np.arange(ends_R[-1]) + np.repeat(self.ranges_R3[:, 1] - (ends_R - sizes_R), sizes_R)
+        return shards[self.order], rows[self.order]
+
+
+class Part(NamedTuple):
+    """Minibatches `start` to `stop` of deal `deal`."""
+
+    deal: int
     start: int
     stop: int
 
 
 @dataclass(frozen=True)
-class Window:
-    """Rows that one worker holds in memory together, and the order in which it trains on them (or on some of them)."""
-
-    ranges: list[RowRange]
-    order: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class EpochLayout:
-    """All rows of an epoch in one sequence, cut into minibatches. `bounds[d]` to `bounds[d + 1]` are deal d's places.
+    """All rows of an epoch in one sequence of pieces, cut into deals, and those into minibatches.
 
-    The sequence is that of the shards in their order, turned by `shift` rows, so that windows change with the epoch.
-    Only the last deal's last minibatch can be short.
+    `bounds[d]` to `bounds[d + 1]` are deal d's places in the sequence. Only the last minibatch of all can be short.
     """
 
-    rows_per_shard: tuple[int, ...]
-    shard_order: tuple[int, ...]
-    shift: int
+    pieces_P3: NDArray[np.int64]
     bounds: tuple[int, ...]
     batch_size: int
     window_rows: int
     seeds: tuple[int, int] | None
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """The place after each piece (P,)."""
+        ends_P: NDArray[np.int64] = np.cumsum(self.pieces_P3[:, 2] - self.pieces_P3[:, 1])
+        return ends_P
 
     def num_examples(self, part: Part) -> int:
         """Examples in some of a deal's minibatches."""
@@ -80,22 +122,16 @@ class EpochLayout:
                 min(stop, first + part.stop * self.batch_size) - start,
             )
             if wanted.start < wanted.stop:
-                yield Window(self._turned_ranges(start, stop), self._order(start, stop - start)[wanted])
+                yield Window(self._ranges(start, stop), self._order(start, stop - start)[wanted])
 
-    def _turned_ranges(self, start: int, stop: int) -> list[RowRange]:
-        num_rows = self.bounds[-1]
-        first = (start + self.shift) % num_rows
-        last = first + stop - start
-        return self._ranges(first, min(last, num_rows)) + self._ranges(0, max(0, last - num_rows))
-
-    def _ranges(self, start: int, stop: int) -> list[RowRange]:
-        ranges, first = [], 0
-        for index in self.shard_order:
-            last = first + self.rows_per_shard[index]
-            if first < stop and start < last:
-                ranges.append(RowRange(index, max(start, first) - first, min(stop, last) - first))
-            first = last
-        return ranges
+    def _ranges(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The rows at places `start` to `stop` of the sequence."""
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        last = int(np.searchsorted(self._ends, stop, side="left"))
+        ranges_R3 = self.pieces_P3[first : last + 1].copy()
+        ranges_R3[-1, 2] -= self._ends[last] - stop
+        ranges_R3[0, 1] += start - (self._ends[first - 1] if first else 0)
+        return ranges_R3
 
     def _order(self, start: int, num_rows: int) -> NDArray[np.int64]:
         if self.seeds is None:
@@ -103,19 +139,11 @@ class EpochLayout:
         return np.random.default_rng([*self.seeds, _ROW_ORDER, start]).permutation(num_rows)
 
 
-class Part(NamedTuple):
-    """Minibatches `start` to `stop` of deal `deal`."""
-
-    deal: int
-    start: int
-    stop: int
-
-
 @dataclass(frozen=True)
 class EpochPlan:
-    """What each worker of a leg has in hand: parts of the epoch's dealing, in its order.
+    """What each worker of a stage is assigned: parts of the epoch's layout, in its order.
 
-    `num_before` counts the examples of earlier legs.
+    `num_before` counts the examples of earlier stages.
     """
 
     layout: EpochLayout
@@ -125,7 +153,7 @@ class EpochPlan:
 
     @property
     def num_workers(self) -> int:
-        """Workers of this leg."""
+        """Workers of this stage."""
         return len(self.assignments)
 
     @property
@@ -144,11 +172,11 @@ class EpochPlan:
         return max(self.num_minibatches(rank) for rank in range(self.num_workers))
 
     def num_examples(self, rank: int) -> int:
-        """Examples of one worker in this leg."""
+        """Examples of one worker in this stage."""
         return sum(self.layout.num_examples(part) for part in self.assignments[rank])
 
     def num_minibatches(self, rank: int) -> int:
-        """Optimizer steps of one worker in this leg."""
+        """Optimizer steps of one worker in this stage."""
         return sum(part.stop - part.start for part in self.assignments[rank])
 
     def examples_in_round(self, rank: int, round_index: int) -> int:
@@ -161,7 +189,7 @@ class EpochPlan:
         return self._examples_between(rank, step, step + 1)
 
     def examples_after(self, num_steps: int) -> int:
-        """Examples of the epoch seen by all workers together when each has taken `num_steps` steps of this leg."""
+        """Examples of the epoch seen by all workers together when each has taken `num_steps` steps of this stage."""
         return self.num_before + sum(self._examples_between(rank, 0, num_steps) for rank in range(self.num_workers))
 
     def _examples_between(self, rank: int, start: int, stop: int) -> int:
@@ -174,12 +202,12 @@ class EpochPlan:
             yield from self.layout.windows(part)
 
     def reassigned(self, num_rounds: int, num_workers: int) -> EpochPlan:
-        """The plan of the next leg: what is left after `num_rounds` rounds, dealt to `num_workers` workers."""
+        """The plan of the next stage: what is left after `num_rounds` rounds, assigned to `num_workers` workers."""
         done = num_rounds * self.minibatches_per_round
-        left = [part for assigned in self.assignments for part in _cut(assigned, done, 2**62)]
+        left = [part for parts in self.assignments for part in _cut(parts, done, 2**62)]
         num_left = sum(part.stop - part.start for part in left)
-        places = [rank * num_left // num_workers for rank in range(num_workers + 1)]
-        assignments = tuple(_cut(left, start, stop) for start, stop in pairwise(places))
+        bounds = [rank * num_left // num_workers for rank in range(num_workers + 1)]
+        assignments = tuple(_cut(left, start, stop) for start, stop in pairwise(bounds))
         return replace(self, assignments=assignments, num_before=self.examples_after(done))
 
 
@@ -196,7 +224,7 @@ def _cut(parts: Sequence[Part], start: int, stop: int) -> tuple[Part, ...]:
 
 
 def plan_epoch(
-    rows_per_shard: Sequence[int],
+    shards: ShardRows,
     *,
     num_workers: int,
     batch_size: int,
@@ -204,31 +232,36 @@ def plan_epoch(
     seed: int,
     epoch: int,
     buffer_rows: int,
+    example_bytes: int = 1,
     earlier: Sequence[Stage] = (),
+    version: int = PLAN_VERSION,
 ) -> EpochPlan:
-    """Deal an epoch's rows to the workers, shards in an order of (seed, epoch), rows mixed within `buffer_rows`.
+    """Assign an epoch's rows to the workers; those within `buffer_rows` of the sequence are mixed.
 
-    `earlier` are the epoch's legs that other numbers of workers have done; the plan is of what they left.
-    Raises UserError when there are fewer minibatches than workers.
+    `earlier` are the epoch's stages that other numbers of workers have done; the plan is of what they left. `version`
+    is that by which the epoch began. Raises UserError when there are fewer minibatches than workers.
     """
-    num_minibatches = -(-sum(rows_per_shard) // batch_size)
+    num_rows = sum(shards.rows_per_shard)
+    num_minibatches = -(-num_rows // batch_size)
     if num_minibatches < num_workers:
         raise UserError(
-            f"num_workers is {num_workers}, but {sum(rows_per_shard)} training examples make only {num_minibatches} "
+            f"num_workers is {num_workers}, but {num_rows} training examples make only {num_minibatches} "
             f"minibatches of {batch_size}: lower num_workers or batch_size_per_worker, or add images"
         )
-    generator = np.random.default_rng([seed, epoch, _SHARD_ORDER])
-    order = generator.permutation(len(rows_per_shard))
+    window_rows = max(1, buffer_rows // batch_size) * batch_size
+    if version == 1:
+        pieces_P3 = _whole_shards(shards.rows_per_shard, seed, epoch)
+    else:
+        piece_rows = _piece_rows(num_rows, window_rows, batch_size, example_bytes)
+        pieces_P3 = _spread_pieces(shards, piece_rows, seed, epoch)
     layout = EpochLayout(
-        rows_per_shard=tuple(rows_per_shard),
-        shard_order=tuple(int(index) for index in order),
-        shift=int(generator.integers(sum(rows_per_shard))),
-        bounds=_bounds(sum(rows_per_shard), earlier[0].num_workers if earlier else num_workers, batch_size),
+        pieces_P3,
+        bounds=_bounds(num_rows, earlier[0].num_workers if earlier else num_workers, batch_size),
         batch_size=batch_size,
-        window_rows=max(1, buffer_rows // batch_size) * batch_size,
+        window_rows=window_rows,
         seeds=(seed, epoch),
     )
-    plan = EpochPlan(layout, _all_hands(layout), frequency)
+    plan = EpochPlan(layout, _all_parts(layout), frequency)
     followers = [stage.num_workers for stage in earlier[1:]] + [num_workers]
     for stage, next_workers in zip(earlier, followers, strict=bool(earlier)):
         plan = plan.reassigned(stage.num_rounds, next_workers)
@@ -236,20 +269,18 @@ def plan_epoch(
 
 
 def plan_evaluation(rows_per_shard: Sequence[int], *, num_workers: int, batch_size: int) -> EpochPlan:
-    """Deal all rows once, in their order; a worker may have none."""
+    """Assign all rows once, in their order; a worker may have none."""
     layout = EpochLayout(
-        rows_per_shard=tuple(rows_per_shard),
-        shard_order=tuple(range(len(rows_per_shard))),
-        shift=0,
+        _in_order(np.array(rows_per_shard, np.int64), np.arange(len(rows_per_shard))),
         bounds=_bounds(sum(rows_per_shard), num_workers, batch_size),
         batch_size=batch_size,
         window_rows=batch_size,
         seeds=None,
     )
-    return EpochPlan(layout, _all_hands(layout), "epoch")
+    return EpochPlan(layout, _all_parts(layout), "epoch")
 
 
-def _all_hands(layout: EpochLayout) -> tuple[tuple[Part, ...], ...]:
+def _all_parts(layout: EpochLayout) -> tuple[tuple[Part, ...], ...]:
     sizes = (stop - start for start, stop in pairwise(layout.bounds))
     return tuple((Part(deal, 0, -(-size // layout.batch_size)),) for deal, size in enumerate(sizes))
 
@@ -258,3 +289,68 @@ def _bounds(num_rows: int, num_workers: int, batch_size: int) -> tuple[int, ...]
     num_minibatches = -(-num_rows // batch_size)
     places = (batch_size * (rank * num_minibatches // num_workers) for rank in range(num_workers + 1))
     return tuple(min(num_rows, place) for place in places)
+
+
+def _piece_rows(num_rows: int, window_rows: int, batch_size: int, example_bytes: int) -> int:
+    """Rows of a piece, as many as mixing allows, since each piece is read by itself.
+
+    Even where each piece is of one class and falls into a window by chance, the chi-square per degree of freedom of a
+    minibatch's labels is 1 + batch (piece - 1) / window, so at most 1.1 here, where a true shuffle gives 1; and counts
+    of a worker's classes deviate by sqrt(piece) times as much as those of single rows.
+    """
+    most_for_minibatches = 1 + window_rows // (10 * batch_size)
+    most_for_workers = isqrt(num_rows) // 16
+    return max(1, min(_MAX_PIECE_BYTES // example_bytes, most_for_minibatches, most_for_workers))
+
+
+@lru_cache(maxsize=2)
+def _spread_pieces(shards: ShardRows, piece_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """All shards cut into pieces (P, 3), in an order of which any run is spread evenly over all shards.
+
+    The shards lie on a line, neighbors with similar classes. Of any two neighboring pieces one goes to the first half
+    of the sequence and one to the second, by chance; of any four, one to each quarter; and so on. So each window and
+    each worker takes the same share of every shard and of every part of it: a van der Corput sequence with Owen's
+    scrambling ("Randomly permuted (t,m,s)-nets and (t,s)-sequences", 1995).
+    """
+    generator = np.random.default_rng([seed, epoch, _PIECE_ORDER])
+    rows = np.array(shards.rows_per_shard, np.int64)[list(shards.by_class)]
+    # The first piece of a shard is short by chance: the rows that share a piece differ from epoch to epoch.
+    phases = generator.integers(0, piece_rows, len(rows))
+    num_pieces = -(-(rows + phases) // piece_rows)
+    number = np.arange(num_pieces.sum()) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
+    starts = number * piece_rows - np.repeat(phases, num_pieces)
+    stops = np.minimum(starts + piece_rows, np.repeat(rows, num_pieces))
+    line_P3 = np.column_stack([np.repeat(shards.by_class, num_pieces), np.maximum(starts, 0), stops])
+    pieces_P3: NDArray[np.int64] = line_P3[_scrambled(len(line_P3), generator)]
+    return pieces_P3
+
+
+def _scrambled(num: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """The numbers 0 to `num` - 1; each half of the result has one of 2k and 2k + 1, each quarter one of four, ..."""
+    num_levels = (num - 1).bit_length()
+    # Up to a power of two there are numbers for nothing, which are spread evenly too and then left out.
+    groups = np.arange(2**num_levels).reshape(1, -1)
+    for level in range(num_levels):
+        pairs = groups.reshape(2**level, -1, 2)
+        is_second = generator.integers(0, 2, pairs.shape[:2], dtype=np.bool_)
+        first, second = np.where(is_second, pairs[..., 1], pairs[..., 0]), pairs.sum(axis=2)
+        groups = np.stack([first, second - first], axis=1).reshape(2 ** (level + 1), -1)
+    numbers: NDArray[np.int64] = groups.ravel()
+    return numbers[numbers < num]
+
+
+def _whole_shards(rows_per_shard: Sequence[int], seed: int, epoch: int) -> NDArray[np.int64]:
+    """The sequence of version 1: whole shards in random order, turned by a random number of rows."""
+    generator = np.random.default_rng([seed, epoch, _SHARD_ORDER])
+    order = generator.permutation(len(rows_per_shard))
+    shift = int(generator.integers(sum(rows_per_shard)))
+    pieces_P3 = _in_order(np.array(rows_per_shard, np.int64), order)
+    cut = int(np.searchsorted(np.cumsum(pieces_P3[:, 2]), shift, side="right"))
+    tail, head = pieces_P3[cut:].copy(), pieces_P3[: cut + 1].copy()
+    tail[0, 1] = head[-1, 2] = shift - pieces_P3[:cut, 2].sum()
+    whole = np.concatenate([tail, head])
+    return whole[whole[:, 1] < whole[:, 2]]
+
+
+def _in_order(rows: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.column_stack([order, np.zeros_like(order), rows[order]])

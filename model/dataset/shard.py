@@ -30,6 +30,8 @@ SCHEMA = pa.schema(
         pa.field("path", pa.string(), nullable=False),
     ]
 )
+# A key of the file's own metadata: CRC-32 of each row's features, begun with its label, little-endian, as base64.
+CHECKSUMS = b"shardmean.crc32"
 REPAIR_HINT = "the shard is damaged: restore the DataSet, or run vectorize with replace=true"
 
 

@@ -5,7 +5,9 @@ Shapes: N examples of B bytes each (channels x height x width), C channels, P pi
 
 from __future__ import annotations
 
+import base64
 import io
+import zlib
 from collections import Counter
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +19,7 @@ from blake3 import blake3
 
 from ..storage import filesystem
 from .manifest import Shard, shards_uri
-from .shard import SCHEMA, features_of, rows_table, schema_with
+from .shard import CHECKSUMS, SCHEMA, features_of, rows_table, schema_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +62,7 @@ class NewShard:
         self._pixels_NB = np.empty((self._rows_per_group, num_bytes), np.uint8)
         self._facts: list[tuple[int, str, str, Sequence[str | None]]] = []
         self._num_per_class: Counter[int] = Counter()
+        self._checksums: list[int] = []
         self._sums_C, self._squares_C = np.zeros(shape[0], np.int64), np.zeros(shape[0], np.int64)
 
     def add(
@@ -85,11 +88,16 @@ class NewShard:
             self._file.flush()
             labels, counts = np.unique(rows["label"].to_numpy(), return_counts=True)
             self._num_per_class.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
-            self._sum(features_of(rows, self._pixels_NB.shape[1]))
+            features_NB = features_of(rows, self._pixels_NB.shape[1])
+            self._checksums += map(zlib.crc32, features_NB, rows["label"].to_pylist())
+            self._sum(features_NB)
 
     def publish(self) -> Shard:
         """Write what is left, and give the shard its name."""
         self._flush()
+        checksums = base64.b64encode(np.array(self._checksums, "<u4").tobytes())
+        self._parquet.add_key_value_metadata({CHECKSUMS: checksums})
+        self._out.footer = blake3()
         self._parquet.close()
         digest = self._out.digest()
         shard = Shard(
@@ -98,6 +106,7 @@ class NewShard:
             num_examples=self._num_per_class.total(),
             num_bytes=self._out.num_bytes,
             blake3=digest,
+            footer_blake3=self._out.footer.hexdigest(),
             num_per_class=dict(sorted(self._num_per_class.items())),
             sums=self._sums_C.tolist(),
             squares=self._squares_C.tolist(),
@@ -149,6 +158,7 @@ class _Hashed(io.RawIOBase):
     def __init__(self, file: NewFile) -> None:
         self._file = file
         self._hash = blake3()
+        self.footer: blake3 | None = None
         self.num_bytes = 0
 
     def writable(self) -> bool:
@@ -158,6 +168,8 @@ class _Hashed(io.RawIOBase):
     def write(self, data: Any) -> int:
         """Hash and append bytes."""
         self._hash.update(data)
+        if self.footer is not None:
+            self.footer.update(data)
         self._file.write(data)
         self.num_bytes += len(data)
         return len(data)

@@ -23,14 +23,13 @@ def preview(config: TrainingConfig, dataset: Dataset) -> NDArray[np.uint8]:
 
     `config` has augmentation on. Raises RetryableError for a damaged shard.
     """
-    shard = dataset.manifest.shards_of("train")[0]
-    rows = np.linspace(0, shard.num_examples - 1, min(NUM_EXAMPLES, shard.num_examples)).astype(int)
-    examples = [dataset.read(shard, row, row + 1, with_names=False, with_keys=True)[0] for row in rows.tolist()]
-    images_NCHW = np.concatenate([example.features_NCHW for example in examples])
-    keys_N = np.concatenate([example.keys_N for example in examples if example.keys_N is not None])
-    columns = [images_NCHW]
+    num_rows = dataset.manifest.shards_of("train")[0].num_examples
+    rows = np.linspace(0, num_rows - 1, min(NUM_EXAMPLES, num_rows)).astype(np.int64)
+    examples = dataset.take("train", np.zeros_like(rows), rows, with_names=False, with_keys=True)
+    assert examples.keys_N is not None, "keys were asked for"
+    columns = [examples.features_NCHW]
     for epoch in range(min(NUM_EPOCHS, config.num_epochs)):
         augmenter = new_augmenter(config, dataset.manifest, epoch)
         assert augmenter is not None, "the caller has seen that augmentation is on"
-        columns.append(augmenter(torch.from_numpy(images_NCHW), keys_N).numpy())
+        columns.append(augmenter(torch.from_numpy(examples.features_NCHW), examples.keys_N).numpy())
     return np.stack(columns, axis=1)

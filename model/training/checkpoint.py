@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..dataset.sampler import Stage
+from ..dataset.sampler import PLAN_VERSION, Stage
 from ..errors import DamagedError, RetryableError
 from ..storage import filesystem
 
@@ -32,7 +32,7 @@ class Checkpoint:
     `optimizers` has one state, or one per worker. `history` holds one dict of figures per whole epoch, `running` what
     the epoch that was begun has summed up, `timeline` the workers' seconds by phase per segment. `best_epoch` counts
     from 1 and 0 means none yet. `num_steps` are the optimizer steps of the worker that took most. `about` says what the
-    model is of (`packaging.describe`).
+    model is of (`image_model.describe`). `plan_version` is that by which a begun epoch goes on.
     """
 
     epoch: int
@@ -47,6 +47,7 @@ class Checkpoint:
     running: dict[str, float] = field(default_factory=dict)
     timeline: list[dict[str, Any]] = field(default_factory=list)
     model_spec: dict[str, Any] = field(default_factory=dict)
+    plan_version: int = PLAN_VERSION
 
     @property
     def ends_epoch(self) -> bool:
@@ -109,7 +110,7 @@ def load(uri: str) -> Checkpoint:
         raise DamagedError(f"{uri}: not a readable checkpoint ({type(error).__name__})") from error
     version = content.pop("version")
     if version == 3:
-        content |= {"stages": content.pop("legs"), "model_spec": content.pop("about")}
+        content |= {"stages": content.pop("legs"), "model_spec": content.pop("about"), "plan_version": 1}
     elif version != VERSION:
         raise RetryableError(
             f"{uri}: checkpoint version {version}, this Shardmean reads {VERSION}; use a matching version"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..dataset.sampler import PLAN_VERSION
 from .checkpoint import Checkpoint
 from .phase_timer import PHASES
 
@@ -47,6 +48,7 @@ def merged(
         running={} if ended else running,
         timeline=[*state.timeline, _segment_timing(state, reports, seconds)][-MAX_TIMINGS:],
         model_spec=state.model_spec,
+        plan_version=state.plan_version if state.stages and not ended else PLAN_VERSION,
     )
 
 

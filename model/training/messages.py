@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..dataset.sampler import PLAN_VERSION
+
 if TYPE_CHECKING:
     from ..config.training import TrainingConfig
     from ..dataset.manifest import Split
@@ -30,6 +32,7 @@ class Rounds:
     earlier: tuple[Stage, ...] = ()
     first_step: int = 0
     ends_epoch: bool = True
+    plan_version: int = PLAN_VERSION
 
 
 @dataclass(frozen=True)

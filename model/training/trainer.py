@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ..config.training import LOWEST_IS_BEST
-from ..dataset.sampler import EpochPlan, Stage
+from ..dataset.sampler import PLAN_VERSION, EpochPlan, Stage
 from ..errors import FailedWorkerError, LostLauncherError, RetryableError, UserError
 from ..evaluation.evaluator import Evaluation
 from ..optimization.fine_tuning import PretrainedModel, load_pretrained
@@ -154,13 +154,19 @@ class Trainer:
             earlier=tuple(earlier),
             first_step=state.num_steps,
             ends_epoch=stop == plan.num_rounds,
+            plan_version=_plan_version(state),
         )
         return (*earlier, Stage(num_workers, stop)), rounds
 
     def _plan(self, state: Checkpoint, stages: Sequence[Stage]) -> EpochPlan:
         *earlier, last = stages
         return plan_training(
-            self.config, self.dataset.manifest, epoch=state.epoch, num_workers=last.num_workers, earlier=earlier
+            self.config,
+            self.dataset.manifest,
+            epoch=state.epoch,
+            num_workers=last.num_workers,
+            earlier=earlier,
+            version=_plan_version(state),
         )
 
     def _num_workers(self, state: Checkpoint) -> int:
@@ -262,6 +268,11 @@ class Trainer:
         if all(last > earlier for earlier in before):
             return replace(state, best_epoch=state.epoch, best_model=state.model)
         return state
+
+
+def _plan_version(state: Checkpoint) -> int:
+    # An epoch that another version began goes on by its plan, so that each example is seen once.
+    return PLAN_VERSION if state.ends_epoch else state.plan_version
 
 
 def _states(state: Checkpoint, num_workers: int) -> list[ReplicaState]:

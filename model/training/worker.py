@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..dataset.loader import minibatches
-from ..dataset.sampler import plan_epoch, plan_evaluation
+from ..dataset.sampler import PLAN_VERSION, ShardRows, plan_epoch, plan_evaluation
 from ..evaluation.evaluator import evaluate
 from ..optimization.averaging import Averager
 from ..optimization.replica import Replica, rate_factor
@@ -61,18 +61,26 @@ def evaluate_split(task: Task, device: str) -> Report:
 
 
 def plan_training(
-    config: TrainingConfig, manifest: Manifest, *, epoch: int, num_workers: int, earlier: Sequence[Stage] = ()
+    config: TrainingConfig,
+    manifest: Manifest,
+    *,
+    epoch: int,
+    num_workers: int,
+    earlier: Sequence[Stage] = (),
+    version: int = PLAN_VERSION,
 ) -> EpochPlan:
-    """The plan of one epoch of a training, or of what its `earlier` legs left."""
+    """The plan of one epoch of a training, or of what its `earlier` stages left, by the version that it began with."""
     return plan_epoch(
-        [shard.num_examples for shard in manifest.shards_of("train")],
+        ShardRows.of(manifest.shards_of("train")),
         num_workers=num_workers,
         batch_size=config.batch_size_per_worker,
         frequency=config.averaging.frequency,
         seed=config.seed,
         epoch=epoch,
         buffer_rows=config.shuffle_buffer_bytes // manifest.image.example_bytes,
+        example_bytes=manifest.image.example_bytes,
         earlier=earlier,
+        version=version,
     )
 
 
@@ -80,7 +88,12 @@ def _train(task: Task, dataset: Dataset, group: WorkerGroup, device: str, timer:
     assert task.rounds is not None, "a training has rounds"
     rounds, config = task.rounds, task.config
     plan = plan_training(
-        config, dataset.manifest, epoch=rounds.epoch, num_workers=task.num_workers, earlier=rounds.earlier
+        config,
+        dataset.manifest,
+        epoch=rounds.epoch,
+        num_workers=task.num_workers,
+        earlier=rounds.earlier,
+        version=rounds.plan_version,
     )
     replica = _replica(task, dataset, device)
     averager = Averager(replica.model, replica.optimizer, config.averaging, group, task.state["outer_momentum"])
@@ -155,7 +168,7 @@ def _batches(
         # Beside local files a thread costs a CPU worker more than it saves: see docs/performance.md.
         prefetch_batches=prefetch if prefetch is not None else (0 if is_near else 4),
         pin=on_gpu,
-        timer=timer,
+        timed=partial(timer.timing, "read"),
     )
 
 

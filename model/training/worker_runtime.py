@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import traceback
 from contextlib import contextmanager, nullcontext, suppress
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .messages import Report, Task, Work
 
 
+log = logging.getLogger(__name__)
 # How a worker sees that another left or stopped it; torch's own comes from a process group.
 PEER_ERRORS = (PeerError, DistError)
 
@@ -93,8 +95,17 @@ def _described(task: Task, error: Exception) -> tuple[str, str, str]:
 @lru_cache(maxsize=4)
 def open_dataset(uri: str, digest: str, *, cache_bytes: int = 0) -> Dataset:
     """The version `digest` of a DataSet; opened once a process, since a version never changes."""
-    cache = ShardCache(cache_folder(), cache_bytes) if cache_bytes and filesystem.local_path(uri) is None else None
-    return Dataset(uri, load_manifest(uri, digest), cache)
+    manifest = load_manifest(uri, digest)
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    if not cache_bytes or filesystem.local_path(uri) is not None:
+        return Dataset(uri, manifest)
+    if num_bytes > cache_bytes:
+        # A window takes rows of all shards: each would be fetched and thrown out again and again.
+        log.warning(
+            "shard_cache_bytes=%d does not hold the %d bytes of %s: caching nothing", cache_bytes, num_bytes, uri
+        )
+        return Dataset(uri, manifest)
+    return Dataset(uri, manifest, ShardCache(cache_folder(), cache_bytes))
 
 
 def join_group(task: Task, device: str, *, sums: bool) -> WorkerGroup:

@@ -62,9 +62,7 @@ def test_spark_and_local_workers_give_the_same_bits(spark, train_job, dataset, n
 def test_every_training_example_is_seen_once_an_epoch(spark, train_job, dataset, num_workers):
     job, manifest = train_job(num_workers=num_workers), load_manifest(str(dataset))
     opened = Dataset(str(dataset), manifest)
-    wanted = Counter(
-        name for s in manifest.shards_of("train") for e in opened.read(s, 0, s.num_examples) for name in e.ids
-    )
+    wanted = Counter(name for s in manifest.shards_of("train") for name in opened.read(s, 0, s.num_examples).ids)
     launcher = barrier(spark, num_workers)
     model = Trainer(job, opened, launcher).first_state().model
     orders = []

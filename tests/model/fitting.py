@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shardmean.model.config.training import TrainingConfig
-from shardmean.model.dataset.sampler import EpochPlan, plan_epoch
+from shardmean.model.dataset.sampler import EpochPlan, ShardRows, plan_epoch
 from shardmean.model.networks.classifier import Classifier, build_classifier
 from shardmean.model.training.trainer import Trainer
 
@@ -43,11 +43,16 @@ def fit(trained: Trainer, start: Checkpoint | None = None) -> Checkpoint:
 
 
 def plan_of(dataset: Dataset, *, num_workers: int, epoch: int, frequency: int = 5) -> EpochPlan:
-    rows = [shard.num_examples for shard in dataset.manifest.shards_of("train")]
     return plan_epoch(
-        rows, num_workers=num_workers, batch_size=BATCH, frequency=frequency, seed=11, epoch=epoch,
+        ShardRows.of(dataset.manifest.shards_of("train")),
+        num_workers=num_workers,
+        batch_size=BATCH,
+        frequency=frequency,
+        seed=11,
+        epoch=epoch,
         buffer_rows=BUFFER_ROWS,
-    )  # fmt: skip
+        example_bytes=dataset.manifest.image.example_bytes,
+    )
 
 
 def batches_by_hand(dataset: Dataset, plan: EpochPlan, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -55,9 +60,9 @@ def batches_by_hand(dataset: Dataset, plan: EpochPlan, rank: int) -> Iterator[tu
     shards = dataset.manifest.shards_of("train")
     for window in plan.windows(rank):
         rows = []
-        for part in window.ranges:
-            table = pq.read_table(f"{dataset.uri}/shards/{shards[part.shard_index].name}")
-            rows += table.to_pylist()[part.start : part.stop]
+        for index, start, stop in window.ranges_R3.tolist():
+            table = pq.read_table(f"{dataset.uri}/shards/{shards[index].name}")
+            rows += table.to_pylist()[start:stop]
         mixed = [rows[place] for place in window.order]
         for first in range(0, len(mixed), BATCH):
             batch = mixed[first : first + BATCH]

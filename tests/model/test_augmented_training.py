@@ -118,7 +118,7 @@ def test_an_example_becomes_the_same_whoever_trains_on_it(dataset, launchers, se
 def test_an_example_becomes_what_the_augmenter_makes_of_its_id_and_keeps_its_label(dataset, seen):
     augmenter = Augmenter(AugmentationConfig(**CHANGES), seed=5, epoch=1, mean=dataset.manifest.mean)
     for shard in dataset.manifest.shards_of("train"):
-        (examples,) = dataset.read(shard, 0, shard.num_examples)
+        examples = dataset.read(shard, 0, shard.num_examples)
         changed = augmenter(torch.from_numpy(examples.features_NCHW), example_keys(pa.array(examples.ids)))
         for example_id, label, image in zip(examples.ids, examples.labels_N, changed, strict=True):
             assert seen[example_id] == (label, digest(image))
@@ -128,7 +128,7 @@ def test_the_preview_shows_what_training_will_see(dataset, launchers, seen):
     trained = training(dataset, launchers)
     images_NECHW = preview(trained.config, dataset)
     assert images_NECHW.shape == (5, 6, 3, 9, 8), "all rows of a small shard, as given and in five epochs"
-    (examples,) = dataset.read(dataset.manifest.shards_of("train")[0], 0, 1)
+    examples = dataset.read(dataset.manifest.shards_of("train")[0], 0, 1)
     np.testing.assert_array_equal(images_NECHW[0, 0], examples.features_NCHW[0])
     assert digest(torch.from_numpy(images_NECHW[0, 2])) == seen[examples.ids[0]][1], "epoch 1 is the second"
 
@@ -145,7 +145,7 @@ def test_another_epoch_or_seed_gives_other_images_of_the_same_labels(dataset, la
 def test_switched_off_training_sees_the_images_as_they_are(dataset, launchers):
     seen = seen_in_training(training(dataset, launchers, augmentation={"probability": 0, "hue": 0.5}), epoch=1)
     for shard in dataset.manifest.shards_of("train"):
-        (examples,) = dataset.read(shard, 0, shard.num_examples)
+        examples = dataset.read(shard, 0, shard.num_examples)
         for example_id, image in zip(examples.ids, examples.features_NCHW, strict=True):
             assert seen[example_id][1] == digest(torch.from_numpy(image))
 
@@ -200,6 +200,6 @@ def test_keys_are_those_of_the_ids_and_read_only_when_asked_for(dataset):
 
 
 def test_training_without_augmentation_does_not_load_kornia():
-    code = "import sys, model.training, model.transport; print('kornia' in sys.modules)"
+    code = "import sys; from shardmean.model.training import local_launcher, trainer; print('kornia' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "False", done.stderr

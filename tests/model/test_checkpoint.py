@@ -89,7 +89,7 @@ def test_those_within_an_epoch_stand_between_the_epochs_and_go_first(tmp_path):
         checkpoint.save(str(tmp_path), state)
         latest = checkpoint.load_latest(str(tmp_path))
         assert (latest.epoch, latest.stages, latest.num_steps) == (epoch, stages, number)
-    assert epochs_in(tmp_path) == ["epoch-000001-leg-002-round-000000003.pt", "epoch-000001.pt", "epoch-000002.pt"]
+    assert epochs_in(tmp_path) == ["epoch-000001-stage-002-round-000000003.pt", "epoch-000001.pt", "epoch-000002.pt"]
 
 
 def test_delete_all_leaves_other_files(tmp_path):
@@ -159,7 +159,7 @@ def test_another_version_is_refused(tmp_path):
     stream = io.BytesIO()
     torch.save({"version": 1} | dataclasses.asdict(state_after(1)), stream)
     path_of(tmp_path, 1).write_bytes(with_digest(stream.getvalue()))
-    with pytest.raises(RetryableError, match=r"epoch-000001.pt: checkpoint version 1, this Shardmean reads 3"):
+    with pytest.raises(RetryableError, match=r"epoch-000001.pt: checkpoint version 1, this Shardmean reads 4"):
         checkpoint.load(str(path_of(tmp_path, 1)))
 
 

@@ -90,7 +90,7 @@ def test_a_compiled_step_is_the_step_but_for_rounding(tiny_data, launchers, monk
     ]
     replicas[1].model.load_state_dict(replicas[0].model.state_dict())
     shard = one.dataset.manifest.shards_of("train")[0]
-    batch = one.dataset.read(shard, 0, shard.num_examples)[0]
+    batch = one.dataset.read(shard, 0, shard.num_examples)
     for replica in replicas:
         replica.step(batch)
         assert list(replica.model.state_dict()) == ["body.1.weight", "body.1.bias"]

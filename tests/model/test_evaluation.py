@@ -147,7 +147,7 @@ def test_an_evaluation_of_a_model_is_that_of_its_probabilities(training):
     manifest, state = training.dataset.manifest, training.first_state().model
     classifier = build_model(training.config, manifest).eval()
     classifier.load_state_dict(state)
-    rows = [batch for s in manifest.shards_of("train") for batch in training.dataset.read(s, 0, s.num_examples)]
+    rows = [training.dataset.read(s, 0, s.num_examples) for s in manifest.shards_of("train")]
     labels_B = np.concatenate([batch.labels_N for batch in rows])
     with torch.inference_mode():
         scores_BK = classifier(torch.from_numpy(np.concatenate([batch.features_NCHW for batch in rows])))

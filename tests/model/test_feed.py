@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import tracemalloc
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from shardmean.model.dataset.loader import minibatches, prefetch
-from shardmean.model.dataset.sampler import plan_epoch
+from shardmean.model.dataset.sampler import ShardRows, plan_epoch
 from shardmean.model.errors import RetryableError
 from shardmean.model.training.phase_timer import PhaseTimer
 
@@ -68,14 +69,14 @@ def test_closing_ends_the_threads_and_the_source():
 
 @pytest.mark.parametrize("prefetch_batches", [1, 4])
 def test_prefetched_minibatches_are_the_same(tiny_data, prefetch_batches):
-    plan, clock = plan_of(tiny_data, num_workers=2, epoch=0), PhaseTimer()
+    plan, timer = plan_of(tiny_data, num_workers=2, epoch=0), PhaseTimer()
 
     def made(**options) -> list[tuple[bytes, bytes]]:
         feed = minibatches(tiny_data, plan.windows(1), "train", batch_size=8, with_names=False, **options)
         return [(batch.features_NCHW.tobytes(), batch.labels_N.tobytes()) for batch in feed]
 
-    assert made(prefetch_batches=prefetch_batches, clock=clock) == made()
-    assert clock.seconds["read"] > 0
+    assert made(prefetch_batches=prefetch_batches, timed=partial(timer.timing, "read")) == made()
+    assert timer.seconds["read"] > 0
 
 
 def test_a_training_with_prefetch_ends_with_the_same_bits(tiny_data, launchers):
@@ -90,7 +91,7 @@ def test_memory_holds_windows_not_the_dataset(make_dataset, tmp_path):
     """No window, and so no piece of memory, is larger than the buffer, however large the DataSet."""
     dataset = make_dataset(tmp_path, rows={"train": 300}, shape=(1, 8, 8), shard_bytes=64 * 40)
     plan = plan_of(dataset, num_workers=1, epoch=0)
-    sizes = [sum(rows.stop - rows.start for rows in window.ranges) for window in plan.windows(0)]
+    sizes = [len(window.rows()[0]) for window in plan.windows(0)]
     assert max(sizes) == 24, "BUFFER_ROWS"
     assert sum(sizes) == 300
     seen = np.concatenate(
@@ -102,9 +103,9 @@ def test_memory_holds_windows_not_the_dataset(make_dataset, tmp_path):
 @pytest.mark.parametrize(("prefetch_batches", "most"), [(0, 1.5), (4, 3)])
 def test_the_images_of_a_window_are_held_once(make_dataset, tmp_path, prefetch_batches, most):
     dataset = make_dataset(tmp_path, rows={"train": 400}, shape=(3, 64, 64), shard_bytes=2**17)
-    rows = [shard.num_examples for shard in dataset.manifest.shards_of("train")]
+    shards = ShardRows.of(dataset.manifest.shards_of("train"))
     example_bytes, buffer_rows = dataset.manifest.image.example_bytes, 100
-    plan = plan_epoch(rows, num_workers=1, batch_size=4, frequency=5, seed=0, epoch=0, buffer_rows=buffer_rows)
+    plan = plan_epoch(shards, num_workers=1, batch_size=4, frequency=5, seed=0, epoch=0, buffer_rows=buffer_rows)
     options = {"batch_size": 4, "with_names": False, "prefetch_batches": prefetch_batches}
     tracemalloc.start()
     try:

@@ -62,7 +62,7 @@ def test_clipping_and_the_rate_are_torchs(dataset):
     optimizer = {"name": "sgd", "learning_rate": 0.5, "clip_norm": 0.01}
     torch.manual_seed(0)
     replica = Replica(config(optimizer=optimizer), dataset.manifest, "cpu")
-    batch = dataset.read(dataset.manifest.shards_of("train")[0], 0, 16)[0]
+    batch = dataset.read(dataset.manifest.shards_of("train")[0], 0, 16)
     before = [p.detach().clone() for p in replica.model.parameters()]
     loss = torch.nn.functional.cross_entropy(
         replica.model(torch.from_numpy(batch.features_NCHW)), torch.from_numpy(batch.labels_N)

@@ -151,7 +151,7 @@ def remote(tiny_data, new_bucket):
 
 
 def rows(dataset) -> list[tuple[str, bytes]]:
-    pieces = [p for s in dataset.manifest.shards for p in dataset.read(s, 0, s.num_examples)]
+    pieces = [dataset.read(s, 0, s.num_examples) for s in dataset.manifest.shards]
     return [(name, pixels.tobytes()) for p in pieces for name, pixels in zip(p.ids, p.features_NCHW, strict=True)]
 
 

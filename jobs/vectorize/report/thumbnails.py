@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from shardmean.model.dataset.reader import pieces
 from shardmean.model.images.decoder import encode_png
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ MAX_MEAN_EXAMPLES = 2000
 # Half are spread over the training split, half are for the classes that those lack.
 MAX_SHARDS = 16
 MAX_READ_BYTES = 256 * 2**20
+WINDOW_BYTES = 4 * 2**20
 MAX_CLASS_MEAN_BYTES = 2**20
 MIN_CLASS_MEAN = 10
 THUMBNAIL_PX, MEAN_PX, PNG_PX = 112, 256, 48
@@ -132,12 +132,15 @@ def draw(dataset: Dataset) -> Pictures:
     labels = _labels(manifest, spread)
     shards = spread + _for_the_rest(manifest, spread, labels)
     collector = _Collector(manifest, labels)
+    step = max(1, WINDOW_BYTES // manifest.image.example_bytes)
     rows_a_shard = max(1, MAX_READ_BYTES // len(shards) // manifest.image.example_bytes)
     for number, shard in enumerate(shards):
         # What one shard is short of, the next ones make up for.
         left = max(0, len(spread) - number)
         wanted = -(-(MAX_MEAN_EXAMPLES - collector.mean.num) // left) if left else 0
-        for examples in pieces(dataset, shard, rows_a_shard):
+        num_rows = min(rows_a_shard, shard.num_examples)
+        for first in range(0, num_rows, step):
+            examples = dataset.read(shard, first, min(first + step, num_rows))
             num_mean = min(wanted, len(examples.labels_N))
             collector.take(examples, num_mean)
             wanted -= num_mean

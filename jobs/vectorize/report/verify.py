@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from shardmean.jobs.vectorize.index.duplicates import HASH_BYTES
 from shardmean.jobs.vectorize.index.table import is_named_by
 from shardmean.model.dataset.manifest import SPLITS, index_uri, rejected_uri, shard_uri
-from shardmean.model.dataset.reader import pieces
+from shardmean.model.dataset.shard import features_of, read_shard
 from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
 
@@ -71,20 +71,18 @@ class Verification:
 
     def _shard(self, shard: Shard) -> Iterator[str]:
         manifest = self.dataset.manifest
-        num_classes, num_rows = len(manifest.class_names), 0
-        per_class = np.zeros(num_classes, dtype=np.int64)
-        for examples in pieces(self.dataset, shard, shard.num_examples):
-            num_rows += len(examples.labels_N)
-            labels_N = examples.labels_N
-            is_known_N = (labels_N >= 0) & (labels_N < num_classes)
-            if not is_known_N.all():
-                yield f"label {labels_N[~is_known_N][0]} in a DataSet of {num_classes} classes"
-            per_class += np.bincount(labels_N[is_known_N], minlength=num_classes)
-            self._ids.append(_keys(examples.ids))
-            self._contents[shard.split].append(_keys([one[:HASH_DIGITS] for one in examples.ids]))
-        if num_rows < shard.num_examples or self.dataset.read(shard, num_rows, num_rows + 1):
-            more = "more" if num_rows == shard.num_examples else f"{num_rows}"
-            yield f"{more} examples, the manifest says {shard.num_examples}"
+        num_classes = len(manifest.class_names)
+        table = read_shard(self.dataset.uri, shard)
+        features_of(table, manifest.image.example_bytes)
+        labels_N, ids = table["label"].to_numpy(), table["id"].to_pylist()
+        is_known_N = (labels_N >= 0) & (labels_N < num_classes)
+        if not is_known_N.all():
+            yield f"label {labels_N[~is_known_N][0]} in a DataSet of {num_classes} classes"
+        per_class = np.bincount(labels_N[is_known_N], minlength=num_classes)
+        self._ids.append(_keys(ids))
+        self._contents[shard.split].append(_keys([one[:HASH_DIGITS] for one in ids]))
+        if len(ids) != shard.num_examples:
+            yield f"{len(ids)} examples, the manifest says {shard.num_examples}"
         elif {label: count for label, count in enumerate(per_class.tolist()) if count} != shard.num_per_class:
             yield "the examples of its classes are not as many as the manifest says"
 
