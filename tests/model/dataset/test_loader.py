@@ -14,8 +14,7 @@ from shardmean.model.dataset.loader import minibatches, prefetch
 from shardmean.model.dataset.sampler import ShardRows, plan_epoch
 from shardmean.model.errors import RetryableError
 from shardmean.model.training.phase_timer import PhaseTimer
-
-from .fitting import bits, fit, plan_of, training
+from tests.model.fitting import bits, fit, plan_of, training
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -1,0 +1,145 @@
+"""Networks: class scores from images of a fixed shape. Shapes: B examples, C channels, H and W pixels, K classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+from .factory import build_by_factory, is_factory
+from .layers import build_layers
+from .network_config import LAYERS
+from .resnet import resnet18, resnet50
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .config import Settings
+
+MIN_STD = 1 / 255
+
+
+class Classifier(nn.Module):
+    """A network with its normalisation in front: uint8 (B, C, H, W) to scores (B, K).
+
+    `mean` and `std` are per channel, of values divided by 255. They are no part of the state, so averaging
+    leaves them alone. Modules in `held` stay in evaluation mode: BatchNorm's statistics then do not change.
+    """
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.body = body
+        self.held: list[nn.Module] = []
+        self.register_buffer("mean_C11", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std_C11", torch.tensor(std).clamp_min(MIN_STD).reshape(-1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but for the modules that are held."""
+        super().train(mode)
+        for module in self.held:
+            module.eval()
+        return self
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Scores (B, K), unnormalised."""
+        normal_BCHW = (images_BCHW.float() / 255 - self.mean_C11) / self.std_C11
+        scores_BK: Tensor = self.body(normal_BCHW)
+        return scores_BK
+
+
+def build_classifier(
+    name: str,
+    *,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    layers: Sequence[Settings] = (),
+) -> Classifier:
+    """The network `name` for images of `shape` (C, H, W), its first parameters drawn from torch's global generator.
+
+    `name` and `layers` are as in `network_config`. Raises UserError when the images are too small for it.
+    """
+    if is_factory(name):
+        return Classifier(build_by_factory(name, shape, num_classes), mean, std)
+    if name == LAYERS:
+        return Classifier(build_layers(layers, shape, num_classes), mean, std)
+    try:
+        body = NETWORKS[name](shape, num_classes)
+    except RuntimeError as error:
+        size = f"{shape[0]} x {shape[1]} x {shape[2]}"
+        raise UserError(
+            f"network {name} cannot take images of {size} (channels x height x width): {error}; "
+            "vectorize to larger images (image.height_px, image.width_px) or choose another network"
+        ) from error
+    return Classifier(body, mean, std)
+
+
+def lenet(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """The network of Deeplearning4j's parameter averaging example; 67,780 parameters for 28 x 28 grey, 10 classes."""
+    features = nn.Sequential(
+        nn.Conv2d(shape[0], 20, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(20, 50, 5, stride=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+    )  # fmt: skip
+    num_features = _num_outputs(features, shape)
+    body = nn.Sequential(*features, nn.Linear(num_features, 200), nn.ReLU(), nn.Linear(200, num_classes))
+    for module in body:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    return body
+
+
+def small_cnn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Three stages of 3 x 3 convolutions with batch normalisation, for small images of any size from 8 x 8 up."""
+    stages: list[nn.Module] = []
+    channels = shape[0]
+    for width in (32, 64, 128):
+        stages += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        stages += [nn.MaxPool2d(2)]
+        channels = width
+    body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, num_classes))
+    _num_outputs(body, shape)
+    return body
+
+
+def vgg_small(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Pairs of 3 x 3 convolutions as in VGG, with batch normalisation and a mean over the image, from 8 x 8 up."""
+    stages: list[nn.Module] = []
+    channels = shape[0]
+    for width in (64, 128, 256):
+        for _ in range(2):
+            stages += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        stages += [nn.MaxPool2d(2)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 256), nn.ReLU(), nn.Dropout(0.5)]
+    body = nn.Sequential(*stages, *head, nn.Linear(256, num_classes))
+    _num_outputs(body, shape)
+    for module in body:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return body
+
+
+NETWORKS = {
+    "lenet": lenet,
+    "small_cnn": small_cnn,
+    "vgg_small": vgg_small,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+}
+
+
+def _num_outputs(module: nn.Module, shape: tuple[int, int, int]) -> int:
+    # A dry run on shapes alone; BatchNorm would change its statistics in training mode.
+    module.eval()
+    with torch.no_grad():
+        outputs: Tensor = module(torch.zeros(1, *shape))
+    module.train()
+    return outputs.shape[1]
