@@ -9,8 +9,7 @@ import yaml
 
 from shardmean.jobs.config.job import TrainJob, load_job
 from shardmean.jobs.local.stack import STOP_TIMEOUT_S
-
-from .readme_tree import ROOT
+from tests.paths import ROOT
 
 DOCKER = ROOT / "docker"
 SERVICES = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]

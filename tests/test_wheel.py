@@ -9,8 +9,9 @@ from zipfile import ZipFile
 
 import pytest
 
+from tests.paths import ROOT
+
 from .dags.conftest import clean_environment
-from .readme_tree import ROOT
 
 FOLDERS = ("configs", "dags", "jobs", "model")
 READ = """
