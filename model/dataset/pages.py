@@ -40,13 +40,14 @@ def feature_pages(
         offset, end = column.data_page_offset, column.data_page_offset + column.total_compressed_size
         while offset < end:
             header_bytes, header = _struct(bytes(read_at(min(_MAX_HEADER_BYTES, end - offset), offset)), 0)
-            num_rows, rest = divmod(header[_NUM_BYTES], value_bytes)
-            if header[_TYPE] != _DATA_PAGE or rest:
+            num_bytes = header.get(_NUM_BYTES, 0)
+            num_rows, rest = divmod(num_bytes, value_bytes)
+            if header.get(_TYPE) != _DATA_PAGE or num_rows <= 0 or rest:
                 raise ValueError(f"a page of features at {offset} does not hold values of {value_bytes} bytes")
             first_rows.append(row)
             offsets.append(offset + header_bytes)
             row += num_rows
-            offset += header_bytes + header[_NUM_BYTES]
+            offset += header_bytes + num_bytes
     if row != metadata.num_rows:
         raise ValueError(f"{row} rows of features, the file says {metadata.num_rows}")
     return np.array(first_rows, np.int64), np.array(offsets, np.int64)
