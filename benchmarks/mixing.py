@@ -2,7 +2,7 @@
 
 python -m benchmarks.mixing [--seeds 5] [--frequencies 5 epoch] [--buffer-rows 445] [--work /tmp/shardmean-benchmarks]
 
-Fashion-MNIST's 60,000 training images as PNG files, 5/6 to train on; the one DataSet is published in ten runs of the ETL,
+Fashion-MNIST's 60,000 training images as PNG files, 5/6 to train on; one DataSet is published in ten runs of the ETL,
 a class more in each, the other in one. LeNet, two workers, Adam, five epochs. 445 rows are what the default buffer of
 64 MiB holds of RGB images of 224 x 224 pixels.
 """

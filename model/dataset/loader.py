@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from .epoch_layout import Window
     from .manifest import Split
     from .reader import Dataset, Examples
-    from .sampler import Window
 
 T = TypeVar("T")
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ..dataset.sampler import PLAN_VERSION, Stage
+from ..dataset.epoch_layout import PLAN_VERSION
+from ..dataset.sampler import Stage
 from ..errors import DamagedError, RetryableError
 from ..storage import filesystem
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..dataset.sampler import PLAN_VERSION
+from ..dataset.epoch_layout import PLAN_VERSION
 from .checkpoint import Checkpoint
 from .phase_timer import PHASES
 

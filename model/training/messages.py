@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..dataset.sampler import PLAN_VERSION
+from ..dataset.epoch_layout import PLAN_VERSION
 
 if TYPE_CHECKING:
     from ..config.training import TrainingConfig

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ..config.training import LOWEST_IS_BEST
-from ..dataset.sampler import PLAN_VERSION, EpochPlan, Stage
+from ..dataset.epoch_layout import PLAN_VERSION
+from ..dataset.sampler import EpochPlan, Stage
 from ..errors import FailedWorkerError, LostLauncherError, RetryableError, UserError
 from ..evaluation.evaluator import Evaluation
 from ..optimization.fine_tuning import PretrainedModel, load_pretrained

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..dataset.epoch_layout import PLAN_VERSION, ShardRows
 from ..dataset.loader import minibatches
-from ..dataset.sampler import PLAN_VERSION, ShardRows, plan_epoch, plan_evaluation
+from ..dataset.sampler import plan_epoch, plan_evaluation
 from ..evaluation.evaluator import evaluate
 from ..optimization.averaging import Averager
 from ..optimization.replica import Replica, rate_factor

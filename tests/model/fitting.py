@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from shardmean.model.config.training import TrainingConfig
-from shardmean.model.dataset.sampler import EpochPlan, ShardRows, plan_epoch
+from shardmean.model.dataset.epoch_layout import ShardRows
+from shardmean.model.dataset.sampler import EpochPlan, plan_epoch
 from shardmean.model.networks.classifier import Classifier, build_classifier
 from shardmean.model.training.trainer import Trainer
 

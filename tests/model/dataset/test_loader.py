@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from shardmean.model.dataset.epoch_layout import ShardRows
 from shardmean.model.dataset.loader import minibatches, prefetch
-from shardmean.model.dataset.sampler import ShardRows, plan_epoch
+from shardmean.model.dataset.sampler import plan_epoch
 from shardmean.model.errors import RetryableError
 from shardmean.model.training.phase_timer import PhaseTimer
 from tests.model.fitting import bits, fit, plan_of, training

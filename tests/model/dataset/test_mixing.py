@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from shardmean.model.dataset.epoch_layout import ShardRows
 from shardmean.model.dataset.loader import minibatches
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.dataset.sampler import EpochPlan, ShardRows, plan_epoch
+from shardmean.model.dataset.sampler import EpochPlan, plan_epoch
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shardmean.model.dataset.sampler import EpochPlan, ShardRows, Stage, Window, plan_epoch, plan_evaluation
+from shardmean.model.dataset.epoch_layout import ShardRows, Window
+from shardmean.model.dataset.sampler import EpochPlan, Stage, plan_epoch, plan_evaluation
 from shardmean.model.errors import UserError
 
 ROWS = st.lists(st.integers(1, 40), min_size=1, max_size=8)
