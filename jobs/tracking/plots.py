@@ -82,10 +82,11 @@ def learning_curves(history: Sequence[dict[str, float]], best_epoch: int, metric
 
 def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
     """Rows are true classes, columns found ones; color is the share of the true class, numbers are counts."""
-    counts = evaluation.class_counts
-    shown_N = np.sort(_first(counts.hits_K - counts.actual_K, MAX_CLASSES))
-    counts_NN = evaluation.confusion(shown_N)
-    share_NN = counts_NN / np.maximum(1, counts.actual_K[shown_N, None])
+    counts_KK = evaluation.confusion_KK
+    actual_K = counts_KK.sum(axis=1)
+    shown_N = np.sort(_first(counts_KK.diagonal() - actual_K, MAX_CLASSES))
+    counts_NN = counts_KK[np.ix_(shown_N, shown_N)]
+    share_NN = counts_NN / np.maximum(1, actual_K[shown_N, None])
     size = max(5, 3 + 0.4 * len(shown_N))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()

@@ -12,6 +12,7 @@ import pytest
 from shardmean.jobs.tracking import plots
 from shardmean.jobs.tracking.timeline import _spans, timeline
 from shardmean.model.evaluation.evaluator import Evaluation, Mistake
+from tests.model.counting import counted
 
 HISTORY = [{"train_loss": 1.0 / n, "validation_loss": 2.0 / n, "validation_accuracy": n / 9} for n in range(1, 6)]
 MISTAKE = Mistake("a/x.png", 0, 1, 0.7, 1.2, np.zeros((1, 8, 8), np.uint8))
@@ -21,7 +22,7 @@ def evaluation(num_classes: int, *worst: Mistake, num_rows: int = 300) -> Evalua
     generator = np.random.default_rng(0)
     labels_B = generator.integers(0, num_classes, num_rows)
     probabilities_BK = generator.dirichlet(np.ones(num_classes), num_rows).astype(np.float32)
-    return Evaluation.of(labels_B, probabilities_BK, np.ones(num_rows, dtype=np.float32), worst)
+    return counted(labels_B, probabilities_BK, np.ones(num_rows, dtype=np.float32), worst)
 
 
 def draw(figure) -> int:
@@ -88,7 +89,7 @@ def test_any_number_of_classes_is_drawn_and_what_is_left_out_is_said(num_classes
 @pytest.mark.filterwarnings("error")
 def test_few_rows_are_drawn(labels):
     labels_B, probabilities_BK = np.array(labels, dtype=int), np.tile(np.float32([0.3, 0.7]), (len(labels), 1))
-    few = Evaluation.of(labels_B, probabilities_BK, np.ones(len(labels), dtype=np.float32))
+    few = counted(labels_B, probabilities_BK, np.ones(len(labels), dtype=np.float32))
     for figure in (*drawings(few, ["a", "b"]).values(), plots.calibration(few, "test")):
         assert draw(figure)
 

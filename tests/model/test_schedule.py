@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from shardmean.model.config.optimizer import ScheduleConfig
 from shardmean.model.config.training import AveragingConfig, MetricName, TrainingConfig
 from shardmean.model.errors import UserError
-from shardmean.model.evaluation.evaluator import Evaluation
 from shardmean.model.optimization.averaging import Averager
 from shardmean.model.optimization.replica import Replica, rate_factor
 from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.trainer import Trainer, score
+
+from .counting import counted
 
 
 @given(
@@ -115,7 +116,7 @@ def figures_of(found: list[int]) -> dict[str, float]:
     probabilities_BK = np.full((len(found), 6), 0.02, dtype=np.float32)
     probabilities_BK[np.arange(len(found)), found] = 0.9
     losses_B = -np.log(probabilities_BK[np.arange(len(found)), labels_B])
-    evaluation = Evaluation.of(labels_B, probabilities_BK, losses_B)
+    evaluation = counted(labels_B, probabilities_BK, losses_B)
     return {"train_loss": 0.5} | {f"validation_{name}": value for name, value in evaluation.metrics().items()}
 
 
