@@ -69,7 +69,8 @@ def step_ms(network: str, dataset: Dataset, compute: dict[str, Any], batch_size:
 
     def steps() -> None:
         for _ in range(num_steps):
-            replica.step(batch)
+            replica.backward(batch)
+            replica.update(1.0)
 
     return partial(_mean_ms, steps, num_steps)
 

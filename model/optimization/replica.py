@@ -90,16 +90,11 @@ class Replica:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.num_examples = 0
 
-    def step(self, batch: Examples, rate_factor: float = 1.0) -> None:
-        """One optimizer step on a minibatch, at a share of the learning rate; the loss is its mean cross-entropy.
-
-        With class weights each example's counts by its class's weight.
-        """
-        self.backward(batch)
-        self.update(rate_factor)
-
     def backward(self, batch: Examples | None) -> None:
-        """Take the gradients of a minibatch's mean cross-entropy; without a minibatch there are none."""
+        """Compute the gradients of a minibatch's mean cross-entropy; without a minibatch there are none.
+
+        With class weights, an example counts by the weight of its class.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         if batch is None:
             return
@@ -121,7 +116,7 @@ class Replica:
         return total / len(labels_B)
 
     def update(self, rate_factor: float) -> None:
-        """Take an optimizer step by the gradients that are there."""
+        """Take an optimizer step with the current gradients, at a share of the learning rate."""
         optimizer = self._config.optimizer
         if optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), optimizer.clip_norm)

@@ -92,7 +92,8 @@ def test_a_compiled_step_is_the_step_but_for_rounding(tiny_data, launchers, monk
     shard = one.dataset.manifest.shards_of("train")[0]
     batch = one.dataset.read(shard, 0, shard.num_examples)
     for replica in replicas:
-        replica.step(batch)
+        replica.backward(batch)
+        replica.update(1.0)
         assert list(replica.model.state_dict()) == ["body.1.weight", "body.1.bias"]
     for one_tensor, other in zip(*(replica.model.parameters() for replica in replicas), strict=True):
         torch.testing.assert_close(one_tensor, other, rtol=1e-5, atol=1e-6)

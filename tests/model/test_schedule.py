@@ -71,7 +71,8 @@ def test_clipping_and_the_rate_are_torchs(dataset):
     gradients = torch.autograd.grad(loss, list(replica.model.parameters()))
     norm = torch.sqrt(sum((g**2).sum() for g in gradients))
     assert norm > 0.01
-    replica.step(batch, rate_factor=0.25)
+    replica.backward(batch)
+    replica.update(0.25)
     for was, gradient, now in zip(before, gradients, replica.model.parameters(), strict=True):
         torch.testing.assert_close(now.detach(), was - 0.5 * 0.25 * gradient * (0.01 / norm), rtol=1e-4, atol=1e-7)
 
