@@ -16,8 +16,7 @@ from sklearn.calibration import calibration_curve
 
 from shardmean.model.config.training import MetricName
 from shardmean.model.evaluation.metrics import num_score_bins, score_bins
-
-from .counting import counted
+from tests.model.counting import counted
 
 if TYPE_CHECKING:
     from shardmean.model.evaluation.evaluator import Evaluation

@@ -12,8 +12,7 @@ from torch import nn
 
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
-
-from .fitting import bits, built, fit, training
+from tests.model.fitting import bits, built, fit, training
 
 PLAIN = ("batch_norm", "relu", "gelu", "silu", "tanh", "flatten", "global_avg_pool")
 LENET: list[dict[str, Any]] = [

@@ -9,15 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from shardmean.model.augmentation.augmenter import CPU_PIECE_BYTES, Augmenter
 from shardmean.model.augmentation.random import Draws, Stream
 from shardmean.model.config.augmentation import AugmentationConfig
 from shardmean.model.config.image import ImageConfig
 from shardmean.model.errors import UserError
-
-from .augmenting import CHANGES, KEYS, RGB_ONLY, augmented, draws_of, random_images
+from tests.model.augmenting import CHANGES, KEYS, RGB_ONLY, augmented, draws_of, random_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,8 +115,3 @@ def test_colors_of_gray_images_are_refused(name):
         UserError, match=rf"augmentation\.{name} = 0\.25: images of 1 channel have no colors.*set it to 0"
     ):
         config.check(ImageConfig(channels=1))
-
-
-def test_scales_out_of_order_are_refused():
-    with pytest.raises(ValidationError, match=r"scale_min is 1\.2 and must be at most scale_max, 1"):
-        AugmentationConfig(scale_min=1.2)

@@ -11,8 +11,7 @@ from scipy import ndimage
 
 from shardmean.model.augmentation.random import Stream
 from shardmean.model.config.augmentation import AugmentationConfig
-
-from .augmenting import augmented, draws_of, random_images
+from tests.model.augmenting import augmented, draws_of, random_images
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from shardmean.model.config.optimizer import ScheduleConfig
 from shardmean.model.config.training import AveragingConfig, MetricName, TrainingConfig
@@ -18,8 +17,7 @@ from shardmean.model.optimization.averaging import Averager
 from shardmean.model.optimization.replica import Replica, rate_factor
 from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.trainer import Trainer, score
-
-from .counting import counted
+from tests.model.counting import counted
 
 
 @given(
@@ -111,7 +109,7 @@ def test_training_ends_when_patience_is_out_and_keeps_the_best_state(dataset, me
     assert all(torch.equal(value, best[name]) for name, value in state.best_model.items())
 
 
-def figures_of(found: list[int]) -> dict[str, float]:
+def metrics_of(found: list[int]) -> dict[str, float]:
     """What an epoch's history holds when rows of classes 0 to 5 are taken for `found`, with probability 0.9."""
     labels_B = np.arange(len(found)) % 6
     probabilities_BK = np.full((len(found), 6), 0.02, dtype=np.float32)
@@ -123,7 +121,7 @@ def figures_of(found: list[int]) -> dict[str, float]:
 
 @pytest.mark.parametrize("metric", get_args(MetricName))
 def test_each_figure_has_its_direction(metric):
-    good, bad = figures_of([0, 1, 2, 3, 4, 5] * 2), figures_of([5, 4, 3, 2, 1, 0] * 2)
+    good, bad = metrics_of([0, 1, 2, 3, 4, 5] * 2), metrics_of([5, 4, 3, 2, 1, 0] * 2)
     assert good[f"validation_{metric}"] != bad[f"validation_{metric}"]
     assert score(good, metric, is_validated=True) > score(bad, metric, is_validated=True)
 
@@ -153,11 +151,6 @@ class _Alone:
 
     def all_reduce(self, values: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """The sum over one worker."""
-
-
-def test_nesterovs_outer_step_needs_momentum():
-    with pytest.raises(ValidationError, match=r"nesterov needs momentum over 0: set averaging.outer.momentum"):
-        AveragingConfig(outer={"nesterov": True})
 
 
 def test_nesterovs_outer_step_is_torchs():

@@ -10,8 +10,7 @@ from torch import nn
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.optimization.replica import Replica, build_model, class_weights
-
-from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, training
+from tests.model.fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, training
 
 BFLOAT16 = {"precision": "bfloat16"}
 CHANNELS_LAST = {"channels_last": "always"}

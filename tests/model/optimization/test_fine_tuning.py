@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from shardmean.model.config.training import TrainingConfig
@@ -15,8 +14,7 @@ from shardmean.model.networks.classifier import Classifier
 from shardmean.model.optimization.fine_tuning import PretrainedModel, normalized_as
 from shardmean.model.optimization.freezing import freeze
 from shardmean.model.optimization.replica import build_model
-
-from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
+from tests.model.fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
 
 CONVOLUTIONS = ["[0-9].*"]  # of small_cnn; its head is 15.*
 
@@ -98,17 +96,17 @@ def test_statistics_without_parameters_go_on():
     assert [module.training for module in body] == [True, False, True, True]
 
 
-def origin_of(trained, state=None, **model_spec) -> PretrainedModel:
+def pretrained_of(trained, state=None, **model_spec) -> PretrainedModel:
     state = state or fit(trained)
-    origin = PretrainedModel("models:/pets/3", state.model_spec, state.best_model or state.model)
-    return dataclasses.replace(origin, model_spec=origin.model_spec | model_spec)
+    pretrained = PretrainedModel("models:/pets/3", state.model_spec, state.best_model or state.model)
+    return dataclasses.replace(pretrained, model_spec=pretrained.model_spec | model_spec)
 
 
-def tuned(trained, origin, **fine_tuning):
-    """The same training, begun from `origin`."""
+def tuned(trained, pretrained, **fine_tuning):
+    """The same training, started from `pretrained`."""
     config = trained.config.model_dump() | {"fine_tuning": {"start_from": "models:/pets@champion", **fine_tuning}}
     return dataclasses.replace(
-        trained, config=normalized_as(TrainingConfig(**config), origin.model_spec), origin=origin
+        trained, config=normalized_as(TrainingConfig(**config), pretrained.model_spec), origin=pretrained
     )  # fmt: skip
 
 
@@ -118,21 +116,21 @@ def source(tiny_data, launchers):
     return trained, fit(trained)
 
 
-def test_a_training_starts_from_the_best_state_of_its_origin(source):
+def test_a_training_starts_from_the_best_state_of_its_pretrained_model(source):
     trained, state = source
     other_best = {name: tensor + 1 for name, tensor in state.model.items()}
-    assert bits(tuned(trained, origin_of(trained, state)).first_state().model) == bits(state.best_model)
+    assert bits(tuned(trained, pretrained_of(trained, state)).first_state().model) == bits(state.best_model)
     best = dataclasses.replace(state, best_model=other_best)
-    assert bits(tuned(trained, origin_of(trained, best)).first_state().model) == bits(other_best)
+    assert bits(tuned(trained, pretrained_of(trained, best)).first_state().model) == bits(other_best)
     within = dataclasses.replace(state, best_model={})
-    assert bits(tuned(trained, origin_of(trained, within)).first_state().model) == bits(state.model)
+    assert bits(tuned(trained, pretrained_of(trained, within)).first_state().model) == bits(state.model)
 
 
-def test_it_starts_with_the_figures_its_origin_had(source, make_dataset, tmp_path):
+def test_it_starts_with_the_metrics_of_its_pretrained_model(source, make_dataset, tmp_path):
     """Also where the DataSet's own normalization is another one."""
     trained, state = source
-    origin = origin_of(trained, state, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
-    again = tuned(trained, origin)
+    pretrained = pretrained_of(trained, state, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
+    again = tuned(trained, pretrained)
     with_it = trained.config.model_dump() | {"normalization": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}}
     as_trained = dataclasses.replace(trained, config=TrainingConfig(**with_it))
     metrics = [one.evaluate(state.best_model, "train").metrics() for one in (again, as_trained, trained)]
@@ -147,11 +145,11 @@ def other_classes(make_dataset, tmp_path_factory):
     )
 
 
-def test_a_replaced_head_is_drawn_anew_and_all_else_is_the_origins(source, other_classes, launchers):
+def test_a_replaced_head_is_initialized_and_all_else_is_pretrained(source, other_classes, launchers):
     trained, state = source
     new = training(other_classes, launchers, optimizer={"name": "sgd"}, num_epochs=1, num_workers=2)
-    origin = origin_of(trained, state)
-    one = tuned(new, origin, replace_head=True, freeze=CONVOLUTIONS)
+    pretrained = pretrained_of(trained, state)
+    one = tuned(new, pretrained, replace_head=True, freeze=CONVOLUTIONS)
     first, fresh = one.first_state().model, new.first_state().model
     for name, tensor in first.items():
         expected = fresh if name.startswith("body.15.") else state.best_model
@@ -174,23 +172,23 @@ def test_a_replaced_head_is_drawn_anew_and_all_else_is_the_origins(source, other
 def test_what_must_agree(source, model_spec, fine_tuning, message):
     trained, state = source
     with pytest.raises(UserError, match=message):
-        tuned(trained, origin_of(trained, state, **model_spec), **fine_tuning).first_state()
+        tuned(trained, pretrained_of(trained, state, **model_spec), **fine_tuning).first_state()
 
 
-def test_a_normalisation_that_is_not_the_origins_is_refused(source):
+def test_a_normalization_that_is_not_the_pretrained_models_is_refused(source):
     trained, state = source
-    origin = origin_of(trained, state)
+    pretrained = pretrained_of(trained, state)
     config = trained.config.model_dump() | {"normalization": {"mean": [0.1] * 3, "std": [0.2] * 3}}
     with pytest.raises(UserError, match=r"normalization is \[0.1, .* models:/pets/3 was trained with \[0.5, 0.5"):
-        origin.check(TrainingConfig(**config), trained.dataset.manifest)
+        pretrained.check(TrainingConfig(**config), trained.dataset.manifest)
 
 
 def test_a_state_that_does_not_fit_is_refused(source):
     trained, state = source
     lacking = {name: tensor for name, tensor in state.best_model.items() if name != "body.0.weight"}
-    origin = dataclasses.replace(origin_of(trained, state), state=lacking)
+    pretrained = dataclasses.replace(pretrained_of(trained, state), state=lacking)
     with pytest.raises(UserError, match=r"does not fit network small_cnn: .*body.0.weight"):
-        tuned(trained, origin).first_state()
+        tuned(trained, pretrained).first_state()
 
 
 def test_a_network_whose_last_layer_is_no_head(source, monkeypatch):
@@ -199,23 +197,10 @@ def test_a_network_whose_last_layer_is_no_head(source, monkeypatch):
         "shardmean.model.training.trainer.build_model", lambda *_: Classifier(nn.Flatten(), [0.5] * 3, [0.5] * 3)
     )
     with pytest.raises(UserError, match="the network's last linear layer does not give the 3 classes"):
-        tuned(trained, origin_of(trained, state), replace_head=True).first_state()
+        tuned(trained, pretrained_of(trained, state), replace_head=True).first_state()
 
 
-def test_normalisation_for_each_channel(tiny_data):
+def test_normalization_for_each_channel(tiny_data):
     config = TrainingConfig(network="small_cnn", normalization={"mean": [0.5], "std": [0.2]})
     with pytest.raises(UserError, match=r"normalization.mean has 1 values and images have 3 channels"):
         build_model(config, tiny_data.manifest)
-
-
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"fine_tuning": {"replace_head": True}}, "replace_head is true, but there is no start_from"),
-    ({"fine_tuning": {"start_from": "models:/pets"}}, "expected models:/NAME@ALIAS or models:/NAME/VERSION"),
-    ({"fine_tuning": {"start_from": "models:/a/b/3"}}, "expected models:/NAME@ALIAS or models:/NAME/VERSION"),
-    ({"fine_tuning": {"start_from": "s3://me:secret@there/x"}}, "must hold no password"),
-    ({"normalization": {"mean": [0.5]}}, "mean has 1 values and std 0: give one per channel to both"),
-])  # fmt: skip
-def test_settings_that_are_refused_when_they_are_read(settings, message):
-    with pytest.raises(ValidationError) as caught:
-        TrainingConfig(**settings)
-    assert message in str(caught.value)

@@ -11,8 +11,7 @@ from scipy import ndimage
 from shardmean.model.augmentation.affine import matrices
 from shardmean.model.augmentation.random import NUM_STREAMS, Draws, Stream
 from shardmean.model.config.augmentation import AugmentationConfig
-
-from .augmenting import CHANGES, RGB_ONLY, augmented, draws_of, random_images
+from tests.model.augmenting import CHANGES, RGB_ONLY, augmented, draws_of, random_images
 
 BORDERS = {"black": "constant", "edge": "edge", "reflect": "reflect"}
 

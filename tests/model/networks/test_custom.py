@@ -11,8 +11,7 @@ from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.optimization.replica import build_model
 from shardmean.model.serving import image_model
-
-from .fitting import built, fit, training
+from tests.model.fitting import built, fit, training
 
 FACTORY = """
 import torch

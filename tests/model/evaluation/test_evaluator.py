@@ -19,8 +19,7 @@ from shardmean.model.optimization.replica import build_model
 from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.trainer import Trainer
 from shardmean.model.training.worker import NUM_MISTAKES as NUM_KEPT
-
-from .counting import counted
+from tests.model.counting import counted
 
 NUM_CLASSES, NUM_MISTAKES = 5, 4
 CLASSES = st.integers(0, NUM_CLASSES - 1)

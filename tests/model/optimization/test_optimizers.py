@@ -12,8 +12,7 @@ from torch import nn
 
 from shardmean.model.config.optimizer import OPTIONS, OptimizerConfig, num_moments
 from shardmean.model.optimization.optimizers import OPTIMIZERS, build_optimizer
-
-from .fitting import bits, fit, training
+from tests.model.fitting import bits, fit, training
 
 SETTINGS: dict[str, Any] = {
     "momentum": 0.5, "nesterov": True, "dampening": 0.1, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "amsgrad": True,
@@ -67,7 +66,7 @@ def test_nesterov_needs_momentum(wrong):
 
 @pytest.mark.parametrize("options", [False, True])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_moments_that_are_counted_are_those_that_torch_keeps(name, options):
+def test_the_slots_that_are_counted_are_those_that_torch_keeps(name, options):
     config = OptimizerConfig(name=name, **(all_options(name) if options else {}))
     model = nn.Linear(5, 3)
     optimizer = build_optimizer(config, model)
