@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from shardmean.model.config.optimizer import num_moments
+from shardmean.model.config.optimizer import num_optimizer_slots
 from shardmean.model.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _returned_bytes(tasks: Sequence[Task]) -> int:
     optimizer_bytes = 0 if policy == "reset" else num_bytes(state["optimizer"])
     if state["optimizer"] is None and policy != "reset" and not config.fine_tuning.freeze:
         # Optimizers make their state at the first step; what is frozen has none.
-        optimizer_bytes = num_moments(config.optimizer) * model_bytes
+        optimizer_bytes = num_optimizer_slots(config.optimizer) * model_bytes
     outer_bytes = 0 if config.averaging.outer.is_plain else model_bytes
     return model_bytes + outer_bytes + optimizer_bytes * (len(tasks) if policy == "keep" else 1)
 

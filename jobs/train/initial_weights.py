@@ -15,13 +15,13 @@ from shardmean.model.training import checkpoint
 if TYPE_CHECKING:
     from shardmean.model.training.checkpoint import Checkpoint
 
-_ABOUT = ("image", "class_names", "network", "layers", "mean", "std")
+_MODEL_SPEC_KEYS = ("image", "class_names", "network", "layers", "mean", "std")
 
 
 def find(uri: str) -> PretrainedModel:
     """The model at models:/NAME@ALIAS, models:/NAME/VERSION, or in a checkpoint's file or a run's folder of them.
 
-    The origin's own URI is that of one version or file, which stays when an alias or a folder moves on. MLflow must be
+    Its URI names one version or file, which stays the same when an alias moves or a folder grows. MLflow must be
     connected. Raises UserError and RetryableError.
     """
     if uri.startswith(REGISTERED):
@@ -29,7 +29,7 @@ def find(uri: str) -> PretrainedModel:
             found, path = registry.download(uri, folder)
             try:
                 model_spec, state = image_model.read_parts(path)
-                return PretrainedModel(found, {key: model_spec[key] for key in _ABOUT}, state)
+                return PretrainedModel(found, {key: model_spec[key] for key in _MODEL_SPEC_KEYS}, state)
             except Exception as error:  # torch raises many kinds for what is no state dict
                 raise UserError(f"{found} cannot be read ({registry.cause_of(error)}); start from another") from error
     found, state_there = _checkpoint(uri)

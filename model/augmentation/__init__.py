@@ -1,1 +1,1 @@
-"""Random changes of training images, drawn by (seed, epoch, example)."""
+"""Random changes of training images, determined by (seed, epoch, example)."""

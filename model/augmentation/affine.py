@@ -1,6 +1,6 @@
-"""Where each pixel of an augmented image comes from: one 3 x 3 matrix an example, of all its changes of place.
+"""The geometric changes of an augmented image, combined into one 3 x 3 matrix for each example.
 
-A matrix maps (x, y, 1) of the given image to the new one, in pixels, origin at the center of the top left pixel.
+A matrix maps (x, y, 1) of the original image to the new one, in pixels; the origin is the center of the top left pixel.
 Computed in float64 on the CPU, whatever the device. Shapes: N examples.
 """
 
@@ -23,11 +23,11 @@ _CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 
 
 def matrices(config: AugmentationConfig, draws: Draws, *, height: int, width: int) -> NDArray[np.float64]:
-    """Crop, scale, shear, rotation, shift and warp of each example in one matrix, float64 (N, 3, 3)."""
+    """Crop, scale, shear, rotation, translation and warp of each example as one matrix, float64 (N, 3, 3)."""
     center = np.array([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]])
     about_center = (
         _warp(config.warp_fraction, draws, height, width)
-        @ _shift(config, draws, height, width)
+        @ _translation(config, draws, height, width)
         @ _rotation(config.rotate_degrees, draws)
         @ _shear_and_scale(config, draws)
         @ _crop(config, draws, height, width)
@@ -37,7 +37,7 @@ def matrices(config: AugmentationConfig, draws: Draws, *, height: int, width: in
 
 
 def _crop(config: AugmentationConfig, draws: Draws, height: int, width: int) -> NDArray[np.float64]:
-    # As the Inception crop, with a crop too long for the image cut short where others draw again.
+    # As the Inception crop, but a crop that is too long for the image is shortened, not drawn again.
     area = draws.between(Stream.CROP_AREA, config.crop_area_min, 1)
     log_aspect = draws.between(Stream.CROP_ASPECT, -np.log(config.crop_aspect_max), np.log(config.crop_aspect_max))
     across, down = np.minimum(1, np.sqrt(area * np.exp([log_aspect, -log_aspect])))
@@ -57,9 +57,9 @@ def _rotation(degrees: float, draws: Draws) -> NDArray[np.float64]:
     return _matrix([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
 
 
-def _shift(config: AugmentationConfig, draws: Draws, height: int, width: int) -> NDArray[np.float64]:
+def _translation(config: AugmentationConfig, draws: Draws, height: int, width: int) -> NDArray[np.float64]:
     reach, pixels = config.translate_fraction, config.translate_px
-    # 2 * pixels + 1 whole numbers, each as likely.
+    # 2 * pixels + 1 whole numbers, equally likely.
     x, y = (np.floor(draws.between(s, -pixels, pixels + 1)) for s in (Stream.SHIFT_X, Stream.SHIFT_Y))
     x = x + draws.between(Stream.TRANSLATE_X, -reach, reach) * width
     y = y + draws.between(Stream.TRANSLATE_Y, -reach, reach) * height

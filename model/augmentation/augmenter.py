@@ -1,7 +1,7 @@
-"""Augmentation: random changes of training images, on their device, each a function of (seed, epoch, example) alone.
+"""Augmentation: random changes of training images, on their device, determined by (seed, epoch, example).
 
-What an image becomes does not depend on the batch it is in. The changes are Kornia's, with one parameter an image;
-where one of its kernels gives other bits for other batches, the comment says what stands in its place.
+The result for an image does not depend on its batch. The changes are Kornia's, with a parameter for each image; where a
+kernel of Kornia rounds differently in different batches, a comment says so and the code here replaces it.
 
 Shapes: B examples, C channels, H and W pixels, K taps of a filter.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Change = Callable[[Tensor, Draws], Tensor]
 
 PADDING = {"black": "zeros", "edge": "border", "reflect": "reflection"}
-# On a CPU, larger pieces leave its caches and the heap, and take three times as long.
+# On a CPU, larger pieces do not fit into its caches and take three times as long.
 CPU_PIECE_BYTES = 8 * 2**20
 MIN_SIGMA_PX = 0.1
 MIN_ERASED, MAX_ERASED_ASPECT = 0.02, 3.3
@@ -48,14 +48,14 @@ class Augmenter:
     """The augmentation of one epoch."""
 
     def __init__(self, config: AugmentationConfig, *, seed: int, epoch: int, mean: Sequence[float]) -> None:
-        """`mean` is the DataSet's, per channel, of values in [0, 1]; it covers what is erased."""
+        """`mean` is the DataSet's, per channel, of values in [0, 1]: the color of what is erased."""
         self._config = config
         self._seed, self._epoch = seed, epoch
         self._mean = mean
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor, keys_B: NDArray[np.uint64]) -> Tensor:
-        """Images uint8 (B, C, H, W) with their examples' keys, changed: a new tensor of the same type and shape."""
+        """Changed images: a new tensor uint8 (B, C, H, W), as the given images; `keys_B` are their examples' keys."""
         draws = Draws.of(keys_B, seed=self._seed, epoch=self._epoch)
         pieces = [
             _where(images_BCHW[rows], draws.take(rows), Stream.CHANGE, self._config.probability, self._changed)
@@ -69,14 +69,14 @@ class Augmenter:
         images_BCHW = _where(images_BCHW, draws, Stream.FLIP_VERTICAL, config.flip_vertical, lambda i, _: vflip(i))
         if not (config.moves_pixels or config.changes_values):
             return images_BCHW
-        images_BCHW = self._repainted(images_BCHW.float() / 255, draws)
+        images_BCHW = self._transformed(images_BCHW.float() / 255, draws)
         return (images_BCHW * 255).round_().clamp_(0, 255).to(torch.uint8)
 
-    def _repainted(self, images_BCHW: Tensor, draws: Draws) -> Tensor:
+    def _transformed(self, images_BCHW: Tensor, draws: Draws) -> Tensor:
         if self._config.moves_pixels:
-            images_BCHW = _moved(images_BCHW, self._config, draws)
+            images_BCHW = _warped(images_BCHW, self._config, draws)
         if self._config.changes_values:
-            images_BCHW = _recolored(images_BCHW, self._config, draws)
+            images_BCHW = _values_changed(images_BCHW, self._config, draws)
             images_BCHW = _erased(images_BCHW, self._config, draws, self._mean)
         return images_BCHW
 
@@ -94,11 +94,11 @@ def _where(images_BCHW: Tensor, draws: Draws, stream: Stream, probability: float
         return images_BCHW
     if len(rows) == len(images_BCHW):
         return change(images_BCHW, draws)
-    places = torch.from_numpy(rows).to(images_BCHW.device)
-    return images_BCHW.index_copy(0, places, change(images_BCHW[places], draws.take(rows)))
+    index = torch.from_numpy(rows).to(images_BCHW.device)
+    return images_BCHW.index_copy(0, index, change(images_BCHW[index], draws.take(rows)))
 
 
-def _moved(images_BCHW: Tensor, config: AugmentationConfig, draws: Draws) -> Tensor:
+def _warped(images_BCHW: Tensor, config: AugmentationConfig, draws: Draws) -> Tensor:
     height, width = images_BCHW.shape[2:]
     matrices_B33 = _like(images_BCHW, matrices(config, draws, height=height, width=width))
     if config.warp_fraction:
@@ -106,7 +106,7 @@ def _moved(images_BCHW: Tensor, config: AugmentationConfig, draws: Draws) -> Ten
     return warp_affine(images_BCHW, matrices_B33[:, :2], (height, width), padding_mode=PADDING[config.border])
 
 
-def _recolored(images_BCHW: Tensor, config: AugmentationConfig, draws: Draws) -> Tensor:
+def _values_changed(images_BCHW: Tensor, config: AugmentationConfig, draws: Draws) -> Tensor:
     def factor(stream: Stream, reach: float) -> Tensor:
         return _like(images_BCHW, draws.between(stream, 1 - reach, 1 + reach))
 
@@ -131,7 +131,7 @@ def _gray(images_BCHW: Tensor) -> Tensor:
 
 
 def _contrasted(images_BCHW: Tensor, factors_B: Tensor) -> Tensor:
-    # Kornia's takes a mean of floats, which torch sums in another order for a batch of one on several threads.
+    # Kornia takes the mean of floats, which torch sums in another order for a batch of one on several threads.
     gray_B1HW = rgb_to_grayscale(images_BCHW) if images_BCHW.shape[1] == 3 else images_BCHW
     levels_B1HW = (gray_B1HW * 255).round().to(torch.int64)
     mean_B111 = (levels_B1HW.sum((1, 2, 3), keepdim=True) / levels_B1HW[0].numel() / 255).to(images_BCHW.dtype)
@@ -140,7 +140,7 @@ def _contrasted(images_BCHW: Tensor, factors_B: Tensor) -> Tensor:
 
 
 def _blurred(images_BCHW: Tensor, draws: Draws, sigma_px: float) -> Tensor:
-    # Kornia's convolves, by another kernel and to other bits where there is but one image of one channel.
+    # Kornia convolves, with another kernel and other rounding for one image of one channel.
     sigmas_B = _like(images_BCHW, draws.between(Stream.BLUR_SIGMA, MIN_SIGMA_PX, sigma_px))
     radius = math.ceil(3 * sigma_px)
     weights_BK = get_gaussian_kernel1d(2 * radius + 1, sigmas_B[:, None])
@@ -154,7 +154,7 @@ def _blurred(images_BCHW: Tensor, draws: Draws, sigma_px: float) -> Tensor:
 
 
 def _erased(images_BCHW: Tensor, config: AugmentationConfig, draws: Draws, mean: Sequence[float]) -> Tensor:
-    """Random erasing: Zhong et al., AAAI 2020; a rectangle too long for the image is cut short."""
+    """Random erasing (Zhong et al., AAAI 2020); a rectangle that is too long for the image is shortened."""
 
     def cover(images_BCHW: Tensor, draws: Draws) -> Tensor:
         height, width = images_BCHW.shape[2:]
@@ -172,8 +172,8 @@ def _erased(images_BCHW: Tensor, config: AugmentationConfig, draws: Draws, mean:
 def _inside(draws: Draws, stream: Stream, share_B: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
     length_B = np.clip(np.rint(share_B * size), 1, size)
     first_B = np.floor(draws.between(stream, 0, 1) * (size - length_B + 1))
-    places = np.arange(size)
-    is_inside: NDArray[np.bool_] = (places >= first_B[:, None]) & (places < (first_B + length_B)[:, None])
+    positions = np.arange(size)
+    is_inside: NDArray[np.bool_] = (positions >= first_B[:, None]) & (positions < (first_B + length_B)[:, None])
     return is_inside
 
 

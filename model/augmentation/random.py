@@ -1,4 +1,4 @@
-"""Random numbers that depend on (seed, epoch, example, stream) alone, so not on the batch, the worker or the retry.
+"""Random numbers that depend only on (seed, epoch, example, stream), not on the batch, the worker or a retry.
 
 Shapes: N examples, S streams.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Stream(IntEnum):
-    """What a number is drawn for. A new purpose goes to the end, so that the others keep their numbers."""
+    """What a number is drawn for. A new one goes to the end, so that the others keep their numbers."""
 
     CHANGE = 0
     FLIP_HORIZONTAL = 1
@@ -47,7 +47,7 @@ class Stream(IntEnum):
     ERASE_ASPECT = 24
     ERASE_X = 25
     ERASE_Y = 26
-    CORNERS = 27  # and the seven after it: x and y of four corners
+    CORNERS = 27  # and the seven after it: x and y of each of four corners
 
 
 NUM_STREAMS = Stream.CORNERS + 8
@@ -55,13 +55,13 @@ NUM_STREAMS = Stream.CORNERS + 8
 
 @dataclass(frozen=True)
 class Draws:
-    """Numbers of N examples, uniform in [0, 1): one row an example, one column a stream."""
+    """Random numbers of N examples, uniform in [0, 1): a row for each example, a column for each stream."""
 
     uniform_NS: NDArray[np.float64]
 
     @classmethod
     def of(cls, keys_N: NDArray[np.uint64], *, seed: int, epoch: int) -> Self:
-        """The draws of the examples with these keys: an example's row is the SplitMix64 sequence of its own state.
+        """The numbers of the examples with these keys: the SplitMix64 sequence of a state made of key, seed and epoch.
 
         SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
         """
@@ -72,13 +72,13 @@ class Draws:
         return cls(bits_NS.astype(np.float64) * 2.0**-53)
 
     def take(self, rows: NDArray[np.int64] | slice) -> Draws:
-        """The draws of the examples at the given places."""
+        """The numbers of the given rows."""
         return Draws(self.uniform_NS[rows])
 
     def happens(self, stream: Stream, probability: float) -> NDArray[np.int64]:
-        """Places of the examples to which something of this probability happens."""
+        """The rows for which an event of this probability happens."""
         return np.flatnonzero(self.uniform_NS[:, stream] < probability)
 
     def between(self, stream: Stream, low: float, high: float) -> NDArray[np.float64]:
-        """One number an example, uniform from `low` to `high`."""
+        """A number for each example, uniform from `low` to `high`."""
         return low + (high - low) * self.uniform_NS[:, stream]

@@ -1,4 +1,4 @@
-"""Settings of augmentation: how training images are changed at random before a step. Imports no torch."""
+"""Settings of augmentation: random changes of training images. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _RGB_ONLY = ("saturation", "hue", "grayscale")
 
 
 class AugmentationConfig(Settings):
-    """Random changes of training images, in the order of the fields. Evaluation never sees them. All are off at first.
+    """Random changes of training images, in the order of the fields; never in evaluation. All are off by default.
 
-    What an example gets depends on the seed, the epoch and its id alone.
+    How an example is changed depends only on the seed, the epoch and the example's id.
     """
 
     probability: Fraction = 1.0
-    """Share of the examples that are changed at all; drawn anew each epoch."""
+    """Share of the examples that are changed at all, drawn again each epoch."""
     flip_horizontal: Fraction = 0.0
     """Probability of exchanging left and right."""
     flip_vertical: Fraction = 0.0
@@ -48,7 +48,7 @@ class AugmentationConfig(Settings):
     warp_fraction: Annotated[float, Field(ge=0, le=0.4)] = 0.0
     """Largest move of each corner along each axis (perspective), as a share of half the image's size."""
     border: Literal["black", "edge", "reflect"] = "black"
-    """What fills places from outside the image: black, its edge's pixels, or its mirror image."""
+    """What fills pixels that lie outside the image: black, the pixels of its edge, or its mirror image."""
     blur: Fraction = 0.0
     """Probability of a Gaussian blur."""
     blur_sigma_px: Annotated[float, Field(ge=0.1, le=20)] = 1.5
@@ -78,13 +78,13 @@ class AugmentationConfig(Settings):
 
     @property
     def moves_pixels(self) -> bool:
-        """Whether images are sampled anew: any change of place but a flip."""
+        """Whether images are resampled: any geometric change but a flip."""
         moves = any(getattr(self, name) for name in _GEOMETRY)
         return moves or any(getattr(self, name) != full for name, full in _FULL.items())
 
     @property
     def changes_values(self) -> bool:
-        """Whether pixels get new values: any change but of place."""
+        """Whether pixel values change: any change that is not geometric."""
         names = ("blur", "brightness", "contrast", *_RGB_ONLY, "equalize", "erase")
         return any(getattr(self, name) for name in names)
 
@@ -95,7 +95,7 @@ class AugmentationConfig(Settings):
         return bool(self.probability and (flips or self.moves_pixels or self.changes_values))
 
     def check(self, image: ImageConfig) -> None:
-        """Raise UserError for a change that images of this shape cannot get."""
+        """Raise UserError for a change of color where images are gray."""
         asked = [f"augmentation.{name} = {getattr(self, name):g}" for name in _RGB_ONLY if getattr(self, name)]
         if asked and image.channels != 3:
             raise UserError(

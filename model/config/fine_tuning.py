@@ -1,4 +1,4 @@
-"""Settings of fine-tuning: what a training starts from, what of it stays, and how images are normalized."""
+"""Settings of fine-tuning: the pretrained model, its frozen parameters, and how images are normalized."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REGISTERED = "models:/"
 _MODEL = re.compile(r"models:/[^/@:]{1,250}(@[^/@:]{1,250}|/[0-9]{1,18})")
 
 
-def _place(uri: str) -> str:
+def _checked_uri(uri: str) -> str:
     if not uri.startswith("models:"):
         return absolute(uri)
     if not _MODEL.fullmatch(uri):
@@ -23,17 +23,17 @@ def _place(uri: str) -> str:
 
 
 class FineTuningConfig(Settings):
-    """What a training starts from, and what of it stays as it is."""
+    """The model that a training starts from, and which of its parameters stay as they are."""
 
-    start_from: Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_place)] | None = None
+    start_from: Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_checked_uri)] | None = None
     """models:/NAME@ALIAS, models:/NAME/VERSION, or a checkpoint (file, or a run's folder); null: fresh parameters."""
     freeze: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=100)] = []
     """Parameters to freeze, by fnmatch patterns on their names, such as layer1.* (BatchNorm's statistics too)."""
     replace_head: bool = False
-    """Draw the last linear layer anew, for other classes than those it was trained on."""
+    """Initialize the last linear layer again, for other classes than those it was trained on."""
 
     @model_validator(mode="after")
-    def _a_head_is_there_to_replace(self) -> Self:
+    def _replaced_head_has_a_model(self) -> Self:
         if self.replace_head and self.start_from is None:
             raise ValueError("replace_head is true, but there is no start_from: give it, or leave replace_head out")
         return self
@@ -43,12 +43,12 @@ Means = Annotated[list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]]
 
 
 class NormalizationConfig(Settings):
-    """How images are normalized, by channel, of values divided by 255. Empty: by the DataSet's own figures."""
+    """Mean and standard deviation of each channel, of values divided by 255. Empty: the DataSet's own."""
 
     mean: Means = []
-    """What is subtracted, for each channel; empty: the DataSet's, or with start_from that model's."""
+    """Mean to subtract, for each channel; empty: the DataSet's, or with start_from that model's."""
     std: Means = []
-    """What is divided by, for each channel; empty as mean."""
+    """Standard deviation to divide by, for each channel; empty: as for mean."""
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> Self:

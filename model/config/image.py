@@ -23,7 +23,7 @@ def _current_name(value: object) -> object:
 
 
 def _parse_color(value: object) -> str:
-    """One text for each color, so that a form can hold it and equal settings are equal."""
+    """The same text for the same color, so that a form can hold it and equal settings compare equal."""
     value = _current_name(value)
     if isinstance(value, str) and (value in NAMED_COLORS or re.fullmatch(r"#[0-9a-fA-F]{6}", value)):
         return value.lower()
@@ -95,7 +95,7 @@ class SplitConfig(Settings):
     validation: Fraction = 0.1
     """Share of the images to choose the best epoch with."""
     test: Fraction = 0.1
-    """Share of the images for the final figures."""
+    """Share of the images for the final metrics."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the assignment to splits."""
 

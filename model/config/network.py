@@ -1,4 +1,4 @@
-"""Settings of networks: one of the zoo by name, layers in a list, or a factory by import path. Imports no torch."""
+"""Settings of networks: a built-in one by name, a list of layers, or a factory by import path. Imports no torch."""
 
 from __future__ import annotations
 
@@ -45,39 +45,39 @@ class Conv(Settings):
     kernel_size: Side = 3
     """Height and width of a kernel, in pixels."""
     stride: Side = 1
-    """Pixels from one place of the kernel to the next."""
+    """Pixels between two positions of the kernel."""
     padding: Annotated[int, Field(ge=0, le=512)] = 0
     """Rows and columns of zeros around the image."""
     groups: Width = 1
-    """Groups of channels that do not mix; as many as channels come in: depthwise."""
+    """Groups of channels that do not mix; as many as input channels: depthwise."""
     bias: bool = True
-    """Add a number per channel; needless before batch_norm."""
+    """Add a bias per channel; not needed before batch_norm."""
 
 
 class Linear(Settings):
-    """A fully connected layer; its input must be flat: put flatten or global_avg_pool before it."""
+    """A fully connected layer. Its input must be flat: put flatten or global_avg_pool before it."""
 
     layer: Literal["linear"]
     features: Width
     """Output features."""
     bias: bool = True
-    """Add a number per value."""
+    """Add a bias per feature."""
 
 
 class Pool(Settings):
-    """The largest value or the mean of each square."""
+    """Pooling: the maximum or the mean of each square."""
 
     layer: Literal["max_pool", "avg_pool"]
     kernel_size: Side = 2
     """Height and width of a square, in pixels."""
     stride: Side | None = None
-    """Pixels from one square to the next; null: the square's side."""
+    """Pixels between two squares; null: kernel_size."""
     padding: Annotated[int, Field(ge=0, le=256)] = 0
-    """Rows and columns around the image; at most half a square."""
+    """Rows and columns around the image; at most half of kernel_size."""
 
 
 class Dropout(Settings):
-    """Some values become zero in training."""
+    """Dropout: sets random values to zero in training."""
 
     layer: Literal["dropout"]
     probability: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -91,14 +91,14 @@ class Plain(Settings):
 
 
 Layer = Annotated[Conv | Linear | Pool | Dropout | Plain, Field(discriminator="layer")]
-# A form can't show a choice of objects: there it is a list in JSON, checked when it is read.
+# A form cannot show a choice of objects: there it is a JSON list, checked when it is read.
 Layers = Annotated[
     list[Layer], Field(max_length=500), WithJsonSchema({"type": "array", "items": {"type": "object"}, "maxItems": 500})
 ]
 
 
 def check_layers(network: str, layers: list[Any]) -> None:
-    """Raise ValueError where a network's name and its layers do not belong together."""
+    """Raise ValueError where layers are given without `layers` as the network's name, or the name without layers."""
     if layers and network != LAYERS:
         raise ValueError(f"layers are given, but network is {network}: set network to {LAYERS}, or leave layers out")
     if network == LAYERS and not layers:

@@ -1,4 +1,4 @@
-"""Settings of the optimizers that workers step with, and of their learning rate. Imports no torch."""
+"""Settings of the workers' optimizers and of the learning-rate schedule. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import Fraction, Positive, Settings
 OptimizerName = Literal["sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 _BETAS = ("beta1", "beta2", "eps")
-# Settings that torch.optim's class takes beside the rate and weight decay; what is not here has no use.
+# The options of each torch.optim class, beside learning rate and weight decay; others are refused.
 OPTIONS: dict[OptimizerName, tuple[str, ...]] = {
     "sgd": ("momentum", "nesterov", "dampening"),
     "adam": (*_BETAS, "amsgrad"),
@@ -26,23 +26,23 @@ OPTIONS: dict[OptimizerName, tuple[str, ...]] = {
 
 
 class ScheduleConfig(Settings):
-    """How the learning rate changes, counted in examples of all workers, so that their number does not matter."""
+    """How the learning rate changes over the examples of all workers, so it does not depend on their number."""
 
     name: Literal["constant", "linear", "cosine"] = "constant"
-    """Decay of the learning rate down to `final_fraction` of it: constant (none), linear or cosine."""
+    """How the learning rate falls to `final_fraction` of itself: constant (not at all), linear or cosine."""
     warmup_examples: Annotated[int, Field(ge=0, le=10**12)] = 0
-    """Examples over which the rate first rises from 0."""
+    """Examples over which the learning rate first rises from 0."""
     final_fraction: Fraction = 0.0
-    """Share of the learning rate at the end of the last epoch; for linear and cosine."""
+    """Share of the learning rate that is left at the end of the last epoch; for linear and cosine."""
 
     @property
     def is_constant(self) -> bool:
-        """Whether the rate never changes."""
+        """Whether the learning rate never changes."""
         return self.name == "constant" and self.warmup_examples == 0
 
 
 class OptimizerConfig(Settings):
-    """The optimizer each worker steps with between two averagings. Null: as torch.optim has it."""
+    """The optimizer of each worker. Null: the default of torch.optim."""
 
     name: OptimizerName = "adam"
     """Optimizer of torch.optim."""
@@ -57,39 +57,39 @@ class OptimizerConfig(Settings):
     dampening: Decay | None = None
     """Dampening: a new gradient enters the momentum times (1 - dampening); for sgd."""
     beta1: Decay | None = None
-    """Decay of the mean of gradients a step; for adam, adamw, nadam, radam and adamax."""
+    """Decay per step of the mean gradient; for adam, adamw, nadam, radam and adamax."""
     beta2: Decay | None = None
-    """Decay of the mean of squared gradients (adamax: of their largest) a step; as beta1."""
+    """Decay per step of the mean squared gradient (adamax: the largest gradient); as beta1."""
     eps: Positive | None = None
     """Small constant added to the denominator for numerical stability; not for sgd."""
     amsgrad: bool = False
-    """Divide by the largest second moment so far; for adam and adamw."""
+    """Divide by the largest mean squared gradient so far; for adam and adamw."""
     alpha: Decay | None = None
-    """Decay of the mean of squared gradients a step; for rmsprop."""
+    """Decay per step of the mean squared gradient; for rmsprop."""
     centered: bool = False
-    """Divide by the gradients' variance in place of their mean square; for rmsprop."""
+    """Divide by the variance of the gradients, not by their mean square; for rmsprop."""
     rho: Decay | None = None
-    """Decay of the means of squared gradients and steps; for adadelta."""
+    """Decay per step of the mean squared gradients and updates; for adadelta."""
     learning_rate_decay: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The rate is divided by 1 + this x steps; for adagrad."""
+    """The learning rate is divided by 1 + this x steps; for adagrad."""
     initial_accumulator: Annotated[float, Field(ge=0, le=1e6)] | None = None
     """Sum of squared gradients at the start; for adagrad."""
     momentum_decay: Decay | None = None
-    """Decay of beta1's schedule; for nadam."""
+    """Decay of the momentum schedule; for nadam."""
     decoupled_weight_decay: bool = False
-    """Weight decay apart from the gradient, as in adamw; for nadam and radam."""
+    """Decouple weight decay from the gradient, as adamw does; for nadam and radam."""
     clip_norm: Positive | None = None
-    """Largest norm of a step's gradient over all parameters; a longer one is shortened to it. Null: no limit."""
+    """Largest norm of the gradient of all parameters; a larger one is scaled down to it. Null: no limit."""
     schedule: ScheduleConfig = ScheduleConfig()
 
     @property
     def options(self) -> dict[str, Any]:
-        """The settings that are set, of those that not every optimizer has."""
+        """The options that are set, of those that not every optimizer has."""
         names = sorted({name for options in OPTIONS.values() for name in options})
         return {name: value for name in names if (value := getattr(self, name)) is not None and value is not False}
 
     @model_validator(mode="after")
-    def _each_option_has_a_use(self) -> Self:
+    def _optimizer_has_each_option(self) -> Self:
         for option, value in self.options.items():
             if option not in OPTIONS[self.name] and (option != "momentum" or value):
                 having = " or ".join(name for name, options in OPTIONS.items() if option in options)
@@ -102,8 +102,8 @@ class OptimizerConfig(Settings):
         return self
 
 
-def num_moments(config: OptimizerConfig) -> int:
-    """Numbers that the optimizer keeps for each parameter, beside its counters."""
+def num_optimizer_slots(config: OptimizerConfig) -> int:
+    """Values that the optimizer keeps for each parameter, beside its counters."""
     if config.name == "sgd":
         return int(config.momentum > 0)
     if config.name == "rmsprop":

@@ -1,4 +1,4 @@
-"""Settings of a training, checked when they are read. Imports no torch."""
+"""Settings of a training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ SynchronousSteps = Annotated[
 
 
 class AveragingConfig(Settings):
-    """When and how the workers' states become one."""
+    """When and how the workers' states are averaged."""
 
     frequency: Frequency = 5
-    """Minibatches that each worker steps through between two averagings; `epoch`: once, at its end."""
+    """Minibatches of each worker between two averagings; `epoch`: average once, at the end of each epoch."""
     optimizer_state: Literal["average", "keep", "reset"] = "average"
-    """What an averaging does to the optimizers' state: average it, let each worker keep its own, or start it anew."""
+    """What an averaging does to the optimizers' states: average them, let each worker keep its own, or reset them."""
     weights: Literal["examples", "uniform"] = "examples"
     """A worker's weight: the examples it saw in the round, or the same for each worker that saw any."""
     outer: OuterConfig = OuterConfig()
     synchronous_steps: SynchronousSteps = 0
     """Steps at the start of the training that average gradients (post-local SGD); `all`: every step, as DDP does."""
     comm_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What workers send each other: whole values, or their changes in half as many bytes. Sums are in float32."""
+    """What workers send each other: values, or their changes in half as many bytes. Sums are in float32."""
 
 
 MetricName = Literal[
@@ -90,12 +90,12 @@ class EarlyStoppingConfig(Settings):
     """Which epoch's state becomes the model, and when training ends before the last epoch."""
 
     metric: MetricName = "accuracy"
-    """Figure of the validation split that decides: the highest, or for loss and ece the lowest, is best."""
+    """Metric of the validation split that decides: the highest, or for loss and ece the lowest, is best."""
     patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Epochs without a better one after which training ends; null: never before num_epochs."""
 
     def check(self, num_classes: int) -> None:
-        """Raise UserError when a DataSet of so many classes has no such figure."""
+        """Raise UserError when a DataSet of so many classes has no such metric."""
         if self.metric in ("top_3_accuracy", "top_5_accuracy") and num_classes <= int(self.metric[4]):
             raise UserError(
                 f"early_stopping.metric is {self.metric}, which needs more than {self.metric[4]} classes, and the "
@@ -104,65 +104,65 @@ class EarlyStoppingConfig(Settings):
 
 
 class ComputeConfig(Settings):
-    """How a step is computed. auto: as it was measured to be best (docs/networks.md)."""
+    """How a step is computed. auto: what was fastest when measured (docs/networks.md)."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the network's matrix products; parameters, loss, averaging and evaluation stay float32. auto: float32."""
+    """Precision of the network's matrix products; all else stays float32. auto: float32."""
     channels_last: Literal["auto", "always", "never"] = "auto"
-    """Keep each pixel's channels side by side in memory. auto: on a CPU for the networks that have a name."""
+    """Store the channels of a pixel side by side. auto: on a CPU, for the networks that have a name."""
     compile: Literal["auto", "always", "cuda_graphs", "never"] = "auto"
     """Compile steps by torch.compile; cuda_graphs: also replay them as CUDA graphs. auto: never."""
 
 
 class TrainingConfig(Settings):
-    """All that decides the trained parameters, given a DataSet."""
+    """Everything that determines the trained parameters, given a DataSet."""
 
     network: NetworkName = "lenet"
     """Network: lenet, small_cnn, vgg_small, resnet18, resnet50, layers, or an allowed factory (package.nets:make)."""
     layers: Layers = []
-    """With network=layers: the layers, such as {layer: conv, channels: 20}; the last, to the classes, is added."""
+    """With network=layers: the layers, such as {layer: conv, channels: 20}; a linear layer to the classes is added."""
     optimizer: OptimizerConfig = OptimizerConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     averaging: AveragingConfig = AveragingConfig()
     compute: ComputeConfig = ComputeConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     class_weights: Literal["none", "balanced"] = "none"
-    """Weight of an example in the training loss: 1, or inverse to its class's share of the training split."""
+    """Weight of an example in the training loss: 1, or inversely proportional to its class's share of the split."""
     fine_tuning: FineTuningConfig = FineTuningConfig()
     normalization: NormalizationConfig = NormalizationConfig()
     num_epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
     """Passes over the training split."""
     num_workers: Annotated[int, Field(ge=1, le=4096)] = 2
-    """Replicas that train side by side, each in one Spark task."""
+    """Workers that train in parallel, each in a Spark task of its own."""
     batch_size_per_worker: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Examples of one optimizer step of one worker."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the first parameters, the order of examples, their augmentation and dropout."""
+    """Seed of the initial parameters, the order of examples, their augmentation and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute; auto: the GPU that the task owns or finds, else the CPU."""
     allow_shared_gpu: bool = False
-    """Let several workers compute on one GPU; they then average on the CPU."""
+    """Let several workers share a GPU; they then average on the CPU."""
     threads_per_worker: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads of one worker; null: the cores that Spark gives a task (spark.task.cpus)."""
     shuffle_buffer_bytes: Annotated[int, Field(ge=1, le=2**40)] = 64 * 2**20
-    """Bytes of images that each worker mixes at a time; with prefetch_batches it holds up to three times as many."""
+    """Bytes of images that each worker shuffles at a time; with prefetch_batches it holds up to three times as many."""
     shard_cache_bytes: Annotated[int, Field(ge=1, le=2**50)] | None = None
-    """Bytes of shards from a remote store that each machine keeps on its own disk; null: none."""
+    """Bytes of shards from a remote store that each machine caches on its own disk; null: none."""
     prefetch_batches: Annotated[int, Field(ge=0, le=1024)] | None = None
-    """Minibatches that each worker prepares ahead in threads; null: 4 for a GPU or a remote store, else 0."""
+    """Minibatches that each worker prefetches in threads; null: 4 for a GPU or a remote store, else 0."""
     timeout_s: Annotated[int, Field(ge=1, le=86_400)] = 300
-    """Longest silence of a worker, and longest wait for the slowest peer at an averaging, in seconds."""
+    """Seconds after which a worker without progress, or a peer that an averaging waits for, is given up."""
     checkpoint_every_rounds: Annotated[int, Field(ge=1, le=10**9)] | None = None
     """Rounds after which the state is saved within an epoch; null: at the end of each epoch only."""
     max_segment_retries: Annotated[int, Field(ge=0, le=100)] = 3
-    """Times that a segment (from one checkpoint to the next) is begun again after workers were lost."""
+    """Times that a segment (from one checkpoint to the next) is repeated after workers were lost."""
     min_workers: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Fewest workers to continue with after machines are lost; with fewer, the training fails."""
+    """Fewest workers to continue with after machines were lost; with fewer, the training fails."""
     wait_for_workers_s: Annotated[int, Field(ge=0, le=86_400)] = 30
-    """Seconds to wait at the start for all workers' places, later for lost ones before going on with fewer."""
+    """Seconds to wait at the start for a slot for each worker, and later for lost ones before continuing with fewer."""
 
     @model_validator(mode="after")
-    def _fewest_are_not_most(self) -> Self:
+    def _fewest_workers_are_not_more_than_all(self) -> Self:
         if self.min_workers > self.num_workers:
             raise ValueError(f"min_workers is {self.min_workers}, over num_workers, which is {self.num_workers}")
         return self

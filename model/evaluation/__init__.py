@@ -1,1 +1,1 @@
-"""Metrics of a model on a split, summed over workers."""
+"""Metrics of a model on a split, from counts that are summed over workers."""

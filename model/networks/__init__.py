@@ -1,1 +1,1 @@
-"""The networks: residual ones, sequences of layers, and anyone's own."""
+"""Networks: built-in ones, lists of layers, and factories of other packages."""

@@ -22,10 +22,10 @@ MIN_STD = 1 / 255
 
 
 class Classifier(nn.Module):
-    """A network with its normalization in front: uint8 (B, C, H, W) to scores (B, K).
+    """A network after normalization: uint8 (B, C, H, W) to scores (B, K).
 
-    `mean` and `std` are per channel, of values divided by 255. They are no part of the state, so averaging
-    leaves them alone. Modules in `held` stay in evaluation mode: BatchNorm's statistics then do not change.
+    `mean` and `std` are per channel, of values divided by 255. They are not in the state dict, so they are not
+    averaged. Modules in `frozen` stay in evaluation mode, so that BatchNorm's statistics do not change.
     """
 
     mean_C11: Tensor
@@ -34,19 +34,19 @@ class Classifier(nn.Module):
     def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.body = body
-        self.held: list[nn.Module] = []
+        self.frozen: list[nn.Module] = []
         self.register_buffer("mean_C11", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std_C11", torch.tensor(std).clamp_min(MIN_STD).reshape(-1, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's, but for the modules that are held."""
+        """As torch's, except for the frozen modules."""
         super().train(mode)
-        for module in self.held:
+        for module in self.frozen:
             module.eval()
         return self
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Scores (B, K), unnormalized."""
+        """Scores (B, K), before softmax."""
         normal_BCHW = (images_BCHW.float() / 255 - self.mean_C11) / self.std_C11
         scores_BK: Tensor = self.body(normal_BCHW)
         return scores_BK
@@ -61,9 +61,9 @@ def build_classifier(
     std: Sequence[float],
     layers: Sequence[Settings] = (),
 ) -> Classifier:
-    """The network `name` for images of `shape` (C, H, W), its first parameters drawn from torch's global generator.
+    """The network `name` for images of `shape` (C, H, W), initialized from torch's global generator.
 
-    `name` and `layers` are as in `network_config`. Raises UserError when the images are too small for it.
+    `name` and `layers` are as in `config.network`. Raises UserError when the images are too small for it.
     """
     if is_factory(name):
         return Classifier(build_by_factory(name, shape, num_classes), mean, std)
@@ -81,7 +81,7 @@ def build_classifier(
 
 
 def lenet(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The network of Deeplearning4j's parameter averaging example; 67,780 parameters for 28 x 28 gray, 10 classes."""
+    """The network of Deeplearning4j's averaging example; 67,780 parameters for 28 x 28 gray, 10 classes."""
     features = nn.Sequential(
         nn.Conv2d(shape[0], 20, 5), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(20, 50, 5, stride=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
@@ -97,7 +97,7 @@ def lenet(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
 
 
 def small_cnn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Three stages of 3 x 3 convolutions with batch normalization, for small images of any size from 8 x 8 up."""
+    """Three 3 x 3 convolutions with batch normalization, for small images of 8 x 8 pixels or more."""
     stages: list[nn.Module] = []
     channels = shape[0]
     for width in (32, 64, 128):
@@ -110,7 +110,7 @@ def small_cnn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
 
 
 def vgg_small(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Pairs of 3 x 3 convolutions as in VGG, with batch normalization and a mean over the image, from 8 x 8 up."""
+    """Pairs of 3 x 3 convolutions as in VGG, with batch normalization and global pooling, for 8 x 8 pixels or more."""
     stages: list[nn.Module] = []
     channels = shape[0]
     for width in (64, 128, 256):
@@ -137,7 +137,7 @@ NETWORKS = {
 
 
 def _num_outputs(module: nn.Module, shape: tuple[int, int, int]) -> int:
-    # A dry run on shapes alone; BatchNorm would change its statistics in training mode.
+    # In evaluation mode, since BatchNorm would otherwise change its statistics.
     module.eval()
     with torch.no_grad():
         outputs: Tensor = module(torch.zeros(1, *shape))

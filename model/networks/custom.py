@@ -1,8 +1,8 @@
-"""Networks of other packages: a factory by import path, where the environment allows it.
+"""Networks of other packages: factories by import path, if the environment allows them.
 
-A config may come from a web form or a stored model, so it never decides by itself what is imported: the environment
-variable SHARDMEAN_FACTORIES lists the import paths that are allowed, on the driver, the workers, and where a stored
-model is loaded. Shapes: B examples, K classes.
+A config may come from a web form or a stored model, so it must not decide what is imported: the environment variable
+SHARDMEAN_FACTORIES lists the allowed import paths, on the driver, on the workers, and where a stored model is loaded.
+Shapes: B examples, K classes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def is_factory(network: str) -> bool:
 
 
 def build_by_factory(network: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """What the factory `package.module:name` gives for (shape, num_classes).
+    """The network that the factory `package.module:name` returns for (shape, num_classes).
 
-    Raises UserError where it is not allowed, can't be imported, fails, gives anything but a module of
-    scores (B, K), or has complex state.
+    Raises UserError when the factory is not allowed, cannot be imported or fails, and when it returns anything but a
+    module that gives scores (B, K) and has no complex state.
     """
     allowed = [entry.strip() for entry in os.environ.get(VARIABLE, "").split(",") if entry.strip()]
     if network not in allowed:
@@ -57,7 +57,7 @@ def build_by_factory(network: str, shape: tuple[int, int, int], num_classes: int
 
 
 def _check_state(body: nn.Module, network: str) -> None:
-    # Averages are taken in float32, which would drop the imaginary parts.
+    # Averaging is in float32, which would drop the imaginary parts.
     for name, value in body.state_dict().items():
         if isinstance(value, Tensor) and value.is_complex():
             raise UserError(

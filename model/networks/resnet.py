@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2015), their parameters named as torchvision names them. Shapes as in `networks`."""
+"""Residual networks (He et al. 2015) with the parameter names of torchvision. Shapes as in `classifier`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class _Block(nn.Module):
-    """Convolutions whose result is added to their input. `sizes`: (kernel size, channels) of each."""
+    """Convolutions with a shortcut around them. `sizes`: (kernel size, channels) of each."""
 
     def __init__(self, channels: int, sizes: list[tuple[int, int]], stride: int) -> None:
         super().__init__()
         self.num_convs = len(sizes)
         self.downsample: nn.Module | None = None
         channels_in = channels
-        # The first 3 x 3 convolution takes the stride, as in torchvision ("ResNet v1.5").
+        # The first 3 x 3 convolution has the stride, as in torchvision ("ResNet v1.5").
         strided = 1 + [kernel_size for kernel_size, _ in sizes].index(3)
         for place, (kernel_size, width) in enumerate(sizes, start=1):
             own_stride = stride if place == strided else 1
@@ -38,8 +38,8 @@ class _Block(nn.Module):
             features = self.get_submodule(f"bn{place}")(self.get_submodule(f"conv{place}")(features))
             if place < self.num_convs:
                 features = nn.functional.relu(features, inplace=True)
-        same = images_BCHW if self.downsample is None else self.downsample(images_BCHW)
-        return nn.functional.relu(features + same, inplace=True)
+        shortcut = images_BCHW if self.downsample is None else self.downsample(images_BCHW)
+        return nn.functional.relu(features + shortcut, inplace=True)
 
 
 def resnet18(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -84,6 +84,6 @@ def _conv(channels: int, width: int, kernel_size: int, stride: int = 1) -> nn.Co
 
 
 def _check_size(shape: tuple[int, int, int], fewest: int) -> None:
-    # The last stage then has more than one pixel, so BatchNorm can take a minibatch of one example.
+    # The last stage then has more than one pixel, which BatchNorm needs for a minibatch of one example.
     if min(shape[1:]) < fewest:
         raise RuntimeError(f"height and width must be {fewest} pixels or more")

@@ -1,7 +1,7 @@
-"""A network out of a list of layers: what each takes is inferred from what the one before gives.
+"""A network from a list of layers; the input size of each is inferred from the output of the one before.
 
-Sizes are found by a run on torch's `meta` device, which computes shapes and no values, so a list that asks for more
-than a machine has is refused before it is built. Shapes: K classes; a layer's own are without the batch.
+Sizes are found on torch's `meta` device, which computes shapes but no values, so a network that is too large for any
+machine is refused before it is built. Shapes: K classes; a layer's own shape is without the batch.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _FOR_IMAGES = ("conv", "max_pool", "avg_pool", "batch_norm", "global_avg_pool")
 
 
 def build_layers(layers: Sequence[Settings], shape: tuple[int, ...], num_classes: int) -> nn.Sequential:
-    """The layers, and behind them a linear one to the scores (B, K); parameters are drawn as torch does by default.
+    """The layers, followed by a linear layer to the scores (B, K); parameters are initialized as torch does by default.
 
-    Raises UserError that names the layer which can't take what the one before gives.
+    Raises a UserError that names the first layer that does not fit the output of the one before.
     """
     makers: list[Callable[[], nn.Module]] = []
     num_parameters = 0

@@ -1,9 +1,9 @@
 """Parameter averaging: the weighted mean of all workers' states, and the outer optimizer's step from mean to mean.
 
 The mean is over everything that is state. Parameters, float buffers (BatchNorm statistics) and, by policy, the
-optimizer's moments are averaged in float32; frozen ones are left alone. Counters (integer buffers, the optimizer's step
-numbers) advance by the weighted mean of the workers' own advances, rounded to the nearest integer. Synchronous steps
-average gradients instead.
+optimizer's slots (its values for each parameter) are averaged in float32; frozen parameters are left alone. Counters
+(integer buffers, the optimizer's step numbers) advance by the weighted mean of the workers' own advances, rounded to
+the nearest integer. Synchronous steps average gradients instead.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Averager:
             (floats if buffer.is_floating_point() else counters).append(buffer)
         if self._config.optimizer_state == "average":
             for state in (self._optimizer.state[p] for p in self._model.parameters() if p in self._optimizer.state):
-                floats += [value for key, value in sorted(state.items()) if _is_moment(key, value)]
+                floats += [value for key, value in sorted(state.items()) if _is_slot(key, value)]
                 counters += [value for key, value in sorted(state.items()) if key == "step"]
         return floats, counters
 
@@ -238,12 +238,12 @@ def _changing_buffers(model: nn.Module) -> list[Tensor]:
     return [tensor for key, tensor in state.items() if key not in others]
 
 
-def _is_moment(key: str, value: object) -> bool:
+def _is_slot(key: str, value: object) -> bool:
     return key != "step" and isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _flat(tensors: list[Tensor], *, out: Tensor | None = None) -> Tensor:
-    # NAdam keeps a float on the CPU beside its moments on the GPU.
+    # NAdam keeps a float on the CPU beside its slots on the GPU.
     device = tensors[0].device
     return torch.cat([tensor.reshape(-1).float().to(device) for tensor in tensors], out=out)
 

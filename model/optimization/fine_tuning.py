@@ -1,4 +1,4 @@
-"""What a fine-tuning starts from: a trained model's state, checked against the new training; its head drawn anew."""
+"""Fine-tuning: the state of a pretrained model, checked against the new training, with or without its head."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Config = TypeVar("Config", bound="TrainingConfig")
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A trained model: where it is, what it is of (`packaging.describe`), and its state dict."""
+    """A trained model: its URI, its description (`image_model.describe`), and its state dict."""
 
     uri: str
     model_spec: dict[str, Any]
     state: dict[str, Tensor]
 
     def check(self, config: TrainingConfig, manifest: Manifest) -> None:
-        """Raise UserError where network, images, classes or normalization are not those of the new training."""
+        """Raise UserError unless network, images, classes and normalization are those of the new training."""
         layers = [layer.model_dump() for layer in config.layers]
         if (self.model_spec["network"], self.model_spec["layers"]) != (config.network, layers):
             differs = (
@@ -56,18 +56,18 @@ class PretrainedModel:
 
 
 def normalized_as(config: Config, model_spec: dict[str, Any]) -> Config:
-    """`config` with the normalization of a model, which its first layers were trained with."""
+    """`config` with the normalization of a pretrained model, which its first layers were trained with."""
     normalization = NormalizationConfig(mean=model_spec["mean"], std=model_spec["std"])
     return config.model_copy(update={"normalization": normalization})
 
 
-def load_pretrained(model: Classifier, origin: PretrainedModel, config: TrainingConfig, manifest: Manifest) -> None:
-    """Give `model` (of `config` and `manifest`, fresh) the state of `origin`, but for a head that is replaced.
+def load_pretrained(model: Classifier, pretrained: PretrainedModel, config: TrainingConfig, manifest: Manifest) -> None:
+    """Load the state of `pretrained` into `model` (built for `config` and `manifest`), except for a replaced head.
 
-    Raises UserError where they do not fit.
+    Raises UserError when they do not fit.
     """
-    origin.check(config, manifest)
-    state = dict(origin.state)
+    pretrained.check(config, manifest)
+    state = dict(pretrained.state)
     if config.fine_tuning.replace_head:
         own = model.state_dict()
         for name in _head(model, len(manifest.class_names)):
@@ -76,11 +76,11 @@ def load_pretrained(model: Classifier, origin: PretrainedModel, config: Training
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{origin.uri} does not fit network {config.network}: {reason[:500]}") from error
+        raise UserError(f"{pretrained.uri} does not fit network {config.network}: {reason[:500]}") from error
 
 
 def _head(model: Classifier, num_classes: int) -> list[str]:
-    """The names in the state dict of the last linear layer's parameters."""
+    """The names of the last linear layer's parameters in the state dict."""
     linear = [(name, module) for name, module in model.body.named_modules() if isinstance(module, nn.Linear)]
     if not linear or linear[-1][1].out_features != num_classes:
         raise UserError(
@@ -90,7 +90,7 @@ def _head(model: Classifier, num_classes: int) -> list[str]:
     name, head = linear[-1]
     frozen = [f"{name}.{own}" for own, parameter in head.named_parameters() if not parameter.requires_grad]
     if frozen:
-        raise UserError(f"fine_tuning.freeze matches {frozen[0]} of the head that is drawn anew: freeze less")
+        raise UserError(f"fine_tuning.freeze matches {frozen[0]} of the head, which is replaced: freeze less")
     return [f"body.{name}.{own}" for own, _ in head.named_parameters()]
 
 

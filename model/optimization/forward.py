@@ -1,4 +1,4 @@
-"""How a replica computes scores on its device: precision, memory format, compilation, and what `auto` stands for.
+"""The forward pass of a replica: precision, memory format, compilation, and what `auto` means for each.
 
 Shapes: B examples, C channels, H and W pixels, K classes.
 """
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
     from ..config.training import ComputeConfig
 
-# As measured (docs/networks.md). No GPU was at hand, so there `auto` leaves all as PyTorch has it.
+# As measured (docs/networks.md). On a GPU, where nothing was measured, `auto` is the default of PyTorch.
 FASTER_CHANNELS_LAST_ON_A_CPU = ZOO
 _COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
 
 
 class Compute:
-    """Scores of a model for training, by the settings of a config."""
+    """Computes the scores of a model for training, as a config says."""
 
     def __init__(self, config: ComputeConfig, model: nn.Module, *, network: str, device: torch.device) -> None:
-        """Put `model`, which is on `device`, into the memory format that was chosen.
+        """Converts `model`, which is on `device`, to the memory format.
 
-        Raises UserError for CUDA graphs where there is no CUDA.
+        Raises UserError for CUDA graphs without CUDA.
         """
         if config.compile == "cuda_graphs" and device.type != "cuda":
             raise UserError(f"compute.compile is cuda_graphs, but a worker computes on its {device.type}: use always")
@@ -48,7 +48,7 @@ class Compute:
         self._model = model
 
     def scores(self, images_BCHW: Tensor) -> Tensor:
-        """Scores (B, K) in float32; raises UserError when torch cannot compile the network here."""
+        """Scores (B, K) in float32. Raises UserError when torch.compile fails."""
         if self._is_channels_last:
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         with self._autocast():
@@ -57,14 +57,14 @@ class Compute:
 
     @cached_property
     def _forward(self) -> Callable[[Tensor], Tensor]:
-        # Made at the first step: an evaluation takes none.
+        # Compiled at the first step, which an evaluation never takes.
         if self._compile in ("auto", "never"):
             return self._model
         mode = "reduce-overhead" if self._compile == "cuda_graphs" else None
-        return _told(torch.compile(self._model, mode=mode, dynamic=False))
+        return _with_user_errors(torch.compile(self._model, mode=mode, dynamic=False))
 
     def _autocast(self) -> AbstractContextManager[object]:
-        # Casts are not kept from one product to the next: compiled graphs would hold on to them.
+        # No cache of casts: compiled graphs would keep them alive.
         return (
             torch.autocast(self._device.type, torch.bfloat16, cache_enabled=False)
             if self._is_bfloat16
@@ -72,7 +72,7 @@ class Compute:
         )
 
 
-def _told(compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _with_user_errors(compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def forward(images_BCHW: Tensor) -> Tensor:
         try:
             return compiled(images_BCHW)

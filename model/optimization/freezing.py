@@ -1,4 +1,4 @@
-"""Freezing: parameters of a network that stay as they are, chosen by patterns on their names."""
+"""Freezes the parameters of a network whose names match patterns."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _NUM_NAMES = 8
 def freeze(model: Classifier, patterns: Sequence[str]) -> None:
     """Freeze the parameters whose names in the network match one of `patterns` (fnmatch: layer1.*, *.bias).
 
-    They get no gradient, so no optimizer or average touches them. A module all of whose own parameters are frozen also
-    keeps its buffers (BatchNorm's statistics); one without parameters, where the buffers' names match. Raises UserError
-    for a pattern that matches nothing, and where nothing is left to train.
+    They get no gradient, so neither optimizer nor averaging changes them. A module whose own parameters are all frozen
+    also keeps its buffers (BatchNorm's statistics); so does a module without parameters if its buffers' names match.
+    Raises UserError for a pattern that matches nothing, and if nothing is left to train.
     """
     names = dict(model.body.named_parameters())
     for pattern in patterns:
@@ -38,7 +38,7 @@ def freeze(model: Classifier, patterns: Sequence[str]) -> None:
         buffers = [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_buffers(recurse=False)]
         stays = not any(own) if own else all(_matches(name, patterns) for name in buffers)
         if buffers and stays:
-            model.held.append(module)
+            model.frozen.append(module)
     model.train(model.training)
 
 

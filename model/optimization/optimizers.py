@@ -1,4 +1,4 @@
-"""The optimizers of torch.optim by name. All their state is tensors and step counters, so that it can be averaged."""
+"""The optimizers of torch.optim by name: those whose state is tensors and step counters, which can be averaged."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ OPTIMIZERS: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
     "adadelta": torch.optim.Adadelta,
     "rmsprop": torch.optim.RMSprop,
 }
-_TORCHS_NAMES = {"learning_rate_decay": "lr_decay", "initial_accumulator": "initial_accumulator_value"}
+_TORCH_NAMES = {"learning_rate_decay": "lr_decay", "initial_accumulator": "initial_accumulator_value"}
 _DEFAULT_BETAS = (0.9, 0.999)
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a config over the parameters of a model that are not frozen."""
+    """The optimizer of a config, for the parameters of a model that are not frozen."""
     given = {name: value for name, value in config.options.items() if name in OPTIONS[config.name]}
     betas = tuple(given.pop(name, default) for name, default in zip(("beta1", "beta2"), _DEFAULT_BETAS, strict=True))
-    options: dict[str, Any] = {_TORCHS_NAMES.get(name, name): value for name, value in given.items()}
+    options: dict[str, Any] = {_TORCH_NAMES.get(name, name): value for name, value in given.items()}
     if "beta1" in OPTIONS[config.name]:
         options["betas"] = betas
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""One replica: its network and optimizer, and the local steps between two averagings.
+"""A worker's replica: its network and optimizer, and the local steps between two averagings.
 
 Shapes: B examples, C channels, H and W pixels.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def normalization(config: TrainingConfig, manifest: Manifest) -> tuple[list[float], list[float]]:
-    """Mean and deviation by channel: the config's, else the DataSet's. Raises UserError for too few or too many."""
+    """Mean and standard deviation of each channel: the config's, else the DataSet's. Raises UserError."""
     given, channels = config.normalization, manifest.image.channels
     if given.mean and len(given.mean) != channels:
         raise UserError(
@@ -39,7 +39,7 @@ def normalization(config: TrainingConfig, manifest: Manifest) -> tuple[list[floa
 
 
 def build_model(config: TrainingConfig, manifest: Manifest) -> Classifier:
-    """The network of a config for a DataSet's images and classes, with fresh parameters, some of them frozen."""
+    """The network of a config for a DataSet's images and classes, newly initialized, some parameters frozen."""
     mean, std = normalization(config, manifest)
     model = build_classifier(
         config.network,
@@ -54,20 +54,20 @@ def build_model(config: TrainingConfig, manifest: Manifest) -> Classifier:
 
 
 def rate_factor(config: ScheduleConfig, num_examples: int, total_examples: int) -> float:
-    """Share of the learning rate after `num_examples` of a training of `total_examples`, all workers' together."""
+    """Share of the learning rate after `num_examples` of `total_examples` of the training, of all workers together."""
     if num_examples < config.warmup_examples:
         return num_examples / config.warmup_examples
     if config.name == "constant":
         return 1.0
-    way = (num_examples - config.warmup_examples) / max(1, total_examples - config.warmup_examples)
-    left = 1 - way if config.name == "linear" else (1 + math.cos(math.pi * min(1.0, way))) / 2
+    progress = (num_examples - config.warmup_examples) / max(1, total_examples - config.warmup_examples)
+    left = 1 - progress if config.name == "linear" else (1 + math.cos(math.pi * min(1.0, progress))) / 2
     return config.final_fraction + (1 - config.final_fraction) * max(0.0, left)
 
 
 def class_weights(manifest: Manifest) -> Tensor:
-    """Weights (K,) inverse to the classes' examples in the training split, 1 in the mean over it.
+    """Weights (K,), inversely proportional to the classes' examples in the training split; their mean over it is 1.
 
-    As scikit-learn's "balanced": examples / (classes x examples of the class), of the classes that have any.
+    As scikit-learn's "balanced": examples / (classes x examples of the class), for the classes that have examples.
     """
     counts_K = torch.tensor(manifest.num_per_class("train"), dtype=torch.float64)
     num_classes = torch.count_nonzero(counts_K)
@@ -125,10 +125,10 @@ class Replica:
         self.optimizer.step()
 
     def reset_optimizer(self) -> None:
-        """Forget the optimizer's state, as if no step had been taken."""
+        """Reset the optimizer's state, as if no step had been taken."""
         self.optimizer = build_optimizer(self._config.optimizer, self.model)
 
     @property
     def mean_loss(self) -> float:
-        """Mean training loss of the examples seen by this replica, each at the time it was seen."""
+        """Mean training loss of the examples that this replica has seen, each at the time it was seen."""
         return float(self._loss_sum) / max(1, self.num_examples)

@@ -1,1 +1,1 @@
-"""The model that MLflow stores and a program loads."""
+"""The model that MLflow stores and that programs load."""

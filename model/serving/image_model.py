@@ -1,9 +1,9 @@
 """The model that MLflow stores: image bytes in, label and probabilities out. Nothing in it is a pickle.
 
 A stored model is a folder of `classifier.json` (image settings, class names, network) and `weights.pt` (a state dict
-read with `weights_only=True`). The modules that loading needs travel with it as a package `shardmean_model_HASH`,
-so a program needs neither Shardmean nor Spark to use it, and its own `model.py` is in nobody's way. The hash is of the
-modules' code: Python keeps the first package of a name, and a program may load models of several versions of it.
+read with `weights_only=True`). The modules that loading needs are stored with it as a package `shardmean_model_HASH`,
+so a program needs neither Shardmean nor Spark, and may have a `model.py` of its own. HASH is of the modules' code:
+Python keeps one package of a name, and a program may load models with different code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..config.base import Settings
     from ..dataset.manifest import Manifest
 
-# Packages, and modules alone where the rest of their package is not needed.
+# Whole packages, and single modules where the rest of the package is not needed.
 SHIPPED = (
     "__init__.py", "errors.py", "config/__init__.py", "config/base.py", "config/image.py", "config/network.py",
     "images", "networks", "serving",
@@ -44,7 +44,7 @@ _LAYERS: TypeAdapter[list[Any]] = TypeAdapter(Layers)
 
 @dataclass(frozen=True)
 class ImageModel:
-    """A trained classifier with its decoding: what `mlflow.pyfunc.load_model` gives a program."""
+    """A trained classifier that decodes images itself: what `mlflow.pyfunc.load_model` returns."""
 
     image: ImageConfig
     class_names: list[str]
@@ -57,8 +57,8 @@ class ImageModel:
     ) -> pd.DataFrame:
         """Classify image files given as bytes: a list of them, or a DataFrame whose first column holds them.
 
-        Returns a DataFrame of a row per image: label, probability of that label, and `probabilities`, a dict from
-        class name to probability. Raises ValueError that names the first image that can't be decoded.
+        Returns a DataFrame with a row per image: `label`, `probability` of that label, and `probabilities`, a dict from
+        class name to probability. Raises a ValueError that names the first image that cannot be decoded.
         """
         import pandas as pd
 
@@ -91,7 +91,7 @@ def describe(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """What a state dict is of: images, classes, network and normalization (empty: the DataSet's), as JSON values."""
+    """What a state dict belongs to, as JSON values: images, classes, network, normalization (empty: the DataSet's)."""
     return {
         "image": manifest.image.model_dump(),
         "class_names": list(manifest.class_names),
@@ -105,7 +105,7 @@ def describe(
 def save_model(
     folder: Path, manifest: Manifest, network: str, state: dict[str, Any], **described: Sequence[Any]
 ) -> None:
-    """Write a model's folder: what it is of as JSON (see `describe`), parameters and buffers as a state dict."""
+    """Write a model's folder: its description as JSON (see `describe`), parameters and buffers as a state dict."""
     description = describe(manifest, network, **described)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classifier.json").write_text(json.dumps(description, indent=1))
@@ -113,20 +113,20 @@ def save_model(
 
 
 def read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The description and the state dict in a folder that `save_model` wrote; executes nothing from it."""
+    """The description and the state dict in a folder that `save_model` wrote; executes no code from it."""
     description = json.loads((folder / "classifier.json").read_text())
     weights = io.BytesIO((folder / "weights.pt").read_bytes())
     return description, torch.load(weights, map_location="cpu", weights_only=True)
 
 
 def load_model(folder: Path) -> ImageModel:
-    """Read a folder that `save_model` wrote; executes nothing from it.
+    """Read a folder that `save_model` wrote; executes no code from it.
 
-    A network by a factory needs its package here, and SHARDMEAN_FACTORIES to allow it: else UserError says so.
+    Raises UserError for a network by a factory whose package is not installed or not in SHARDMEAN_FACTORIES.
     """
     description, state = read_parts(folder)
     image = ImageConfig.model_validate(description["image"])
-    with torch.random.fork_rng(devices=[]):  # the first parameters, overwritten below, are drawn from it
+    with torch.random.fork_rng(devices=[]):  # initialization, overwritten below, draws from it
         classifier = build_classifier(
             description["network"],
             layers=_LAYERS.validate_python(description.get("layers", [])),
@@ -140,7 +140,7 @@ def load_model(folder: Path) -> ImageModel:
 
 
 def copy_code(folder: Path) -> Path:
-    """Copy the modules that loading needs into `folder`, as one package named by their hash, and return its path."""
+    """Copy the modules that loading needs into `folder` as one package, named by their hash, and return its path."""
     modules = {name: file.read_bytes() for name, file in shipped_files().items()}
     digest = hashlib.sha256()
     for name, code in modules.items():
@@ -153,14 +153,14 @@ def copy_code(folder: Path) -> Path:
 
 
 def shipped_files() -> dict[str, Path]:
-    """The files of the modules that loading needs, by their paths below the package, sorted."""
+    """The files that loading needs, by their paths within `model`, sorted."""
     package = Path(__file__).parents[1]
     files = [file for name in SHIPPED for file in _python_files(package / name)]
     return {file.relative_to(package).as_posix(): file for file in sorted(files)}
 
 
 def loader_module(package: Path) -> str:
-    """The module in a package that `copy_code` made by which MLflow loads a model."""
+    """The module by which MLflow loads a model, in a package that `copy_code` made."""
     return f"{package.name}.serving.image_model"
 
 

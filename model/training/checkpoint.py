@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a training has come to after `epoch` whole epochs and, of the next one, `legs`.
+    """All that a training has come to after `epoch` whole epochs and, of the next one, `stages`.
 
-    `optimizers` has one state, or one per worker. `history` holds one dict of figures per whole epoch, `running` what
+    `optimizers` has one state, or one per worker. `history` holds one dict of metrics per whole epoch, `running` what
     the epoch that was begun has summed up, `timeline` the workers' seconds by phase per segment. `best_epoch` counts
-    from 1 and 0 means none yet. `num_steps` are the optimizer steps of the worker that took most. `about` says what the
-    model is of (`image_model.describe`). `plan_version` is that by which a begun epoch goes on.
+    from 1 and 0 means none yet. `num_steps` are the optimizer steps of the worker that took most. `model_spec` is
+    `image_model.describe` of the model. `plan_version` is that by which a begun epoch goes on.
     """
 
     epoch: int

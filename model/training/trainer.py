@@ -62,14 +62,14 @@ class Launcher(Protocol):
 class Trainer:
     """A config, the DataSet it trains on, the transport to its workers, and who hears of progress within an epoch.
 
-    `origin` is what a fine-tuning starts from; it needs the config that `starting.normalised_as` gives.
+    `pretrained` is what a fine-tuning starts from; it needs the config that `fine_tuning.normalized_as` gives.
     """
 
     config: TrainingConfig
     dataset: Dataset
     launcher: Launcher
     on_progress: OnProgress | None = None
-    origin: PretrainedModel | None = None
+    pretrained: PretrainedModel | None = None
 
     def fit(self, start: Checkpoint | None, on_state: Callable[[Checkpoint], None]) -> Checkpoint:
         """Train to the last epoch from `start` (None: from fresh parameters); `on_state` sees each segment's state."""
@@ -94,13 +94,13 @@ class Trainer:
         plan_training(self.config, self.dataset.manifest, epoch=0, num_workers=self.config.num_workers)
 
     def first_state(self) -> Checkpoint:
-        """Fresh parameters, drawn on the CPU from the config's seed, or those of the origin."""
+        """Fresh parameters, drawn on the CPU from the config's seed, or those of the pretrained model."""
         config, manifest = self.config, self.dataset.manifest
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = build_model(config, manifest)
-        if self.origin is not None:
-            load_pretrained(model, self.origin, config, manifest)
+        if self.pretrained is not None:
+            load_pretrained(model, self.pretrained, config, manifest)
         mean, std = normalization(config, manifest)
         model_spec = describe(manifest, config.network, layers=config.layers, mean=mean, std=std)
         return Checkpoint(0, dict(model.state_dict()), [None], model_spec=model_spec)

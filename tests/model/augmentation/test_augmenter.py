@@ -42,7 +42,7 @@ def repainted(config: AugmentationConfig, images: NDArray[np.uint8], rows: NDArr
     """What the device computes for some of the images, before it is rounded to uint8."""
     augmenter = Augmenter(config, seed=3, epoch=1, mean=[0.5] * images.shape[1])
     floats = torch.from_numpy(images[rows]).float() / 255
-    return augmenter._repainted(floats, Draws.of(KEYS[rows], seed=3, epoch=1)).numpy()
+    return augmenter._transformed(floats, Draws.of(KEYS[rows], seed=3, epoch=1)).numpy()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

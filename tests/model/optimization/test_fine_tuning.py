@@ -106,7 +106,7 @@ def tuned(trained, pretrained, **fine_tuning):
     """The same training, started from `pretrained`."""
     config = trained.config.model_dump() | {"fine_tuning": {"start_from": "models:/pets@champion", **fine_tuning}}
     return dataclasses.replace(
-        trained, config=normalized_as(TrainingConfig(**config), pretrained.model_spec), origin=pretrained
+        trained, config=normalized_as(TrainingConfig(**config), pretrained.model_spec), pretrained=pretrained
     )  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def test_a_replaced_head_is_initialized_and_all_else_is_pretrained(source, other
     ({"image": {"channels": 3, "height_px": 9, "width_px": 8}}, {}, "takes images of 3 x 9 x 8 and the DataSet has 3"),
     ({"class_names": ["class 0", "class 2", "class 1"]}, {},
      r"knows 3 classes \(class 0, class 2, class 1\) and the DataSet has 3 classes \(class 0, .*replace_head"),
-    ({}, {"replace_head": True, "freeze": ["15.bias"]}, "freeze matches 15.bias of the head that is drawn anew"),
+    ({}, {"replace_head": True, "freeze": ["15.bias"]}, "freeze matches 15.bias of the head, which is replaced"),
 ])  # fmt: skip
 def test_what_must_agree(source, model_spec, fine_tuning, message):
     trained, state = source

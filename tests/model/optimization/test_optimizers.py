@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from shardmean.model.config.optimizer import OPTIONS, OptimizerConfig, num_moments
+from shardmean.model.config.optimizer import OPTIONS, OptimizerConfig, num_optimizer_slots
 from shardmean.model.optimization.optimizers import OPTIMIZERS, build_optimizer
 from tests.model.fitting import bits, fit, training
 
@@ -73,7 +73,7 @@ def test_the_slots_that_are_counted_are_those_that_torch_keeps(name, options):
     model(torch.ones(2, 5)).sum().backward()
     optimizer.step()
     kept = [value for value in optimizer.state[model.weight].values() if torch.is_tensor(value) and value.numel() == 15]
-    assert num_moments(config) == len(kept)
+    assert num_optimizer_slots(config) == len(kept)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
