@@ -13,9 +13,8 @@ import torch
 
 from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.training.local_launcher import LocalLauncher
-
-from .faults import RANK, Fault, Struck, training
-from .fitting import fit
+from tests.model.fitting import fit
+from tests.model.training.faults import RANK, Fault, Struck, training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

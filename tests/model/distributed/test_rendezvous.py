@@ -113,7 +113,7 @@ def test_peers_are_told_of_an_error_before_a_group_is_left_and_the_driver_afterw
             raise RuntimeError("NCCL")
 
     group = WorkerGroup(address, rank=0, num_workers=1, timeout_s=5)
-    group._exchange = Group()
+    group._reducer = Group()
 
     def work() -> None:
         with group:
@@ -157,7 +157,7 @@ def test_workers_that_do_not_come_to_say_where_they_compute_are_named():
 def test_workers_of_which_only_some_have_a_gpu_hear_it_at_once(monkeypatch):
     """As where one machine's driver is broken: by themselves some would wait for NCCL and others for TCP."""
     cpu, gpu = DeviceInfo("a", "cpu"), DeviceInfo("b", "cuda", "GPU-1", "13.0")
-    monkeypatch.setattr("shardmean.model.distributed.rendezvous.place_of", {"cpu": cpu, "cuda:0": gpu}.get)
+    monkeypatch.setattr("shardmean.model.distributed.rendezvous.device_info", {"cpu": cpu, "cuda:0": gpu}.get)
     rendezvous = Rendezvous()
     address = rendezvous.new_address()
 

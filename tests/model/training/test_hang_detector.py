@@ -15,19 +15,19 @@ READY = Progress("a", is_ready=True)
 
 def test_workers_that_never_say_a_word_are_noticed():
     detector = HangDetector(2, 10, first_word_s=40)
-    assert detector.complaint({}, 100) is None
-    assert detector.complaint({}, 139) is None
-    assert detector.complaint({}, 141) == (
+    assert detector.check({}, 100) is None
+    assert detector.check({}, 139) is None
+    assert detector.check({}, 141) == (
         "no worker has said a word for 41 s; wait_for_workers_s and timeout_s are the limit"
     )
 
 
 def test_after_the_first_word_silence_counts_from_it():
     detector = HangDetector(2, 10, first_word_s=40)
-    assert detector.complaint({}, 0) is None
-    assert detector.complaint({0: READY}, 39) is None
-    assert detector.complaint({0: replace(READY, round_index=1)}, 49) is None
-    assert detector.complaint({0: replace(READY, round_index=2)}, 50) == (
+    assert detector.check({}, 0) is None
+    assert detector.check({0: READY}, 39) is None
+    assert detector.check({0: replace(READY, round_index=1)}, 49) is None
+    assert detector.check({0: replace(READY, round_index=2)}, 50) == (
         "worker 1 has said nothing for 11 s; timeout_s is the limit"
     )
 
@@ -38,8 +38,8 @@ def test_after_the_first_word_silence_counts_from_it():
 def test_the_worker_that_is_furthest_behind_is_blamed(last, when):
     detector = HangDetector(2, 10, first_word_s=40)
     said = {0: replace(READY, round_index=3), 1: last}
-    assert detector.complaint(said, 0) is None
-    assert detector.complaint(said, 11) == (
+    assert detector.check(said, 0) is None
+    assert detector.check(said, 11) == (
         f"worker 1 on b, last heard {when}, has said nothing for 11 s; timeout_s is the limit"
     )
 

@@ -127,7 +127,7 @@ def _waits_in_vain(address: Address, rank: int, *, fails: bool, dtype: torch.dty
         if rank == 1:
             if fails:
                 store.abort_all(OSError("disk"))
-            store.store.get("heard")
+            store.tcp_store.get("heard")
             return ""
         exchange.all_reduce(torch.ones(10), dtype=dtype)
     except RuntimeError as error:
@@ -187,7 +187,7 @@ def test_nccl_leaves_failures_to_us_and_the_environment_as_it_was(monkeypatch):
         if before is not None:
             monkeypatch.setenv(name, before)
         ProcessGroupAllReduce(
-            SimpleNamespace(store=None), backend="nccl", device="cuda:1", rank=0, num_workers=2, timeout_s=60
+            SimpleNamespace(tcp_store=None), backend="nccl", device="cuda:1", rank=0, num_workers=2, timeout_s=60
         )
         assert os.environ.get(name) == before
     assert [environment[name] for environment in seen] == ["0", "0"]
