@@ -1,1 +1,1 @@
-"""How workers meet and sum tensors: store, rendezvous, all-reduce."""
+"""How workers find each other and sum tensors: store, rendezvous, all-reduce."""

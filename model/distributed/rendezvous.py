@@ -1,6 +1,7 @@
-"""Where driver and workers meet: a key-value store in the driver that carries rendezvous, progress and the abort flag.
+"""How the workers of a segment find each other: a key-value store in the driver, and a worker's group of peers.
 
-Spark's own `barrier()` and `allGather()` poll once a second; a TCPStore answers in well under a millisecond.
+The store carries addresses, progress and the abort flag. Spark's own `barrier()` and `allGather()` poll once a second;
+a TCPStore answers in well under a millisecond.
 """
 
 from __future__ import annotations
@@ -43,30 +44,30 @@ class Rendezvous:
         self._reading = threading.Lock()
 
     def new_address(self) -> Address:
-        """The meeting place of the next segment."""
+        """The address of the next segment, with keys and a secret of its own."""
         self._num_segments += 1
         prefix = f"{self._prefix}/{self._num_segments}"
         return Address(self._host, self._store.port, prefix, secrets.token_hex(16))
 
     def progress(self, address: Address, num_workers: int) -> dict[int, Progress]:
-        """What the workers that have spoken last said, by rank."""
+        """The last report of each worker that has made one, by rank."""
         store = PrefixStore(address.prefix, self._store)
         with self._reading:
             ranks = [rank for rank in range(num_workers) if store.check([progress_key(rank)])]
             return {rank: Progress(**json.loads(store.get(progress_key(rank)))) for rank in ranks}
 
     def abort(self, address: Address, reason: str) -> None:
-        """Tell a segment's workers to stop: each fails with AbortedError at its next report."""
+        """Stop a segment's workers: each fails with AbortedError at its next report."""
         PrefixStore(address.prefix, self._store).compare_set(ABORT, "", reason)
 
     def abort_reason(self, address: Address) -> str:
-        """Why a segment was aborted, by the first who said so; empty when it was not."""
+        """The first reason given for aborting a segment; empty when it was not aborted."""
         store = PrefixStore(address.prefix, self._store)
         return store.get(ABORT).decode() if store.check([ABORT]) else ""
 
     def end(self, address: Address) -> None:
-        """Delete a segment's keys, but for the abort flag: a worker that Spark lost sight of may still look at it."""
-        # Who reads a key checks for it first, and would wait for one that is deleted in between.
+        """Delete a segment's keys but for the abort flag, which a worker that Spark lost track of may still read."""
+        # `progress` reads keys that it has found, and would wait for one that is deleted in between.
         with self._reading:
             for key in self._store.list_keys():
                 if address.prefix + "/" in key and not key.endswith(f"/{ABORT}"):
@@ -74,7 +75,7 @@ class Rendezvous:
 
 
 def _store_at(host: str) -> TCPStore:
-    # By itself torch listens at all addresses of the machine, and its store asks nobody who they are.
+    # By itself torch listens at all addresses of the machine, and its store authenticates nobody.
     try:
         family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
         server = socket.create_server((host, 0), family=family)
@@ -88,10 +89,10 @@ def _store_at(host: str) -> TCPStore:
 
 
 class WorkerGroup:
-    """A worker's side: sums over all workers, and progress to the driver. Without `sums` it only reports.
+    """A worker's side: sums over all workers, and progress for the driver. Without `sums` it only reports.
 
-    Workers on GPUs of their own sum on them by NCCL, and one that is alone has its sums where it computes; all others
-    sum on the CPU by `Exchange`.
+    Workers on GPUs of their own sum on them by NCCL, a single worker's sums are where it computes, and all others sum
+    on the CPU by `TcpAllReduce`.
     """
 
     def __init__(
@@ -105,10 +106,10 @@ class WorkerGroup:
         device: str = "cpu",
         allow_shared_gpu: bool = False,
     ) -> None:
-        """Meet the others.
+        """Connect to the other workers.
 
         Raises UserError when some have a GPU and others none, or two share one and may not, MissingPeersError when one
-        does not come.
+        does not come, RetryableError when somebody else writes to the driver's store.
         """
         self._store = WorkerStore(address, rank=rank, timeout_s=timeout_s)
         self._rank = rank
@@ -121,14 +122,14 @@ class WorkerGroup:
         if not sums or num_workers == 1:
             return
         common = {"rank": rank, "num_workers": num_workers, "timeout_s": timeout_s}
-        places = self._gathered(device_info(device))
-        check_alike(places)
-        if device != "cpu" and check_distinct(places, allow_shared=allow_shared_gpu):
+        devices = self._devices_of_all(device_info(device))
+        check_alike(devices)
+        if device != "cpu" and check_distinct(devices, allow_shared=allow_shared_gpu):
             self.sums_on = device
             self._reducer = ProcessGroupAllReduce(self._store, backend="nccl", device=device, **common)
         else:
             own_host = _own_host(address, timeout_s)
-            self._reducer = TcpAllReduce(self._store, secret=address.secret, own_host=own_host, **common)
+            self._reducer = TcpAllReduce(self._store, address, own_host=own_host, **common)
 
     def all_reduce(self, values: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """Sum float32 values on `sums_on` over all workers, in place; they travel as `dtype`.
@@ -139,9 +140,9 @@ class WorkerGroup:
             self._reducer.all_reduce(values, dtype=dtype)
 
     def report(self, changed: Callable[[Progress], Progress]) -> None:
-        """Tell the driver how far this worker is, at most once a second; it is asked for then only.
+        """Report to the driver how far this worker is, at most once a second; `changed` is called only then.
 
-        Raises AbortedError when the segment was given up.
+        Raises AbortedError when the segment was aborted.
         """
         if time.monotonic() - self._last_report_s >= PROGRESS_INTERVAL_S:
             self._last_report_s = time.monotonic()
@@ -149,10 +150,10 @@ class WorkerGroup:
             self._store.publish_progress(self._progress)
             self._store.raise_if_aborted()
 
-    def _gathered(self, place: DeviceInfo) -> list[DeviceInfo]:
-        """The places of all workers, in the order of ranks."""
-        keys = [f"place/{rank}" for rank in range(self._num_workers)]
-        self._store.set(keys[self._rank], json.dumps(asdict(place)))
+    def _devices_of_all(self, own: DeviceInfo) -> list[DeviceInfo]:
+        """Where each worker computes, in the order of ranks."""
+        keys = [f"device/{rank}" for rank in range(self._num_workers)]
+        self._store.set(keys[self._rank], json.dumps(asdict(own)))
         try:
             return [DeviceInfo(**json.loads(text)) for text in self._store.get_all(keys)]
         except TimeoutError as error:
@@ -163,25 +164,25 @@ class WorkerGroup:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Leave: peers that still wait for this worker fail at once, and the driver waits for it no more.
+        """Leave: peers that wait for this worker fail at once, and the driver waits for it no more.
 
-        After an error all peers are told to stop, those too that compute for long before the next sum.
+        An error stops all peers, also those that compute for long before the next sum.
         """
         if error is not None:
-            # First of all: they may wait in a group that this worker could not leave before them.
-            self._store.abort_all(error)
+            # Before closing: NCCL's group may close only once the peers have left it.
+            self._store.abort(error)
         try:
             if self._reducer is not None:
                 self._reducer.close(broken=error is not None)
         except RuntimeError as failure:
             if error is None:
                 raise
-            log.warning("worker %d failed, and so did its leaving the others: %s", self._rank, failure)
+            log.warning("worker %d failed, and then failed to leave its group: %s", self._rank, failure)
         finally:
             self._store.mark_done(error)
 
 
 def _own_host(address: Address, timeout_s: float) -> str:
-    # The address by which this machine reaches the driver is one that other machines of the cluster reach too.
+    # Other machines of the cluster can reach the address by which this one reaches the driver.
     with socket.create_connection((address.host, address.port), timeout_s) as probe:
         return str(probe.getsockname()[0])

@@ -1,14 +1,13 @@
-"""Sums over all workers by plain TCP, in the calling thread.
+"""All-reduce over plain TCP connections, one for every two workers, in the calling thread.
 
 A worker owns a part of the values: all others send it theirs, it adds them in the order of ranks, and sends the sum
 back. That is as little traffic as a ring's, two hops for any number of workers, and the bits of the sum do not depend
-on who came first. Nothing waits for a helper thread: where every core computes, waking one takes milliseconds, and a
-round of a small network is not much longer.
+on which part arrives first. No helper thread takes part: where every core computes, waking one takes milliseconds, and
+a round of a small network is not much longer.
 """
 
 from __future__ import annotations
 
-import hmac
 import selectors
 import socket
 import time
@@ -19,19 +18,18 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from ..errors import LostPeersError, MissingPeersError
+from . import handshake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from .store import WorkerStore
+    from .store import Address, WorkerStore
 
 T = TypeVar("T")
-_HELLO_BYTES = 4
 _BUFFER_BYTES = 4 * 2**20
 _SLICE_S = 1.0
-_HELLO_S = 5.0
 _BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
 
 
@@ -39,19 +37,21 @@ class TcpAllReduce:
     """One worker's connections to all others of its segment. Errors are RuntimeErrors that name the peer."""
 
     def __init__(
-        self, store: WorkerStore, *, secret: str, rank: int, num_workers: int, own_host: str, timeout_s: float
+        self, store: WorkerStore, address: Address, *, rank: int, num_workers: int, own_host: str, timeout_s: float
     ) -> None:
-        """Meet the others through `board`; each shows `secret`.
+        """Connect to all others, whose addresses are in `store`; each side proves that it is of the segment.
 
-        Raises MissingPeersError when one does not come, AbortedError when the segment was given up.
+        Raises MissingPeersError when one does not come, AbortedError when the segment was aborted, RetryableError when
+        the store holds an address that no worker of the segment wrote.
         """
+        self._address = address
         self._rank = rank
         self._num_workers = num_workers
         self._timeout_s = timeout_s
         self._inbox = torch.empty((0, 0))
         self._peers: dict[int, socket.socket] = {}
         try:
-            self._connect(store, secret.encode(), own_host)
+            self._connect(store, own_host)
         except OSError as error:
             missing = sorted({*range(num_workers)} - {rank, *self._peers})
             self.close()
@@ -78,63 +78,67 @@ class TcpAllReduce:
         if wire is not values:
             values.copy_(wire)
 
-    def close(self, *, broken: bool = False) -> None:  # noqa: ARG002 - to a connection it is all the same
+    def close(self, *, broken: bool = False) -> None:  # noqa: ARG002 - a connection is closed in one way
         """Close all connections; peers that wait for this worker see it at once."""
         for peer in self._peers.values():
             peer.close()
         self._peers = {}
 
-    def _connect(self, store: WorkerStore, secret: bytes, own_host: str) -> None:
-        # Each connects to those of lower rank, so that there is one connection for every two.
+    def _connect(self, store: WorkerStore, own_host: str) -> None:
+        # Each worker dials those of lower rank. So no two wait for each other's answer.
         deadline = time.monotonic() + self._timeout_s
         family = socket.AF_INET6 if ":" in own_host else socket.AF_INET
         with socket.create_server((own_host, 0), family=family, backlog=self._num_workers) as server:
-            store.set(f"peer/{self._rank}", f"{own_host} {server.getsockname()[1]}")
+            endpoint = f"{own_host} {server.getsockname()[1]}"
+            store.set(f"peer/{self._rank}", endpoint)
             for peer in range(self._rank):
-                self._peers[peer] = self._call(peer, store, secret, deadline)
+                self._dial(peer, store, deadline)
             server.settimeout(_SLICE_S)
             while len(self._peers) < self._num_workers - 1:
                 connection, _ = self._in_slices(store, deadline, server.accept)
-                self._welcome(connection, secret)
+                self._accept(connection, endpoint)
         for connection in self._peers.values():
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
             connection.setblocking(False)
 
-    def _call(self, peer: int, store: WorkerStore, secret: bytes, deadline: float) -> socket.socket:
+    def _dial(self, peer: int, store: WorkerStore, deadline: float) -> None:
         try:
-            host, port = store.get(f"peer/{peer}").split()
-            connection = self._in_slices(store, deadline, partial(_dial, (host, int(port))))
-            connection.sendall(secret + self._rank.to_bytes(_HELLO_BYTES, "big"))
+            endpoint = store.get(f"peer/{peer}")
+            host, port = endpoint.split()
+            connect = partial(socket.create_connection, (host, int(port)), _SLICE_S)
+            self._peers[peer] = connection = self._in_slices(store, deadline, connect)
+            first_byte = partial(connection.recv, 1, socket.MSG_PEEK)
+            handshake.introduce(
+                self._address,
+                connection,
+                rank=self._rank,
+                listener=peer,
+                endpoint=endpoint,
+                await_answer=lambda: self._in_slices(store, deadline, first_byte),
+            )
         except OSError as error:
             raise missing_peers(self._rank, [peer], error) from error
-        return connection
+
+    def _accept(self, connection: socket.socket, endpoint: str) -> None:
+        # A stranger, such as a port scanner that stays silent, costs a few seconds and not the segment.
+        expected = {*range(self._rank + 1, self._num_workers)} - {*self._peers}
+        peer = handshake.accept(self._address, connection, rank=self._rank, endpoint=endpoint, expected=expected)
+        if peer is None:
+            connection.close()
+        else:
+            self._peers[peer] = connection
 
     def _in_slices(self, store: WorkerStore, deadline: float, attempt: Callable[[], T]) -> T:
-        """Try until the deadline what takes a second at most; in between look whether the segment was given up."""
+        """Repeat what takes a second at most until it succeeds, the deadline passes or the segment is aborted."""
         while True:
             try:
                 return attempt()
             except TimeoutError as error:
                 store.raise_if_aborted()
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"no connection for {self._timeout_s:g} s") from error
-
-    def _welcome(self, connection: socket.socket, secret: bytes) -> None:
-        # Others may come by: a scanner of ports that says nothing or hangs up costs a few seconds, no segment.
-        connection.settimeout(min(_HELLO_S, self._timeout_s))
-        try:
-            hello = _received(connection, len(secret) + _HELLO_BYTES)
-        except OSError:
-            connection.close()
-            return
-        peer = int.from_bytes(hello[len(secret) :], "big")
-        is_peer = self._rank < peer < self._num_workers and peer not in self._peers
-        if hmac.compare_digest(hello[: len(secret)], secret) and is_peer:
-            self._peers[peer] = connection
-        else:
-            connection.close()
+                    raise TimeoutError(f"no connection after {self._timeout_s:g} s") from error
 
     def _transfer(self, outgoing: dict[int, Tensor], incoming: dict[int, Tensor]) -> None:
         """Send and receive with all peers at once, so that nobody's full buffers block anybody."""
@@ -175,18 +179,6 @@ class TcpAllReduce:
             raise LostPeersError([peer], f"{_names([peer])} was lost: {error.strerror}") from error
 
 
-def _dial(address: tuple[str, int]) -> socket.socket:
-    return socket.create_connection(address, _SLICE_S)
-
-
-def _received(connection: socket.socket, size: int) -> bytes:
-    """As many bytes, or fewer when the other side hangs up."""
-    found = b""
-    while len(found) < size and (more := connection.recv(size - len(found))):
-        found += more
-    return found
-
-
 def _bytes_of(part: Tensor) -> memoryview:
     return memoryview(part.view(torch.uint8).numpy().data)
 
@@ -198,8 +190,8 @@ def _advance(pending: dict[int, memoryview], peer: int, count: int) -> None:
 
 
 def missing_peers(rank: int, peers: list[int], error: Exception) -> MissingPeersError:
-    """What to raise where some peers did not come."""
-    return MissingPeersError(peers, f"worker {rank} could not meet {_names(peers)}: {error}")
+    """The error for peers that did not come."""
+    return MissingPeersError(peers, f"worker {rank} could not reach {_names(peers)}: {error}")
 
 
 def _names(peers: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""What a failed segment is blamed on: the worker, its host and the round, out of what workers and Spark said."""
+"""The error that a failed segment raises: of all that failed, the cause, with its worker, host and round."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from ..distributed.store import Progress
     from .messages import Failure
 
-# The user's mistake is shown before the world's fault, that before our bug, and that before lost peers.
+# The kind that is taken for the cause where workers failed in several ways: a peer's error only follows another's.
 ORDER = ("user", "diverged", "retryable", "bug", "peer")
 log = logging.getLogger(__name__)
 
 
 def primary_failure(failures: list[Failure]) -> Exception:
-    """The error to show for what workers gave back as failures; the traces of all that are not peers' are logged."""
+    """The error to show for the workers' failures. Logs the traces of all but peers and users' mistakes."""
     first = min(failures, key=lambda f: (ORDER.index(f.kind), f.rank))
     for failure in failures:
         if failure.kind != "user" and (failure is first or failure.kind != "peer"):
@@ -40,11 +40,9 @@ def _where(failure: Failure) -> str:
 
 
 def describe_lost_worker(
-    error: RetryableError, last_reports: Mapping[int, Progress], abort_reason: str
+    error: LostWorkerError, last_reports: Mapping[int, Progress], abort_reason: str
 ) -> RetryableError:
     """`error` with the lost worker, its host and the round in which it was last heard of."""
-    if not isinstance(error, LostWorkerError):
-        return error
     where = "a worker"
     if error.rank is not None:
         last = last_reports.get(error.rank)

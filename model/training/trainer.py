@@ -13,7 +13,7 @@ import torch
 from ..config.training import LOWEST_IS_BEST
 from ..dataset.epoch_layout import PLAN_VERSION
 from ..dataset.sampler import EpochPlan, Stage
-from ..errors import FailedWorkerError, LostLauncherError, RetryableError, UserError
+from ..errors import FailedWorkerError, LostLauncherError, LostWorkerError, RetryableError, UserError
 from ..evaluation.evaluator import Evaluation
 from ..optimization.fine_tuning import PretrainedModel, load_pretrained
 from ..optimization.replica import build_model, normalization
@@ -23,7 +23,8 @@ from .environment import this_environment
 from .failures import describe_lost_worker, primary_failure
 from .merge import merged
 from .messages import Failure, ReplicaState, Report, Rounds, Task, Work
-from .progress import GetProgress, HangDetector, OnProgress, Watch, progress_reporter, run_periodically
+from .progress import GetProgress, OnProgress, Watch, progress_reporter
+from .watchdog import HangDetector, watchdog
 from .worker import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
 
 if TYPE_CHECKING:
@@ -238,9 +239,9 @@ class Trainer:
             for rank, state in enumerate(states)
         ]
         try:
-            with self._guarded(get_progress, address, len(states)):
+            with self._watched(get_progress, address, len(states)):
                 results = self.launcher.run(work, tasks)
-        except RetryableError as error:
+        except LostWorkerError as error:
             raise describe_lost_worker(error, get_progress(), self.launcher.rendezvous.abort_reason(address)) from error
         finally:
             self.launcher.rendezvous.end(address)
@@ -249,18 +250,18 @@ class Trainer:
             raise primary_failure(failures)
         return sorted((r for r in results if isinstance(r, Report)), key=lambda report: report.rank)
 
-    def _guarded(self, get_progress: GetProgress, address: Address, num_workers: int) -> AbstractContextManager[None]:
-        # Peers that wait for a silent worker give up after timeout_s and say so first.
+    def _watched(self, get_progress: GetProgress, address: Address, num_workers: int) -> AbstractContextManager[None]:
+        # Peers that wait for a hung worker give up after timeout_s and report it first.
         limit_s = self.config.timeout_s + GRACE_S
-        detector = HangDetector(num_workers, limit_s, first_word_s=self.config.wait_for_workers_s + limit_s)
+        detector = HangDetector(num_workers, limit_s, first_report_s=self.config.wait_for_workers_s + limit_s)
 
-        def look() -> None:
-            reason = detector.check(get_progress(), time.monotonic())
-            if reason:
+        def end(reason: str) -> None:
+            try:
                 self.launcher.rendezvous.abort(address, reason)
+            finally:
                 self.launcher.cancel(reason)
 
-        return run_periodically(1.0, look)
+        return watchdog(lambda: detector.check(get_progress(), time.monotonic()), end)
 
     def _judged(self, state: Checkpoint) -> Checkpoint:
         metric = self.config.early_stopping.metric

@@ -1,4 +1,4 @@
-"""What several tests of model/ share: small DataSets that were really published, transports, and members that met."""
+"""What several tests of model/ share: small DataSets that were really published, launchers of workers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, publish
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.distributed.rendezvous import Rendezvous, WorkerGroup
 from shardmean.model.training.local_launcher import LocalLauncher
 from tests.model.shard_writer import ShardWriter
-
-from .averaging import group_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,24 +80,6 @@ def tiny_data(make_dataset, tmp_path_factory) -> Dataset:
 @pytest.fixture(scope="session")
 def gray_data(make_dataset, tmp_path_factory) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("gray"), rows={"train": 120}, shape=(1, 8, 8), shard_bytes=2000)
-
-
-@pytest.fixture(scope="module")
-def members() -> Iterator[dict[int, list[WorkerGroup]]]:
-    """Groups of 1, 2 and 3 members; made once a module, because torch asks the name server at every connection."""
-    rendezvous = Rendezvous()
-    groups = {num_workers: group_of(rendezvous, num_workers) for num_workers in (1, 2, 3)}
-    yield groups
-    for member in (member for group in groups.values() for member in group):
-        member.__exit__(None, None, None)
-
-
-@pytest.fixture(scope="module")
-def template() -> nn.Module:
-    """A small network with BatchNorm, which each worker of an averaging copies."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 
 from shardmean.model.errors import RetryableError
 from shardmean.model.training.local_launcher import LocalLauncher
+from tests.model.training.faults import Fault, Struck, training
 
-from .faults import Fault, Struck, training
 from .fitting import fit
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from .fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
+from tests.model.fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
 
 OPTIMIZERS = {
     "momentum": ({"name": "sgd", "momentum": 0.9}, lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)),
@@ -78,6 +78,6 @@ def test_no_synchronous_step_differs_from_all(lenet_data, launchers):
         config = {"optimizer": {"name": "sgd"}, "averaging": averaging, "num_epochs": 1, "num_workers": 2}
         return bits(fit(training(lenet_data, launchers, **config)).model)
 
-    none, some, run_periodically = parameters(0), parameters(2), parameters("all")
-    assert none != some != run_periodically != none
-    assert parameters(10**6) == run_periodically
+    none, some, every = parameters(0), parameters(2), parameters("all")
+    assert none != some != every != none
+    assert parameters(10**6) == every

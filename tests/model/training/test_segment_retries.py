@@ -13,9 +13,8 @@ import torch
 
 from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.training.local_launcher import LocalLauncher
-
-from .faults import RANK, Fault, Struck, training
-from .fitting import fit
+from tests.model.fitting import fit
+from tests.model.training.faults import RANK, Fault, Struck, training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +38,7 @@ def undisturbed(gray_data, launcher) -> Checkpoint:
     ("kind", "said"),
     [
         ("killed", r"a worker was lost: its process ended without a word"),
-        ("hangs", r"worker 1 on \S+, last heard in round \d, has said nothing for \d+ s"),
+        ("hangs", r"worker 1 on \S+, last heard of in round \d, has not reported for \d+ s"),
         ("raises", r"worker 1 on \S+: KeyError: 'a bug of ours'"),
         ("reads badly", r"worker 1 on \S+: \[Errno 5\] Input/output error"),
         ("diverges", r"worker 1 on \S+: worker 1 diverged: its parameters were not finite after round 2"),
@@ -93,6 +92,29 @@ def test_peers_do_not_wait_for_a_worker_that_failed_before_it_came(gray_data, la
     with pytest.raises((UserError, RetryableError), match=r"worker 1 on \S+: .*/nowhere"):
         fit(training(gray_data, Misled(launcher, None), max_segment_retries=0))
     assert time.monotonic() - started < 20, "and timeout_s is 300"
+
+
+class Forged(Struck):
+    """A launcher whose first run gives worker RANK another secret: to the others its entries are forged."""
+
+    num_runs = 0
+
+    def run(self, work: Work, tasks: list[Task]) -> Any:
+        self.num_runs += 1
+        if self.num_runs == 1:
+            address = replace(tasks[RANK].address, secret="another")
+            tasks = [replace(task, address=address) if task.rank == RANK else task for task in tasks]
+        return self._transport.run(work, tasks)
+
+
+def test_after_a_forged_entry_the_segment_is_run_again_with_a_new_secret(gray_data, launcher, undisturbed, caplog):
+    again = fit(training(gray_data, Forged(launcher, None)))
+    (warning,) = [r.getMessage() for r in caplog.records if "trying again (1 of 3)" in r.getMessage()]
+    assert re.search(
+        r"worker (0|1) refused the entry device/(0|1) of the driver's store at .* did not sign it", warning
+    )
+    for name, value in undisturbed.model.items():
+        assert torch.equal(again.model[name], value), name
 
 
 def test_a_training_leaves_no_keys(gray_data):

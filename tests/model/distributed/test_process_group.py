@@ -126,12 +126,12 @@ def _waits_in_vain(address: Address, rank: int, *, fails: bool, dtype: torch.dty
     try:
         if rank == 1:
             if fails:
-                store.abort_all(OSError("disk"))
-            store.store.get("heard")
+                store.abort(OSError("disk"))
+            store.tcp_store.get("done/0")
             return ""
         exchange.all_reduce(torch.ones(10), dtype=dtype)
     except RuntimeError as error:
-        store.set("heard", "")
+        store.set("done/0", "")
         return f"{type(error).__name__}: {error}"
     finally:
         exchange.close(broken=True)
@@ -142,7 +142,7 @@ def _waits_in_vain(address: Address, rank: int, *, fails: bool, dtype: torch.dty
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_who_waits_for_a_sum_hears_that_a_peer_failed(in_processes, dtype):
     heard, _ = in_processes(partial(_waits_in_vain, fails=True, dtype=dtype))
-    assert heard == "AbortedError: worker 0 was told to stop: disk"
+    assert heard == "AbortedError: worker 0 was stopped: disk"
 
 
 def test_who_waits_for_a_sum_gives_up_after_the_time(in_processes):
@@ -187,7 +187,7 @@ def test_nccl_leaves_failures_to_us_and_the_environment_as_it_was(monkeypatch):
         if before is not None:
             monkeypatch.setenv(name, before)
         ProcessGroupAllReduce(
-            SimpleNamespace(store=None), backend="nccl", device="cuda:1", rank=0, num_workers=2, timeout_s=60
+            SimpleNamespace(tcp_store=None), backend="nccl", device="cuda:1", rank=0, num_workers=2, timeout_s=60
         )
         assert os.environ.get(name) == before
     assert [environment[name] for environment in seen] == ["0", "0"]

@@ -13,8 +13,16 @@ from shardmean.model.config.training import AveragingConfig
 from shardmean.model.distributed.rendezvous import WorkerGroup
 from shardmean.model.errors import UserError
 from shardmean.model.optimization.averaging import Averager
-
-from .averaging import OPTIMIZERS, State, Worker, assert_bits, is_counter, mean_of, one_round, together
+from tests.model.optimization.workers import (
+    OPTIMIZERS,
+    State,
+    Worker,
+    assert_bits,
+    is_counter,
+    mean_of,
+    one_round,
+    together,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,9 +32,9 @@ WEIGHTS = [[0.5, 0.5], [0.9, 0.1], [0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3]]
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_all_float_state_becomes_the_weighted_mean(members, template, weights, optimizer):
+def test_all_float_state_becomes_the_weighted_mean(groups, template, weights, optimizer):
     # RAdam's first five steps are plain ones, too short here for a bias before BatchNorm to change.
-    before, after = one_round(members, template, weights, [7] * len(weights), optimizer=optimizer)
+    before, after = one_round(groups, template, weights, [7] * len(weights), optimizer=optimizer)
     names = [name for name in before[0] if not is_counter(name)]
     assert {"model.0.weight", "model.1.running_mean", "model.1.running_var"} < set(names)
     assert any(name.startswith("optimizer.") for name in names)
@@ -40,8 +48,8 @@ def test_all_float_state_becomes_the_weighted_mean(members, template, weights, o
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_all_workers_hold_the_same_bits_afterwards(members, template, weights):
-    _, after = one_round(members, template, weights, list(range(1, len(weights) + 1)))
+def test_all_workers_hold_the_same_bits_afterwards(groups, template, weights):
+    _, after = one_round(groups, template, weights, list(range(1, len(weights) + 1)))
     for other in after[1:]:
         assert_bits(after[0], other)
 
@@ -49,16 +57,16 @@ def test_all_workers_hold_the_same_bits_afterwards(members, template, weights):
 @pytest.mark.parametrize(("weights", "num_steps", "expected"), [
     ([0.5, 0.5], [4, 4], 4), ([0.6, 0.4], [5, 3], 4), ([0.9, 0.1], [7, 1], 6), ([0.2, 0.3, 0.5], [1, 2, 6], 4),
 ])  # fmt: skip
-def test_counters_advance_by_the_rounded_weighted_mean(members, template, weights, num_steps, expected):
+def test_counters_advance_by_the_rounded_weighted_mean(groups, template, weights, num_steps, expected):
     assert expected == round(float(np.dot(weights, num_steps)))
-    _, after = one_round(members, template, weights, num_steps)
+    _, after = one_round(groups, template, weights, num_steps)
     counters = {name: value for name, value in after[0].items() if is_counter(name)}
     assert len(counters) == 1 + 6, "BatchNorm's and Adam's for six parameters"
     assert {int(value) for value in counters.values()} == {expected}
     assert counters["model.1.num_batches_tracked"].dtype == torch.int64
 
 
-def test_counters_go_on_from_the_average_in_later_rounds(members, template):
+def test_counters_go_on_from_the_average_in_later_rounds(groups, template):
     num_steps = [[5, 3], [2, 2], [4, 0]]
     weights = [[0.6, 0.4], [0.5, 0.5], [1.0, 0.0]]
 
@@ -72,10 +80,10 @@ def test_counters_go_on_from_the_average_in_later_rounds(members, template):
             seen.append((int(state["model.1.num_batches_tracked"]), int(state["optimizer.0.step"])))
         return seen
 
-    assert together(members[2], work) == [[(4, 4), (6, 6), (10, 10)]] * 2
+    assert together(groups[2], work) == [[(4, 4), (6, 6), (10, 10)]] * 2
 
 
-def test_a_worker_without_work_in_a_round_takes_the_others_mean(members, template):
+def test_a_worker_without_work_in_a_round_takes_the_others_mean(groups, template):
     def work(rank: int, group: WorkerGroup) -> tuple[State, State]:
         worker = Worker(template, rank, group, AveragingConfig(), "adam")
         worker.steps(1)
@@ -85,13 +93,13 @@ def test_a_worker_without_work_in_a_round_takes_the_others_mean(members, templat
         worker.average(1.0 - rank, 1)
         return before, worker.state()
 
-    (busy, after), (_, idle_after) = together(members[2], work)
+    (busy, after), (_, idle_after) = together(groups[2], work)
     assert_bits(busy, after)
     assert_bits(busy, idle_after)
 
 
-def test_keep_leaves_each_optimizer_alone(members, template):
-    before, after = one_round(members, template, [0.7, 0.3], [2, 3], optimizer_state="keep")
+def test_keep_leaves_each_optimizer_alone(groups, template):
+    before, after = one_round(groups, template, [0.7, 0.3], [2, 3], optimizer_state="keep")
     for one, other in zip(before, after, strict=True):
         optimizer = [name for name in one if name.startswith("optimizer.")]
         assert len(optimizer) == 6 * 3
@@ -101,7 +109,7 @@ def test_keep_leaves_each_optimizer_alone(members, template):
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
-def test_halves_keep_the_mean_to_their_precision_and_all_workers_alike(members, template, num_workers):
+def test_halves_keep_the_mean_to_their_precision_and_all_workers_alike(groups, template, num_workers):
     """Changes travel, so what bfloat16 loses is a part of the round's change and not of the parameters."""
     weights = [1 / num_workers] * num_workers
 
@@ -115,7 +123,7 @@ def test_halves_keep_the_mean_to_their_precision_and_all_workers_alike(members, 
             states.append((before, worker.state()))
         return states
 
-    results = together(members[num_workers], work)
+    results = together(groups[num_workers], work)
     for round_index in range(3):
         before = [states[round_index][0] for states in results]
         after = [states[round_index][1] for states in results]
@@ -138,7 +146,7 @@ def _first(template: nn.Module, name: str, like: Tensor) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("comm_dtype", ["float32", "bfloat16"])
-def test_gradients_become_the_weighted_mean_and_a_worker_without_any_takes_the_others(members, template, comm_dtype):
+def test_gradients_become_the_weighted_mean_and_a_worker_without_any_takes_the_others(groups, template, comm_dtype):
     weights = [0.75, 0.25, 0.0]
 
     def work(rank: int, group: WorkerGroup) -> tuple[list[Tensor], list[Tensor]]:
@@ -149,7 +157,7 @@ def test_gradients_become_the_weighted_mean_and_a_worker_without_any_takes_the_o
         worker.averager.average_gradients(weights[rank], rank=rank, round_index=0)
         return before, [p.grad.clone() for p in worker.model.parameters()]
 
-    results = together(members[3], work)
+    results = together(groups[3], work)
     for index in range(len(results[0][0])):
         mean = sum(weight * before[index] for weight, (before, _) in zip(weights, results, strict=True))
         tolerance = 1e-6 if comm_dtype == "float32" else 0.01
@@ -171,7 +179,7 @@ class Skipping(nn.Module):
         return scores if self.skips else self.second(scores)
 
 
-def of_skipping(members, skips: list[list[bool]], **config) -> list[Any]:
+def of_skipping(groups, skips: list[list[bool]], **config) -> list[Any]:
     """Each worker's state after rounds in which it skips or not, or its error."""
 
     def work(rank: int, group: WorkerGroup) -> Any:
@@ -185,11 +193,11 @@ def of_skipping(members, skips: list[list[bool]], **config) -> list[Any]:
                 return str(error)
         return worker.state()
 
-    return together(members[len(skips[0])], work)
+    return together(groups[len(skips[0])], work)
 
 
-def test_states_of_different_parameters_are_never_summed(members):
-    said = of_skipping(members, [[True, True, True], [False, True, True]])
+def test_states_of_different_parameters_are_never_summed(groups):
+    said = of_skipping(groups, [[True, True, True], [False, True, True]])
     expected = (
         "optimizer states can't be averaged in round 1: worker 0 has one of parameter second.weight, worker 1 has "
         "none yet, since its minibatches gave no gradient; set averaging.optimizer_state to keep or reset, or let "
@@ -199,17 +207,17 @@ def test_states_of_different_parameters_are_never_summed(members):
 
 
 @pytest.mark.parametrize("policy", ["keep", "reset"])
-def test_with_states_that_do_not_travel_a_network_may_skip(members, policy):
-    first, second = of_skipping(members, [[False, True], [True, False]], optimizer_state=policy)
+def test_with_states_that_do_not_travel_a_network_may_skip(groups, policy):
+    first, second = of_skipping(groups, [[False, True], [True, False]], optimizer_state=policy)
     assert torch.equal(first["model.second.weight"], second["model.second.weight"])
 
 
-def test_what_no_worker_has_a_gradient_of_needs_no_state(members):
-    first, second = of_skipping(members, [[True, True], [False, False], [True, False]])
+def test_what_no_worker_has_a_gradient_of_needs_no_state(groups):
+    first, second = of_skipping(groups, [[True, True], [False, False], [True, False]])
     assert_bits(first, second)
 
 
-def test_workers_compare_what_state_they_have_until_all_have_all(members, template, monkeypatch):
+def test_workers_compare_what_state_they_have_until_all_have_all(groups, template, monkeypatch):
     """A comparison costs a sum: where nothing can change any more there is none."""
     sizes = []
 
@@ -230,6 +238,6 @@ def test_workers_compare_what_state_they_have_until_all_have_all(members, templa
         reduce(self, values, **options)
 
     monkeypatch.setattr(WorkerGroup, "all_reduce", counted)
-    together(members[2], work)
+    together(groups[2], work)
     assert sizes.count(6 + 1) == 2 * 2, "once for each worker and optimizer"
     assert len(sizes) == 2 * 2 * (1 + 3)

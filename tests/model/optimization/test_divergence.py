@@ -9,8 +9,7 @@ import torch
 
 from shardmean.model.config.training import AveragingConfig, OuterConfig
 from shardmean.model.errors import DivergedError, PeerDivergedError
-
-from .averaging import State, Worker, assert_bits, together
+from tests.model.optimization.workers import State, Worker, assert_bits, together
 
 if TYPE_CHECKING:
     from shardmean.model.distributed.rendezvous import WorkerGroup
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["parameter", "buffer", "moment"])
-def test_a_state_that_is_not_finite_stops_all_and_changes_nobody(members, template, poison, where):
+def test_a_state_that_is_not_finite_stops_all_and_changes_nobody(groups, template, poison, where):
     def work(rank: int, group: WorkerGroup) -> tuple[Exception, State, State]:
         worker = Worker(template, rank, group, AveragingConfig(), "adam")
         worker.steps(2)
@@ -32,7 +31,7 @@ def test_a_state_that_is_not_finite_stops_all_and_changes_nobody(members, templa
             worker.average(1 / 3, round_index=4)
         return failure.value, before, worker.state()
 
-    results = together(members[3], work)
+    results = together(groups[3], work)
     errors = [error for error, _, _ in results]
     assert [type(error) for error in errors] == [PeerDivergedError, DivergedError, PeerDivergedError]
     assert "worker 1 diverged" in str(errors[1])
@@ -44,7 +43,7 @@ def test_a_state_that_is_not_finite_stops_all_and_changes_nobody(members, templa
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_all_and_changes_nobody(members, template, loss):
+def test_a_loss_that_is_not_finite_stops_all_and_changes_nobody(groups, template, loss):
     def work(rank: int, group: WorkerGroup) -> tuple[Exception, State, State]:
         worker = Worker(template, rank, group, AveragingConfig(), "adam")
         worker.steps(2)
@@ -53,14 +52,14 @@ def test_a_loss_that_is_not_finite_stops_all_and_changes_nobody(members, templat
             worker.average(1 / 2, 3, loss if rank == 1 else 1.0)
         return failure.value, before, worker.state()
 
-    results = together(members[2], work)
+    results = together(groups[2], work)
     assert str(results[0][0]) == "worker 0 stopped in round 3: a peer's state or loss is not finite"
     assert "worker 1 diverged: its training loss was not finite after round 3; lower " in str(results[1][0])
     for _, before, after in results:
         assert_bits(before, after)
 
 
-def test_an_outer_step_that_overflows_stops_all_before_it_is_written(members, template):
+def test_an_outer_step_that_overflows_stops_all_before_it_is_written(groups, template):
     config = AveragingConfig(outer=OuterConfig(learning_rate=1e6))
 
     def work(rank: int, group: WorkerGroup) -> tuple[str, State]:
@@ -71,7 +70,7 @@ def test_an_outer_step_that_overflows_stops_all_before_it_is_written(members, te
             worker.average(1 / 2, 5)
         return str(failure.value), worker.state()
 
-    for rank, (text, state) in enumerate(together(members[2], work)):
+    for rank, (text, state) in enumerate(together(groups[2], work)):
         assert f"worker {rank} diverged: its parameters, by the outer step, were not finite after round 5" in text
         assert "lower averaging.outer or optimizer.learning_rate" in text
         assert all(value.isfinite().all() for value in state.values())

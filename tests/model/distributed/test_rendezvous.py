@@ -1,4 +1,4 @@
-"""Where driver and workers meet: who can reach it, what it tells strangers, broken connections, what is left behind."""
+"""The rendezvous: who can reach it, what strangers can read there, how workers leave, and what is left behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.distributed import TCPStore
 from shardmean.model.distributed.process_group import DeviceInfo
 from shardmean.model.distributed.rendezvous import Rendezvous, WorkerGroup
 from shardmean.model.distributed.store import Progress, WorkerStore
-from shardmean.model.errors import AbortedError, MissingPeersError, UserError
+from shardmean.model.errors import MissingPeersError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,66 +45,42 @@ def test_a_driver_may_have_an_ipv6_address():
     assert rendezvous.progress(address, 2) == {0: Progress("a")}
 
 
-def test_strangers_that_list_its_keys_do_not_learn_the_secret():
-    rendezvous = Rendezvous()
-    address = rendezvous.new_address()
-    WorkerGroup(address, rank=0, num_workers=1, timeout_s=5)
+def test_strangers_that_list_its_keys_do_not_learn_the_secret(rendezvous, address):
+    with ThreadPoolExecutor(2) as pool:
+        groups = list(pool.map(lambda rank: WorkerGroup(address, rank=rank, num_workers=2, timeout_s=5), range(2)))
     stranger = TCPStore(address.host, address.port, None, False)
-    told = [part for key in stranger.list_keys() for part in (key, stranger.get(key).decode())]
-    assert any(address.prefix in part for part in told)
-    assert not any(address.secret in part for part in told)
+    found = [part for key in stranger.list_keys() for part in (key, stranger.get(key).decode())]
+    for group in groups:
+        group.__exit__(None, None, None)
+    assert sum(f"{address.prefix}/peer/" in part for part in found) == 2
+    assert not any(address.secret in part for part in found)
+    assert address.secret not in repr(address)
     assert address.secret != rendezvous.new_address().secret
 
 
-def test_a_connection_that_broke_between_segments_is_made_anew():
-    rendezvous = Rendezvous()
+def test_a_connection_that_broke_between_segments_is_made_anew(rendezvous, address):
     sockets_before = set(sockets_to(rendezvous.new_address()))
     WorkerGroup(rendezvous.new_address(), rank=0, num_workers=1, timeout_s=5)
     for number in set(sockets_to(rendezvous.new_address())) - sockets_before:
         with socket.socket(fileno=os.dup(number)) as connection:
             connection.shutdown(socket.SHUT_RDWR)
-    address = rendezvous.new_address()
     with WorkerGroup(address, rank=0, num_workers=1, timeout_s=5):
         assert not rendezvous.progress(address, 1)[0].is_done
 
 
 def sockets_to(address: Address) -> Iterator[int]:
-    """Numbers of this process's connections to the meeting."""
+    """File descriptors of this process's connections to the store."""
     for number in [int(path.name) for path in Path("/dev/fd").iterdir()]:
         with suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
             if connection.family == socket.AF_INET and connection.getpeername()[1] == address.port:
                 yield number
 
 
-def test_a_word_that_does_not_come_is_waited_for_until_the_timeout_or_the_end():
-    rendezvous = Rendezvous()
-    address = rendezvous.new_address()
-    store = WorkerStore(address, rank=1, timeout_s=0.1)
-    with pytest.raises(TimeoutError, match=r"no peer/0 for 0\.1 s"):
-        store.get("peer/0")
-    rendezvous.abort(address, "worker 2 found no data")
-    with pytest.raises(AbortedError, match="worker 1 was told to stop: worker 2 found no data"):
-        WorkerStore(address, rank=1, timeout_s=300).get("peer/0")
-
-
-def test_the_first_who_fails_says_why_and_all_that_leave_are_done():
-    rendezvous = Rendezvous()
-    address = rendezvous.new_address()
-    boards = [WorkerStore(address, rank=rank, timeout_s=5) for rank in range(3)]
-    for store in boards:
-        store.publish_progress(Progress("a", round_index=4))
-    boards[1].mark_done(OSError("disk"))
-    boards[0].mark_done(RuntimeError("worker 1 left"))
-    boards[2].mark_done(None)
-    assert rendezvous.abort_reason(address) == "disk"
-    assert rendezvous.progress(address, 3) == dict.fromkeys(range(3), Progress("a", round_index=4, is_done=True))
-
-
 @pytest.mark.parametrize("error", [OSError("disk"), None])
-def test_peers_are_told_of_an_error_before_a_group_is_left_and_the_driver_afterwards(caplog, error):
-    """To leave a group may take long, or fail: peers must not wait for that, and the driver must still watch it."""
-    rendezvous = Rendezvous()
-    address = rendezvous.new_address()
+def test_an_error_stops_the_peers_before_the_group_closes_and_the_worker_is_done_afterwards(
+    rendezvous, address, caplog, error
+):
+    """Closing a group may take long, or fail: peers must not wait for that, and the driver must still watch it."""
     seen = []
 
     class Group:
@@ -113,7 +89,7 @@ def test_peers_are_told_of_an_error_before_a_group_is_left_and_the_driver_afterw
             raise RuntimeError("NCCL")
 
     group = WorkerGroup(address, rank=0, num_workers=1, timeout_s=5)
-    group._exchange = Group()
+    group._reducer = Group()
 
     def work() -> None:
         with group:
@@ -126,18 +102,16 @@ def test_peers_are_told_of_an_error_before_a_group_is_left_and_the_driver_afterw
     assert rendezvous.progress(address, 1)[0].is_done
     # The first error is the cause.
     assert str(raised.value) == ("disk" if error else "NCCL")
-    assert ("worker 0 failed, and so did its leaving the others: NCCL" in caplog.text) == (error is not None)
+    assert ("worker 0 failed, and then failed to leave its group: NCCL" in caplog.text) == (error is not None)
 
 
-def test_a_worker_that_is_alone_sends_nothing_from_its_device_to_the_cpu():
-    rendezvous = Rendezvous()
+def test_a_worker_that_is_alone_sends_nothing_from_its_device_to_the_cpu(rendezvous):
     assert (
         WorkerGroup(rendezvous.new_address(), rank=0, num_workers=1, timeout_s=5, device="cuda:1").sums_on == "cuda:1"
     )
 
 
-def test_of_a_segment_that_ended_only_the_word_to_stop_is_left():
-    rendezvous = Rendezvous()
+def test_of_a_segment_that_ended_only_the_abort_flag_is_left(rendezvous):
     address, other = rendezvous.new_address(), rendezvous.new_address()
     for each in (address, other):
         WorkerStore(each, rank=0, timeout_s=5).publish_progress(Progress("a"))
@@ -148,28 +122,26 @@ def test_of_a_segment_that_ended_only_the_word_to_stop_is_left():
     assert rendezvous.progress(other, 1) == {0: Progress("a")}
 
 
-def test_workers_that_do_not_come_to_say_where_they_compute_are_named():
-    rendezvous = Rendezvous()
-    with pytest.raises(MissingPeersError, match=r"worker 0 could not meet workers 1, 2: no place/1, place/2 for 1 s"):
+def test_workers_that_do_not_publish_their_device_are_named(rendezvous):
+    expected = r"worker 0 could not reach workers 1, 2: no device/1, device/2 after 1 s"
+    with pytest.raises(MissingPeersError, match=expected):
         WorkerGroup(rendezvous.new_address(), rank=0, num_workers=3, timeout_s=1)
 
 
-def test_workers_of_which_only_some_have_a_gpu_hear_it_at_once(monkeypatch):
+def test_workers_of_which_only_some_have_a_gpu_fail_at_once(rendezvous, address, monkeypatch):
     """As where one machine's driver is broken: by themselves some would wait for NCCL and others for TCP."""
     cpu, gpu = DeviceInfo("a", "cpu"), DeviceInfo("b", "cuda", "GPU-1", "13.0")
-    monkeypatch.setattr("shardmean.model.distributed.rendezvous.place_of", {"cpu": cpu, "cuda:0": gpu}.get)
-    rendezvous = Rendezvous()
-    address = rendezvous.new_address()
+    monkeypatch.setattr("shardmean.model.distributed.rendezvous.device_info", {"cpu": cpu, "cuda:0": gpu}.get)
 
-    def meet(rank: int, device: str) -> str:
+    def join(rank: int, device: str) -> str:
         with pytest.raises(UserError) as refused:
             WorkerGroup(address, rank=rank, num_workers=2, timeout_s=300, device=device)
         return str(refused.value)
 
     with ThreadPoolExecutor(2) as pool:
-        said = list(pool.map(meet, range(2), ["cpu", "cuda:0"]))
+        errors = list(pool.map(join, range(2), ["cpu", "cuda:0"]))
     expected = (
         "workers compute on different kinds of device (cpu for worker 0 on a; cuda for worker 1 on b) and can't "
         "average: give each a GPU and a torch for CUDA, or set device=cpu"
     )
-    assert said == [expected] * 2
+    assert errors == [expected] * 2

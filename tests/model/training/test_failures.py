@@ -26,9 +26,8 @@ from shardmean.model.training.environment import this_environment
 from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.messages import Failure, Report, Task
 from shardmean.model.training.worker_runtime import attempt, seeded
-
-from .faults import Struck, training
-from .fitting import fit
+from tests.model.fitting import fit
+from tests.model.training.faults import Struck, training
 
 if TYPE_CHECKING:
     from shardmean.model.training.messages import Work

@@ -34,7 +34,7 @@ State = dict[str, Tensor]
 
 
 def group_of(rendezvous: Rendezvous, num_workers: int) -> list[WorkerGroup]:
-    """As many members that have met, by rank."""
+    """As many groups that have met, by rank."""
     address = rendezvous.new_address()
     with ThreadPoolExecutor(num_workers) as pool:
         ranks = range(num_workers)
@@ -78,7 +78,7 @@ def together(group: list[WorkerGroup], work: Callable[[int, WorkerGroup], Any]) 
         return list(pool.map(work, range(len(group)), group))
 
 
-def one_round(members, template, weights, num_steps, *, optimizer="adam", **config) -> tuple[list[State], list[State]]:
+def one_round(groups, template, weights, num_steps, *, optimizer="adam", **config) -> tuple[list[State], list[State]]:
     """Each worker's state before and after the averaging."""
 
     def work(rank: int, group: WorkerGroup) -> tuple[State, State]:
@@ -88,7 +88,7 @@ def one_round(members, template, weights, num_steps, *, optimizer="adam", **conf
         worker.average(weights[rank])
         return before, worker.state()
 
-    results = together(members[len(weights)], work)
+    results = together(groups[len(weights)], work)
     return [before for before, _ in results], [after for _, after in results]
 
 
