@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.spark.task_runner import SparkRunner
-from shardmean.jobs.vectorize.garbage_collection import clean
+from shardmean.jobs.vectorize.dataset_folder import check_folder
+from shardmean.jobs.vectorize.garbage_collection import collect_garbage
 from shardmean.jobs.vectorize.index.table import rejected_table, to_parquet
 from shardmean.jobs.vectorize.report.html import make_report
 from shardmean.jobs.vectorize.source.scan import scan
@@ -73,6 +74,8 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     """
     started = time.monotonic()
     previous = _load_previous(job)
+    if previous is None:
+        check_folder(job.dataset_uri)
     scan_result = _scan(job)
     _tell(job, scan_result)
     if previous is not None and _is_current(job, scan_result, previous):
@@ -89,7 +92,7 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
         update = Update(job, scan_result, None if job.replace else previous, tasks)
         commit = partial(publish, replaces=replaced_version, before_write=lease.check)
         result = _publish(job, update, previous, lease, commit, started)
-        clean(
+        collect_garbage(
             job.dataset_uri,
             keep_versions=job.keep_versions,
             clean_after_hours=job.clean_after_hours,
