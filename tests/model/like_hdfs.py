@@ -1,4 +1,4 @@
-"""A local folder that behaves as hdfs does for Arrow: a file to be replaced is deleted before the new one is renamed."""
+"""A local folder that behaves as hdfs does for Arrow: a file to be replaced is deleted, then the new one renamed."""
 
 from __future__ import annotations
 
