@@ -1,4 +1,4 @@
-"""Deleting what no version names any more: files of killed runs, and of versions that are long out of use."""
+"""Deletes what no version names any more: files of killed runs, and of versions that are long out of use."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from shardmean.jobs.vectorize.dataset_folder import NAMES, is_ours
+from shardmean.model.dataset.manifest import manifest_uri
 from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-FOLDERS = ("shards", "index", "rejected", "reports", "versions")
 log = logging.getLogger(__name__)
 
 
-def clean(
+def collect_garbage(
     dataset_uri: str,
     *,
     keep_versions: int,
@@ -25,33 +26,29 @@ def clean(
     intermediates: Collection[str],
     before_delete: Callable[[], None],
 ) -> int:
-    """Delete files that no kept version names and that are older than `clean_after_hours`; give their number.
+    """Delete files of ours that no kept version names and that are older than `clean_after_hours`; give their number.
 
-    `passing` are files that this run wrote on its way, which are deleted whatever their age. Kept are the newest
-    `keep_versions`, and any that was replaced less than `clean_after_hours` ago. If the store refuses a deletion, that
-    is logged and the rest is left: the version that was published is good all the same.
+    `intermediates` are shards that this run wrote and then replaced: they are deleted whatever their age. Kept are the
+    newest `keep_versions`, and any that was replaced less than `clean_after_hours` ago. If the store refuses a
+    deletion, that is logged and the rest is left: the version that was published is good all the same.
     """
+    num_deleted = 0
     try:
         oldest_ns = time.time_ns() - int(clean_after_hours * 3600e9)
         kept = _kept_names(dataset_uri, keep_versions, oldest_ns)
         if kept is None:
             return 0
-        num_deleted = 0
-        for folder in FOLDERS:
-            uri = filesystem.join(dataset_uri, folder)
+        for folder in NAMES:
+            uri = filesystem.join(dataset_uri, folder) if folder else dataset_uri
             for name, written_ns in sorted(filesystem.list_modified_ns(uri).items()):
-                if name not in kept and (written_ns < oldest_ns or name in intermediates):
-                    before_delete()
-                    filesystem.delete(filesystem.join(uri, name))
-                    num_deleted += 1
-        for uri in (dataset_uri, filesystem.join(dataset_uri, "lease")):
-            for name, written_ns in filesystem.list_modified_ns(uri).items():
-                if filesystem.is_unfinished(name) and written_ns < oldest_ns:
+                # The current manifest and the lease are not named by versions.
+                is_spared = name in kept or (folder in ("", "lease") and not filesystem.is_unfinished(name))
+                if is_ours(folder, name) and not is_spared and (written_ns < oldest_ns or name in intermediates):
                     before_delete()
                     filesystem.delete(filesystem.join(uri, name))
                     num_deleted += 1
     except RetryableError as error:
-        log.warning("not all old files could be cleaned away: %s", error)
+        log.warning("not all old files could be deleted: %s", error)
         return 0
     num_old = num_deleted - len(set(intermediates) - kept)
     if num_old > 0:
@@ -62,17 +59,16 @@ def clean(
 def _kept_names(dataset_uri: str, keep_versions: int, oldest_ns: int) -> set[str] | None:
     """The names of all files of the versions that are kept; None when a version can't be read."""
     modified_ns = filesystem.list_modified_ns(filesystem.join(dataset_uri, "versions"))
-    manifests_there = (name for name in modified_ns if name.endswith(".json"))
-    newest_first = sorted(manifests_there, key=modified_ns.__getitem__, reverse=True)
+    versions = (name for name in modified_ns if is_ours("versions", name) and not filesystem.is_unfinished(name))
     kept: set[str] = set()
     replaced_ns = time.time_ns()
-    manifests = [filesystem.join(dataset_uri, "manifest.json")]
-    for place, name in enumerate(newest_first):
+    uris = [manifest_uri(dataset_uri)]
+    for place, name in enumerate(sorted(versions, key=modified_ns.__getitem__, reverse=True)):
         if place < keep_versions or replaced_ns >= oldest_ns:
-            manifests.append(filesystem.join(dataset_uri, "versions", name))
+            uris.append(filesystem.join(dataset_uri, "versions", name))
             kept |= {name, f"{name.removesuffix('.json')}.html"}
         replaced_ns = modified_ns[name]
-    for uri in manifests:
+    for uri in uris:
         try:
             # Not as a Manifest: one of another schema version names files too.
             content = json.loads(filesystem.read_bytes(uri))
@@ -83,7 +79,7 @@ def _kept_names(dataset_uri: str, keep_versions: int, oldest_ns: int) -> set[str
             continue
         except (ValueError, AttributeError, KeyError, TypeError):
             log.warning(
-                "%s can't be read, so nothing is cleaned away; restore it, or delete it to give up that version", uri
+                "%s can't be read, so no old file is deleted; restore it, or delete it to give up that version", uri
             )
             return None
     return kept

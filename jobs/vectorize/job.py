@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,8 @@ import pyarrow.compute as pc
 
 from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.spark.task_runner import SparkRunner
-from shardmean.jobs.vectorize.garbage_collection import clean
+from shardmean.jobs.vectorize.dataset_folder import check_folder
+from shardmean.jobs.vectorize.garbage_collection import collect_garbage
 from shardmean.jobs.vectorize.index.table import rejected_table, to_parquet
 from shardmean.jobs.vectorize.report.html import make_report
 from shardmean.jobs.vectorize.source.scan import scan
@@ -26,9 +28,9 @@ from shardmean.jobs.vectorize.update import RETRYABLE_REASONS, SOURCE_SETTINGS, 
 from shardmean.model.dataset.manifest import (
     SPLITS,
     Manifest,
+    current_version,
     index_uri,
-    load_manifest,
-    manifest_uri,
+    load_current,
     publish,
     rejected_uri,
     report_uri,
@@ -72,6 +74,8 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     """
     started = time.monotonic()
     previous = _load_previous(job)
+    if previous is None:
+        check_folder(job.dataset_uri)
     scan_result = _scan(job)
     _tell(job, scan_result)
     if previous is not None and _is_current(job, scan_result, previous):
@@ -79,14 +83,16 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     filesystem.check_writable(shards_uri(job.dataset_uri))
     with ExitStack() as ends:
         lease = ends.enter_context(Lease(job.dataset_uri, what=f"the ETL of {job.dataset_uri}"))
+        replaced_version = current_version(job.dataset_uri)
         earlier, previous = previous, _load_previous(job)
         if previous != earlier:
             log.info("another run has published in the meantime: listing the source anew")
             scan_result = _scan(job)
         tasks = runner or ends.enter_context(SparkRunner("shardmean vectorize", job.spark))
         update = Update(job, scan_result, None if job.replace else previous, tasks)
-        result = _publish(job, update, previous, lease.check, started)
-        clean(
+        commit = partial(publish, replaces=replaced_version, before_write=lease.check)
+        result = _publish(job, update, previous, lease, commit, started)
+        collect_garbage(
             job.dataset_uri,
             keep_versions=job.keep_versions,
             clean_after_hours=job.clean_after_hours,
@@ -117,7 +123,12 @@ def _nothing_new(job: VectorizeJob, previous: Manifest, started: float) -> Vecto
 
 
 def _publish(
-    job: VectorizeJob, update: Update, previous: Manifest | None, before_write: Callable[[], None], started: float
+    job: VectorizeJob,
+    update: Update,
+    previous: Manifest | None,
+    lease: Lease,
+    commit: Callable[[Manifest, str], None],
+    started: float,
 ) -> VectorizeResult:
     update.read()
     update.assign_splits()
@@ -132,13 +143,13 @@ def _publish(
     if manifest == previous and not job.replace:
         return _nothing_new(job, manifest, started)
     for place, (name, data) in zip((index_uri, rejected_uri), tables.values(), strict=True):
-        before_write()
+        lease.check()
         filesystem.write_bytes(place(job.dataset_uri, name), data)
     _check_there(manifest, job.dataset_uri)
     report = make_report(Dataset(job.dataset_uri, manifest), index)
-    before_write()
+    lease.check()
     filesystem.write_bytes(report_uri(job.dataset_uri, manifest.digest), report)
-    publish(manifest, job.dataset_uri, before_write=before_write)
+    commit(manifest, job.dataset_uri)
     _summarize(job, manifest, update.counts(), time.monotonic() - started)
     log.info("  report: %s", report_uri(job.dataset_uri, manifest.digest))
     # Files that were only touched give the same examples: the manifest notes their new times, and nobody need train.
@@ -154,14 +165,14 @@ def _check_there(manifest: Manifest, dataset_uri: str) -> None:
 
 
 def _load_previous(job: VectorizeJob) -> Manifest | None:
-    if not filesystem.exists(manifest_uri(job.dataset_uri)):
-        return None
     try:
-        previous = load_manifest(job.dataset_uri)
+        previous = load_current(job.dataset_uri)
     except (RetryableError, UserError) as error:
         if not job.replace:
             raise
         log.warning("%s; replacing it", error)
+        return None
+    if previous is None:
         return None
     differences = _differences(job, previous)
     if differences and not job.replace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
@@ -11,7 +12,7 @@ from pydantic import Field, ValidationError
 from ..config.base import Settings
 from ..config.image import ImageConfig, SplitConfig
 from ..errors import RetryableError, UserError
-from ..storage import filesystem
+from ..storage import conditional, filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 3
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+CURRENT, STAND_IN = "manifest.json", "manifest.new.json"
+ANY = "any"
 SHARD_NAME = r"^[a-z]+-[0-9a-f]{20}\.parquet$"
 FileName = Annotated[str, Field(pattern=r"^[0-9a-f]{20}\.parquet$")]
 
@@ -120,7 +123,7 @@ def mean_and_std(shards: Sequence[Shard], image: ImageConfig) -> tuple[list[floa
 
 def manifest_uri(dataset_uri: str, digest: str | None = None) -> str:
     """Where the current manifest stands, or that of one version."""
-    return filesystem.join(dataset_uri, *(("versions", f"{digest}.json") if digest else ("manifest.json",)))
+    return filesystem.join(dataset_uri, *(("versions", f"{digest}.json") if digest else (CURRENT,)))
 
 
 def shards_uri(dataset_uri: str) -> str:
@@ -148,16 +151,43 @@ def report_uri(dataset_uri: str, digest: str) -> str:
     return filesystem.join(dataset_uri, "reports", f"{digest}.html")
 
 
-def publish(manifest: Manifest, dataset_uri: str, *, before_write: Callable[[], None] = lambda: None) -> None:
+def current_version(dataset_uri: str) -> str | None:
+    """What `publish` is told of the manifest that a new one was made from; None where there is none.
+
+    Look before that manifest is loaded. Raises RetryableError.
+    """
+    return conditional.version_of(manifest_uri(dataset_uri))
+
+
+def publish(
+    manifest: Manifest,
+    dataset_uri: str,
+    *,
+    replaces: str | None = ANY,
+    before_write: Callable[[], None] = lambda: None,
+) -> None:
     """Commit a sealed manifest: its version first, then the current one, which readers follow.
 
-    `before_write` is called before each of the two writes and may raise.
+    `before_write` is called before each write and may raise. With `replaces`, a `current_version`, RetryableError is
+    raised where the current manifest is another by now, which then stays.
     """
     assert manifest.digest, "only a sealed manifest is published"
     text = manifest.model_dump_json().encode()
-    for uri in (manifest_uri(dataset_uri, manifest.digest), manifest_uri(dataset_uri)):
+    uri, version_uri = manifest_uri(dataset_uri), manifest_uri(dataset_uri, manifest.digest)
+    for copy in (version_uri,) if filesystem.replaces_at_once(uri) else (version_uri, _stand_in_uri(dataset_uri)):
         before_write()
-        filesystem.write_bytes(uri, text)
+        filesystem.write_bytes(copy, text)
+    before_write()
+    if not conditional.write_if_unchanged(uri, text, current_version(dataset_uri) if replaces == ANY else replaces):
+        raise RetryableError(
+            f"{uri}: another process has published, or is publishing, since this one began: its version stays, and "
+            "this one's is not published; repeat the command"
+        )
+
+
+def _stand_in_uri(dataset_uri: str) -> str:
+    """A copy of the current manifest, written before it where the store deletes a file before it replaces it (hdfs)."""
+    return filesystem.join(dataset_uri, STAND_IN)
 
 
 def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
@@ -165,23 +195,35 @@ def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
 
     Raises UserError when none was published there, RetryableError when it is damaged or of another schema.
     """
+    if digest is None:
+        manifest = load_current(dataset_uri)
+        if manifest is None:
+            raise UserError(
+                f"{manifest_uri(dataset_uri)}: not found, so {dataset_uri} is no published DataSet (a run that was cut "
+                "off publishes nothing); run `shardmean vectorize` with this dataset_uri, or correct it"
+            )
+        return manifest
     uri = manifest_uri(dataset_uri, digest)
     try:
-        text = filesystem.read_bytes(uri)
+        manifest = _parse(filesystem.read_bytes(uri), uri)
     except FileNotFoundError:
-        if digest is not None:
-            raise UserError(
-                f"{uri}: not found, so {dataset_uri} has no version {digest}, or has it no more (keep_versions); "
-                "give another version, or for a training with a run_key another key"
-            ) from None
         raise UserError(
-            f"{uri}: not found, so {dataset_uri} is no published DataSet (a run that was cut off publishes nothing); "
-            "run `shardmean vectorize` with this dataset_uri, or correct it"
+            f"{uri}: not found, so {dataset_uri} has no version {digest}, or has it no more (keep_versions); "
+            "give another version, or for a training with a run_key another key"
         ) from None
-    manifest = _parse(text, uri)
-    if digest is not None and manifest.digest != digest:
+    if manifest.digest != digest:
         raise RetryableError(f"{uri}: holds version {manifest.digest}, not {digest}; restore it, or use another")
     return manifest
+
+
+def load_current(dataset_uri: str) -> Manifest | None:
+    """The current manifest, or None where none was published. Raises as `load_manifest`."""
+    uri = manifest_uri(dataset_uri)
+    # Once more at the end: it may have been replaced after the first look, and its copy before the second.
+    for each in (uri, _stand_in_uri(dataset_uri), uri):
+        with suppress(FileNotFoundError):
+            return _parse(filesystem.read_bytes(each), each)
+    return None
 
 
 def _parse(text: bytes, uri: str) -> Manifest:

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageRejectedError
-from . import pillow_limits
 from .color import to_pixels
 from .jpeg import check_scans, jpeg_pixels, reduction
+from .pillow_limits import pillow_limits_lifted
 from .resize import place, placement
 from .time_limit import time_limit
 
@@ -63,7 +63,7 @@ def decode_image(data: bytes, config: ImageConfig) -> Decoded:
         raise ImageRejectedError("empty", "the file has 0 bytes")
     check_file_bytes(len(data), config)
     try:
-        with warnings.catch_warnings(), pillow_limits.pillow():
+        with warnings.catch_warnings(), pillow_limits_lifted():
             warnings.simplefilter("ignore")
             Image.init()  # loads Pillow's plugins, once: the clock must not ring inside an import
             with time_limit(config.decode_timeout_s, lambda: _too_slow(config)):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LocalFile:
-    """Write bytes, then publish it by its name; what was not published when the `with` block ends is deleted."""
+    """Write bytes, then publish it by its name; it is deleted if it was not published when the `with` block ends."""
 
     def __init__(self, folder: Path, *, prefix: str = "new") -> None:
         """Begin a file in a folder, which is made where there is none. Raises OSError, as do all other calls."""
@@ -35,12 +35,24 @@ class LocalFile:
             os.posix_fadvise(self._file.fileno(), begun, self._begun - begun, os.POSIX_FADV_DONTNEED)
 
     def publish(self, name: str) -> None:
-        """Wait for the disk and give the file its name, in the place of one that had it."""
+        """Wait for the disk and give the file its name, in place of one that had it."""
+        self._finish()
+        self._path.replace(self._folder / name)
+
+    def publish_new(self, name: str) -> bool:
+        """Give the file its name, whole, unless another has it: then False. The disk must know hard links."""
+        self._finish()
+        try:
+            (self._folder / name).hardlink_to(self._path)
+        except FileExistsError:
+            return False
+        return True
+
+    def _finish(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self._path.chmod(0o644)
-        self._path.replace(self._folder / name)
 
     def __enter__(self) -> Self:
         return self

@@ -6,11 +6,12 @@ s3://bucket/folder?endpoint_override=http://127.0.0.1:9000&region=us-east-1 (pya
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STORES = ("file", "s3", "s3a", "gs", "gcs", "hdfs", "viewfs")
+# Below a file, at a folder, at a ring of links.
+_NO_FILE = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 def local_path(uri: str) -> Path | None:
@@ -86,8 +89,8 @@ def _local() -> fs.LocalFileSystem:
 @lru_cache(maxsize=16)
 def _store(uri: str) -> tuple[fs.FileSystem, str]:
     # A client of S3 costs milliseconds and holds its connections: a task that reads a thousand files needs one.
-    found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
-    return found
+    store: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
+    return store
 
 
 def join(uri: str, *names: str) -> str:
@@ -103,7 +106,7 @@ def read_bytes(uri: str, *, max_bytes: int = -1) -> bytes:
 
     Raises FileNotFoundError when there is no file, RetryableError when it cannot be read.
     """
-    try:
+    with translated("read", uri):
         if (local := _local_name(uri)) is not None:
             # No Path: for small images it costs as much as the reading.
             with open(local, "rb", opener=_open_at_once) as file:
@@ -111,74 +114,59 @@ def read_bytes(uri: str, *, max_bytes: int = -1) -> bytes:
         system, path = locate(uri)
         with system.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read(max_bytes if max_bytes >= 0 else None))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise _refused("read", uri, error) from error
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    # Otherwise whoever opens a pipe that has come in a file's place waits for a writer.
+    # Otherwise opening a pipe that has come in a file's place would wait for a writer.
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_buffer(uri: str) -> pa.Buffer:
     """The content of a file, mapped into memory where it is local. Errors as `read_bytes`."""
     system, path = locate(uri)
-    try:
+    with translated("read", uri):
         if isinstance(system, fs.LocalFileSystem):
             with pa.memory_map(path) as mapped:
                 return mapped.read_buffer()
         with system.open_input_file(path) as file:
             return file.read_buffer()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise _refused("read", uri, error) from error
 
 
 def open_file(uri: str) -> pa.NativeFile:
     """A file of which parts are read: `size()`, `read_at(num_bytes, first)`. Errors as `read_bytes`."""
     system, path = locate(uri)
-    try:
+    with translated("read", uri):
         return system.open_input_file(path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise _refused("read", uri, error) from error
 
 
 def exists(uri: str) -> bool:
-    """Whether a file stands at `uri`. Raises RetryableError when that can't be found out."""
+    """Whether there is a file at `uri`. Raises RetryableError when that can't be found out."""
     system, path = locate(uri)
-    try:
-        return bool(system.get_file_info(path).type == fs.FileType.File)
-    except OSError as error:
-        raise _refused("read", uri, error) from error
+    with translated("read", uri):
+        return bool(system.get_file_info(path).is_file)
+
+
+def list_entries(uri: str) -> list[fs.FileInfo]:
+    """The files and folders directly in a folder; none where there is no folder. Raises RetryableError."""
+    system, path = locate(uri)
+    with translated("list", uri):
+        entries: list[fs.FileInfo] = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return entries
 
 
 def list_names(uri: str) -> list[str]:
     """Names of the files in a folder; none where there is no folder. Raises RetryableError."""
-    return list(list_modified_ns(uri))
+    return [entry.base_name for entry in list_entries(uri) if entry.is_file]
 
 
 def list_modified_ns(uri: str) -> dict[str, int]:
     """The files in a folder by name, with the times of their last writing, in ns since 1970. Raises RetryableError."""
-    return {info.base_name: info.mtime_ns or 0 for info in _list(uri)}
+    return {entry.base_name: entry.mtime_ns or 0 for entry in list_entries(uri) if entry.is_file}
 
 
 def list_sizes(uri: str) -> dict[str, int]:
     """The files in a folder by name, with their sizes in bytes. Raises RetryableError."""
-    return {info.base_name: info.size for info in _list(uri)}
-
-
-def _list(uri: str) -> list[fs.FileInfo]:
-    system, path = locate(uri)
-    try:
-        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    except OSError as error:
-        raise _refused("list", uri, error) from error
-    return [info for info in found if info.type == fs.FileType.File]
+    return {entry.base_name: entry.size for entry in list_entries(uri) if entry.is_file}
 
 
 def check_writable(folder_uri: str) -> None:
@@ -188,22 +176,30 @@ def check_writable(folder_uri: str) -> None:
     delete(probe)
 
 
-def _refused(verb: str, uri: str, error: OSError) -> RetryableError:
-    reason = error.strerror or error
-    return RetryableError(
-        f"cannot {verb} {uri}: {reason}; check the path, permission and network, then repeat the command"
-    )
+@contextmanager
+def translated(verb: str, uri: str) -> Iterator[None]:
+    """Raise RetryableError for any OSError but FileNotFoundError, which is raised where no file can be there either."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if verb == "read" and error.errno in _NO_FILE:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from error
+        raise RetryableError(
+            f"cannot {verb} {uri}: {error.strerror or error}; "
+            "check the path, permission and network, then repeat the command"
+        ) from error
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     """Write a file so that a reader sees all of it or nothing, also after a crash.
 
-    Local and hdfs: a temporary file beside it, then a rename; object stores publish a put as a whole. A file that stood
-    there is replaced at once, but on hdfs Arrow deletes it first: for a moment, or after a crash, there is none.
-    Raises RetryableError with the remedy when the store refuses.
+    Local and hdfs: a temporary file beside it, then a rename; object stores publish a put as a whole. A file that was
+    there is replaced at once, but see `replaces_at_once`. Raises RetryableError with the remedy when the store refuses.
     """
     system, path = locate(uri)
-    with _writing(uri):
+    with writing(uri):
         if isinstance(system, fs.LocalFileSystem):
             name = PurePosixPath(path).name
             with LocalFile(Path(path).parent, prefix=name) as file:
@@ -219,22 +215,17 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
             _put(system, path, data)
 
 
+def replaces_at_once(uri: str) -> bool:
+    """Whether a file that is written anew is there at any time. On hdfs Arrow deletes it before it renames the new one.
+
+    For a moment, or after a crash between the two, there is none.
+    """
+    return not isinstance(locate(uri)[0], fs.HadoopFileSystem)
+
+
 def is_unfinished(name: str) -> bool:
-    """Whether a name is the temporary one of a file in the making; whoever is killed leaves it behind."""
+    """Whether a name is the temporary one of a file in the making; a killed process leaves such files behind."""
     return name.startswith(".") and name.endswith(".tmp")
-
-
-class NewFile(Protocol):
-    """A file in the making."""
-
-    def write(self, data: bytes | pa.Buffer) -> None:
-        """Append bytes."""
-
-    def flush(self) -> None:
-        """Begin to store what was written so far, where that can be begun before the end."""
-
-    def publish(self, name: str) -> None:
-        """Give it its name: from now on it is seen."""
 
 
 @contextmanager
@@ -244,7 +235,7 @@ def new_file(folder_uri: str) -> Iterator[NewFile]:
     As whole as one by `write_bytes`, and with the same errors; one that is not published leaves nothing.
     """
     folder = local_path(folder_uri)
-    with _writing(folder_uri):
+    with writing(folder_uri):
         if folder is None:
             yield _StoreFile(folder_uri)
         else:
@@ -264,15 +255,19 @@ class _StoreFile:
         self._content.write(data)
 
     def flush(self) -> None:
-        """Nothing can be begun."""
+        """Do nothing: a store takes a file as a whole."""
 
     def publish(self, name: str) -> None:
         """Put it into the store."""
         write_bytes(join(self._folder_uri, name), self._content.getvalue())
 
 
+NewFile = LocalFile | _StoreFile
+
+
 @contextmanager
-def _writing(uri: str) -> Iterator[None]:
+def writing(uri: str) -> Iterator[None]:
+    """Raise RetryableError with the remedy for any OSError."""
     try:
         yield
     except OSError as error:
@@ -285,12 +280,8 @@ def _writing(uri: str) -> Iterator[None]:
 def delete(uri: str) -> None:
     """Delete a file; one that is gone already is fine. Raises RetryableError."""
     system, path = locate(uri)
-    try:
+    with suppress(FileNotFoundError), translated("delete", uri):
         system.delete_file(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _refused("delete", uri, error) from error
 
 
 def _put(system: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:

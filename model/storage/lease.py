@@ -1,10 +1,17 @@
-"""A lease: at most one process at a time writes to a folder, on any store, and one that lost it writes nothing more.
+"""A lease: by agreement one process at a time writes to a folder, on any store, and one that lost it stops.
 
 Each holder has a number, greater than any before it (a fencing token). It takes the number by creating a file that
 must not exist yet, and shows life in a file beside it. A holder that is silent for `silent_after_s`, or that was one of
-this machine's processes and is dead, is passed over. Whoever holds the greatest number holds the lease: `check` asks
-before each write. A number's own file is never written again: on some stores a file that is written anew is absent for
-a moment (see `filesystem.write_bytes`), and where the greatest number is not seen, two may write.
+this machine's processes and is dead, is passed over. The greatest number holds the lease: `check` asks before each
+write. A number's own file is never written again: on some stores a file that is written anew is absent for a moment
+(see `filesystem.replaces_at_once`), and where the greatest number is not seen, two may write.
+
+What this can't do: a holder that sleeps between `check` and its write, and is passed over meanwhile, still writes when
+it wakes. So what must not be overwritten, a DataSet's manifest, is written conditionally (see `conditional`); all other
+files are named by their content or by the step that made them, and writing one again does no harm.
+
+Two that try at once: on a local disk and on S3 only one can create the number's file. Elsewhere (gs, hdfs) both may,
+and the later replaces the earlier; each looks again after a moment, and `check` tells the other that it lost.
 
 Source: M. Kleppmann, "How to do distributed locking" (2016), for the fencing tokens.
 """
@@ -14,7 +21,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import re
 import secrets
 import socket
@@ -24,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import LeaseLostError, RetryableError
-from . import filesystem
+from . import conditional, filesystem
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SILENT_AFTER_S = 30.0
 _NAME = re.compile(r"^(\d{8})\.(json|life)$")
+_CLAIM = "claim-"  # with which version 0.1.0 announced itself on S3
 
 
 class Lease:
@@ -58,7 +65,8 @@ class Lease:
         self._number = newest + 1
         self._take()
         for name in filesystem.list_names(self._uri):
-            if (match := _NAME.match(name)) and int(match[1]) < self._number:
+            match = _NAME.match(name)
+            if (match and int(match[1]) < self._number) or name.startswith(_CLAIM):
                 filesystem.delete(filesystem.join(self._uri, name))
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
@@ -82,22 +90,27 @@ class Lease:
         Raises RetryableError when the lease is gone or the store cannot be asked.
         """
         newest = self._newest()
-        if newest > self._number:
-            other = self._read(newest)
-            raise LeaseLostError(
-                f"{self._what} was taken over by process {other.get('pid')} on {other.get('host')} while this one was "
-                "silent: this one stops and writes nothing more"
-            )
         if newest < self._number:
-            # Whoever comes now takes the first number again, and neither would stop for the other.
+            # The next process would take the first number again, and neither would stop for the other.
             raise RetryableError(
                 f"{self._file(self._number)} is gone, which kept others away while {self._what} is at work: "
                 "delete nothing in that folder; repeat the command"
             )
+        if self._is_of_another(newest):
+            other = _content(self._file(newest))
+            raise LeaseLostError(
+                f"{self._what} was taken over by process {other.get('pid')} on {other.get('host')} while this one was "
+                "silent: this one stops and writes nothing more"
+            )
 
     def is_lost(self) -> bool:
         """Whether another process took the folder over. Raises RetryableError when the store cannot be asked."""
-        return self._newest() > self._number
+        newest = self._newest()
+        return newest >= self._number and self._is_of_another(newest)
+
+    def _is_of_another(self, number: int) -> bool:
+        mine = self._holder["nonce"]
+        return number > self._number or _content(self._file(number)).get("nonce", mine) != mine
 
     def _wait_until_passed(self, number: int) -> None:
         # Another machine's clock is not ours: a holder is silent when its file stays the same while we look.
@@ -127,12 +140,9 @@ class Lease:
             except RetryableError as problem:
                 log.warning("%s", problem)
 
-    def _numbers(self) -> list[int]:
-        matches = [_NAME.match(name) for name in filesystem.list_names(self._uri)]
-        return sorted(int(match[1]) for match in matches if match and match[2] == "json")
-
     def _newest(self) -> int:
-        return max(self._numbers(), default=0)
+        matches = map(_NAME.match, filesystem.list_names(self._uri))
+        return max((int(match[1]) for match in matches if match and match[2] == "json"), default=0)
 
     def _file(self, number: int, suffix: str = "json") -> str:
         return filesystem.join(self._uri, f"{number:08d}.{suffix}")
@@ -147,43 +157,14 @@ class Lease:
         filesystem.write_bytes(self._file(self._number, "life"), json.dumps(content).encode())
 
     def _take(self) -> None:
-        """Create the number's file. Raises RetryableError that names whoever was first."""
-        seen, since = self._claims(), time.monotonic()
-        while not self._create(self._number):
-            newest = self._newest()
-            if newest >= self._number:
-                raise self._refused(self._read(newest))
-            if time.monotonic() - since > self._silent_after_s:
-                # A claim lives for a moment: one that stood all this time is of a process that was killed.
-                for name in seen & self._claims():
-                    filesystem.delete(filesystem.join(self._uri, name))
-                seen, since = self._claims(), time.monotonic()
-            # Two that withdrew for each other try again at different times.
-            time.sleep(random.uniform(0.1, 1) * min(1.0, self._silent_after_s / 10))  # noqa: S311 - no secret
-
-    def _claims(self) -> set[str]:
-        return {n for n in filesystem.list_names(self._uri) if n.startswith(f"claim-{self._number:08d}-")}
-
-    def _create(self, number: int) -> bool:
-        """Take a number, unless another has it. Two that try at once: one wins at most."""
-        content = json.dumps(self._holder).encode()
-        path = filesystem.local_path(self._file(number))
-        if path is not None:
-            return _create_local(path, content)
-        # Object stores list at once what was written. Whoever sees another's claim withdraws: of two, the later sees
-        # the earlier's, so both may lose but never both win.
-        claim = f"claim-{number:08d}-{self._holder['nonce']}"
-        filesystem.write_bytes(filesystem.join(self._uri, claim), content)
-        try:
-            rivals = [
-                n for n in filesystem.list_names(self._uri) if n.startswith(f"claim-{number:08d}-") and n != claim
-            ]
-            if rivals or number in self._numbers():
-                return False
-            filesystem.write_bytes(self._file(number), content)
-            return True
-        finally:
-            filesystem.delete(filesystem.join(self._uri, claim))
+        """Create the number's file. Raises RetryableError that names the process that was first."""
+        uri = self._file(self._number)
+        if not conditional.write_if_unchanged(uri, json.dumps(self._holder).encode(), None):
+            raise self._refused(self._read(self._newest()))
+        if not conditional.is_exact(uri):
+            time.sleep(self._silent_after_s / 30)
+            if self._is_of_another(self._number):
+                raise self._refused(self._read(self._number))
 
 
 def _content(uri: str) -> dict[str, Any]:
@@ -194,25 +175,8 @@ def _content(uri: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _create_local(path: Path, content: bytes) -> bool:
-    # A hard link appears with its content or not at all, and fails where the name is taken, on NFS too.
-    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    filesystem.write_bytes(str(new), content)
-    try:
-        os.link(new, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise RetryableError(
-            f"cannot write {path}: {error.strerror or error}; choose a store with hard links"
-        ) from error
-    finally:
-        new.unlink(missing_ok=True)
-    return True
-
-
 def _start_of(pid: int) -> str:
-    """When a process of this machine started, in the kernel's clock ticks; tells it from a later one of its number."""
+    """When a process of this machine started, in the kernel's clock ticks; tells it from a later one of that number."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

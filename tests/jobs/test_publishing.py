@@ -19,10 +19,11 @@ import shardmean.jobs.vectorize.update
 from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize.job import vectorize
-from shardmean.model.dataset.manifest import load_manifest
+from shardmean.model.dataset.manifest import load_manifest, manifest_uri
 from shardmean.model.errors import LeaseLostError, RetryableError, UserError
-from shardmean.model.storage import filesystem
+from shardmean.model.storage import conditional, filesystem
 from shardmean.model.storage.atomic_file import LocalFile
+from tests.model.like_hdfs import pretend_hdfs
 
 from .pile import GONE, Pile, picture
 from .whole import check_whole, rows_of
@@ -32,16 +33,17 @@ import os, signal, sys
 from shardmean.jobs.config.job import VectorizeJob
 from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize.job import vectorize
-from model import storage
+from shardmean.model.storage import conditional, filesystem
 
-original = filesystem.write_bytes
+def deadly(original):
+    def write(uri, *content):
+        if sys.argv[2] in uri:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(uri, *content)
+    return write
 
-def write(uri, data):
-    if sys.argv[2] in uri:
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(uri, data)
-
-filesystem.write_bytes = write
+filesystem.write_bytes = deadly(filesystem.write_bytes)
+conditional.write_if_unchanged = deadly(conditional.write_if_unchanged)
 vectorize(VectorizeJob.model_validate_json(sys.argv[1]), runner=LocalRunner())
 """
 
@@ -51,9 +53,10 @@ def deadly(original, number: int, count, *, after: bool):
         is_last = next(count) == number
         if is_last and not after:
             os.kill(os.getpid(), signal.SIGKILL)
-        original(*arguments)
+        result = original(*arguments)
         if is_last:
             os.kill(os.getpid(), signal.SIGKILL)
+        return result
 
     return step
 
@@ -66,6 +69,7 @@ def killed_at(pile: Pile, number: int, *, after: bool) -> bool:
             count = itertools.count(1)
             LocalFile.flush = deadly(LocalFile.flush, number, count, after=after)
             LocalFile.publish = deadly(LocalFile.publish, number, count, after=after)
+            LocalFile.publish_new = deadly(LocalFile.publish_new, number, count, after=after)
             pile.run()
             os._exit(0)
         finally:
@@ -202,6 +206,66 @@ def test_a_run_that_was_taken_over_publishes_nothing(pile, meanwhile):
     assert check_whole(pile.uri).digest == first.digest
     after = {file.name for file in Path(pile.uri).rglob("*") if file.parent.name not in ("lease", "shards")}
     assert after <= before
+
+
+@pytest.mark.parametrize("store", ["local", "s3"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_run_that_slept_before_its_last_write_does_not_replace_the_winners(
+    pile, in_bucket, monkeypatch, store, is_first
+):
+    """It still held the lease when it looked; while it sleeps, another takes the lease over and publishes."""
+    bucket, write_images = in_bucket
+    job = pile.job() if store == "local" else bucket_job(pile, bucket)
+
+    def add(number: int) -> None:
+        pile.write({f"a/{number}": number}) if store == "local" else write_images({f"a/{number}": number})
+
+    if not is_first:
+        vectorize(job, runner=LocalRunner())
+    add(700)
+    original, winners = conditional.write_if_unchanged, []
+
+    def sleep_before(uri, *content):
+        if uri != manifest_uri(job.dataset_uri) or winners:
+            return original(uri, *content)
+        winners.append(None)
+        (name,) = (n for n in filesystem.list_names(lease) if n.endswith(".json"))
+        holder = json.loads(filesystem.read_bytes(filesystem.join(lease, name)))
+        filesystem.write_bytes(filesystem.join(lease, name), json.dumps(holder | {"released": True}).encode())
+        add(800)
+        winners[0] = vectorize(job, runner=LocalRunner()).digest
+        return original(uri, *content)
+
+    lease = filesystem.join(job.dataset_uri, "lease")
+    monkeypatch.setattr(conditional, "write_if_unchanged", sleep_before)
+    with pytest.raises(RetryableError, match="another process has published, or is publishing, since this one began"):
+        vectorize(job, runner=LocalRunner())
+    assert check_whole(job.dataset_uri).digest == winners[0]
+    assert not vectorize(job, runner=LocalRunner()).changed
+
+
+def test_a_run_killed_while_hdfs_replaces_the_manifest_is_followed(pile, monkeypatch):
+    """The current manifest is absent, and neither reader nor next run takes it for no DataSet."""
+    first = pile.run()
+    pile.write({"a/new": 7})
+
+    def crash(path: str) -> None:
+        if path.endswith("/manifest.json"):
+            raise KeyboardInterrupt
+
+    system = pretend_hdfs(monkeypatch)
+    system.between = crash
+    with pytest.raises(KeyboardInterrupt):
+        pile.run()
+    assert not Path(manifest_uri(pile.uri)).exists()
+    second = check_whole(pile.uri)
+    assert second.digest != first.digest
+    system.between = lambda _path: None
+    assert not pile.run().changed
+    pile.write({"a/newer": 8})
+    result = pile.run()
+    assert result.changed
+    assert check_whole(pile.uri).digest == result.digest
 
 
 def test_a_task_that_fails_once_costs_that_task_alone(pile, monkeypatch, caplog):

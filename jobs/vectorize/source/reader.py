@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -89,14 +88,8 @@ def read_item(item: Item) -> bytes:
             detail += f"{num_rows} rows of {height * width} when it was read; the next run reads it"
             raise ImageRejectedError("changed", detail)
         return b"".join((b"P5\n%d %d\n255\n" % (width, height), pixels))
-    try:
-        # One byte more shows that a file has grown, and a file that never ends does no harm.
-        content = filesystem.read_bytes(item.uri, max_bytes=item.size_bytes + 1)
-    except RetryableError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
-            raise FileNotFoundError(item.uri) from error
-        raise
+    # One byte more shows that a file has grown, and a file that never ends does no harm.
+    content = filesystem.read_bytes(item.uri, max_bytes=item.size_bytes + 1)
     if len(content) != item.size_bytes:
         found = f"more than {item.size_bytes}" if len(content) > item.size_bytes else str(len(content))
         detail = f"{item.size_bytes} bytes when the source was listed, {found} when it was read; the next run reads it"

@@ -1,0 +1,1 @@
+"""Tests of DataSets: manifest, shards, their cache."""

@@ -1,0 +1,1 @@
+"""Tests of files, conditional writes and leases."""
