@@ -10,7 +10,7 @@ SCRIPT = """
 import psutil
 from shardmean.jobs.spark.session import open_session, run_tasks
 from shardmean.jobs.spark.task_runner import SparkRunner, Work
-from model.errors import RetryableError
+from shardmean.model.errors import RetryableError
 
 def kill(jvm):
     jvm.kill()
