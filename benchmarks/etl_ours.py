@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from shardmean.jobs.config.job import VectorizeJob
-from shardmean.jobs.spark.task_runner import Failed, SparkRunner, Work
+from shardmean.jobs.spark.task_runner import Operation, SparkRunner, TaskFailure
 from shardmean.jobs.vectorize.job import vectorize
 
 if TYPE_CHECKING:
@@ -44,18 +44,18 @@ class TimedRunner:
     jobs_s: list[float] = field(default_factory=list)
     accounts: list[list[Account]] = field(default_factory=list)
 
-    def run(self, work: Work[T, R], tasks: Sequence[T]) -> list[R | Failed]:
+    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | TaskFailure]:
         """Run them."""
-        timed: Work[T, tuple[R, Account]] = Work(
-            do=lambda task: _accounted(work, task),
-            size=work.size,
-            num_rejected=lambda report: work.num_rejected(report[0]),
+        timed: Operation[T, tuple[R, Account]] = Operation(
+            do=lambda task: _accounted(operation, task),
+            size=operation.size,
+            num_rejected=lambda report: operation.num_rejected(report[0]),
         )
         started = time.perf_counter()
         reports = self.spark.run(timed, tasks)
         self.jobs_s.append(time.perf_counter() - started)
-        self.accounts.append([report[1] for report in reports if not isinstance(report, Failed)])
-        return [report if isinstance(report, Failed) else report[0] for report in reports]
+        self.accounts.append([report[1] for report in reports if not isinstance(report, TaskFailure)])
+        return [report if isinstance(report, TaskFailure) else report[0] for report in reports]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Ours:
 
     def __enter__(self) -> Self:
         """Start Spark and its Python workers."""
-        self._spark.run(Work(do=abs, size=abs, num_rejected=abs), range(CORES))
+        self._spark.run(Operation(do=abs, size=abs, num_rejected=abs), range(CORES))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -129,9 +129,9 @@ class Ours:
         return Run(time.perf_counter() - started, runner.jobs_s, runner.accounts)
 
 
-def _accounted(work: Work[T, R], task: T) -> tuple[R, Account]:
+def _accounted(operation: Operation[T, R], task: T) -> tuple[R, Account]:
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    report = work.do(task)
+    report = operation.do(task)
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return report, Account(os.getpid(), work.size(task), wall_s, cpu_s, peak_mib)
+    return report, Account(os.getpid(), operation.size(task), wall_s, cpu_s, peak_mib)

@@ -1,4 +1,4 @@
-"""How jobs log: one line a message, with a mark by which a reader of a mixed log finds ours."""
+"""How jobs log: one line a message, with a mark that tells our lines from others in a mixed log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def set_up_logging() -> None:
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stdout, format=f"%(asctime)s {LOG_MARK} %(message)s", datefmt="%H:%M:%S"
     )
-    # py4j logs the stack traces of lost connections, some under no name of its own; the error that follows says it.
-    logging.getLogger().handlers[0].addFilter(lambda record: record.name.split(".")[0] not in ("root", "py4j"))
     for name in ("shardmean", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO)
+    # It logs with a traceback what it raises too.
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Barrier jobs: a segment of training as one Spark job whose tasks all run side by side, each on its own device."""
+"""Barrier jobs: a segment of training as one Spark job whose tasks run side by side, each on a device of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyspark import BarrierTaskContext
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
 from shardmean.jobs.spark import jvm
-from shardmean.jobs.spark.session import first_cause, is_local_mode, reraise_interrupt, spare_the_collector
+from shardmean.jobs.spark.session import first_cause, freeze_garbage, is_local_mode, run_job
 from shardmean.jobs.spark.state_broadcast import broadcast_states, no_room, restored_state
 from shardmean.model.errors import LostLauncherError, LostWorkerError, RetryableError, UserError
 from shardmean.model.training.progress import INTERVAL_S, run_periodically
@@ -25,20 +25,17 @@ if TYPE_CHECKING:
     from pyspark.resource import ResourceProfile
     from pyspark.sql import SparkSession
 
-    from shardmean.jobs.spark.state_broadcast import BroadcastTasks
     from shardmean.model.distributed.rendezvous import Rendezvous
     from shardmean.model.training.messages import Failure, Report, Task, Work
 
 log = logging.getLogger(__name__)
-
-
 POLL_S = 0.2
 
 
 class BarrierLauncher:
-    """Sends a segment's tasks to Spark as one barrier job: all run side by side or none does.
+    """Sends a segment's tasks to Spark as one barrier job: all run side by side, or none does.
 
-    On a cluster whose executors have GPUs each of these tasks asks for one (the ETL's tasks ask for none).
+    On a cluster whose executors have GPUs each of these tasks asks for one; the ETL's tasks ask for none.
     """
 
     def __init__(
@@ -50,10 +47,9 @@ class BarrierLauncher:
         device: str = "auto",
         wait_s: float = 30,
     ) -> None:
-        """Wait up to `wait_s` seconds for a cluster's executors.
+        """Wait up to `wait_s` seconds for slots for `num_workers` tasks.
 
-        Raises UserError when Spark's local mode has no room for `num_workers` tasks at once, RetryableError when a
-        cluster has none (others may be using it).
+        Raises UserError where Spark's local mode has fewer, RetryableError where a cluster has fewer now.
         """
         self.rendezvous = rendezvous
         self._context = session.sparkContext
@@ -68,9 +64,9 @@ class BarrierLauncher:
         deadline = time.monotonic() + (0 if is_local else wait_s)
 
         def log_progress() -> None:
-            log.info("waiting for executors of %s: %d of %d slots are there", master, self.num_slots(), num_workers)
+            log.info("waiting for executors of %s: %d of %d slots are ready", master, self.num_slots(), num_workers)
 
-        # A cluster's executors come one by one, some seconds after the session.
+        # A cluster's executors start one by one, some seconds after the session.
         with run_periodically(INTERVAL_S, log_progress):
             while (slots := self.num_slots()) < num_workers and time.monotonic() < deadline:
                 time.sleep(POLL_S)
@@ -85,7 +81,7 @@ class BarrierLauncher:
         )
 
     def num_slots(self) -> int:
-        """Tasks of a training that Spark can run side by side now, by the count that barrier jobs are checked with."""
+        """Tasks of a training that Spark can run side by side now, as Spark counts them for barrier jobs."""
         scala = self._context._jsc.sc()  # noqa: SLF001 - PySpark has no name for it
         manager = scala.resourceProfileManager()
         if self._profile is None:
@@ -97,18 +93,15 @@ class BarrierLauncher:
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
         """Run one worker per task.
 
-        Raises LostWorkerError when Spark lost a worker's process or machine, LostTransportError when its JVM has ended,
-        UserError when states have no room.
+        Raises LostWorkerError when Spark lost a worker's process or machine, LostLauncherError when its JVM has ended,
+        UserError when the workers' states are too large for the driver.
         """
         self._reason = ""
-        is_local = is_local_mode(self._context)
         try:
-            with broadcast_states(self._context, tasks, live=self._live, is_local=is_local) as parcel:
-                return self._run(work, parcel)
+            return run_job(self._context, partial(self._run, work, tasks), self._group)
         except UserError:
             raise
         except Exception as error:
-            reraise_interrupt(error)
             if jvm.has_ended(self._context):
                 raise LostLauncherError(jvm.ENDED) from error
             if self._reason:
@@ -116,23 +109,23 @@ class BarrierLauncher:
             mistake = no_room(self._context, str(error))
             raise mistake or LostWorkerError(first_cause(error), _lost_rank(error)) from error
 
-    def _run(self, work: Work, parcel: BroadcastTasks) -> list[Report | Failure]:
-        large = parcel.large
+    def _run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
+        is_local = is_local_mode(self._context)
+        with broadcast_states(self._context, tasks, live=self._live, is_local=is_local) as sent:
+            large = sent.large
 
-        def in_task(mine: Iterable[Task]) -> Iterator[Report | Failure]:
-            from shardmean.model.training.worker_runtime import attempt
+            def in_task(mine: Iterable[Task]) -> Iterator[Report | Failure]:
+                from shardmean.model.training.worker_runtime import attempt
 
-            spare_the_collector()
-            for task in mine:
-                yield attempt(
-                    work, restored_state(_with_own_threads(task), large), partial(task_device, task.config.device)
-                )
+                freeze_garbage()
+                for task in mine:
+                    whole = restored_state(_with_own_threads(task), large)
+                    yield attempt(work, whole, partial(task_device, task.config.device))
 
-        self._context.setJobGroup(self._group, "a segment of training", interruptOnCancel=True)
-        tasks_rdd = self._context.parallelize(parcel.tasks, len(parcel.tasks))
-        if self._profile is not None:
-            tasks_rdd = tasks_rdd.withResources(self._profile)
-        return tasks_rdd.barrier().mapPartitions(in_task).collect()
+            tasks_rdd = self._context.parallelize(sent.tasks, len(sent.tasks))
+            if self._profile is not None:
+                tasks_rdd = tasks_rdd.withResources(self._profile)
+            return tasks_rdd.barrier().mapPartitions(in_task).collect()
 
     def cancel(self, reason: str) -> None:
         """End the running job; `run` then raises RetryableError with this reason."""
@@ -141,7 +134,7 @@ class BarrierLauncher:
 
 
 def _training_profile(context: SparkContext, device: str) -> ResourceProfile | None:
-    """A GPU for each task of the training alone, where executors have GPUs (local mode's have none) but tasks none."""
+    """A request of one GPU for each task of the training, where executors have GPUs and Spark assigns tasks none."""
     conf = context.getConf()
     has_gpus = conf.contains("spark.executor.resource.gpu.amount") and not is_local_mode(context)
     if device == "cpu" or not has_gpus or conf.contains("spark.task.resource.gpu.amount"):
@@ -151,7 +144,7 @@ def _training_profile(context: SparkContext, device: str) -> ResourceProfile | N
 
 
 def _with_own_threads(task: Task) -> Task:
-    # OMP_NUM_THREADS would not know of a resource profile's cores.
+    # OMP_NUM_THREADS does not count a resource profile's cores.
     context = BarrierTaskContext.get()
     if task.config.threads_per_worker is not None or context is None:
         return task
@@ -169,9 +162,9 @@ def driver_host(session: SparkSession) -> str:
 
 
 def task_device(wanted: str) -> str:
-    """The device of the running Spark task: the GPU that Spark gave it, else one by its rank, else the CPU.
+    """The device of the running Spark task: the GPU that Spark assigned, else one by its rank, else the CPU.
 
-    Raises UserError when a GPU is wanted, or Spark gave the task one, and torch finds none.
+    Raises UserError where a GPU is wanted, or Spark assigned one, and torch finds none.
     """
     import torch
 
@@ -183,7 +176,7 @@ def task_device(wanted: str) -> str:
     if torch.cuda.is_available():
         return f"cuda:{gpu.addresses[0] if gpu else context.partitionId() % torch.cuda.device_count()}"
     if gpu is not None:
-        # On the CPU it would never meet its peers that have a GPU.
+        # On the CPU it could not join its peers, which have GPUs.
         raise UserError(
             f"Spark gave this task the GPU {gpu.addresses[0]}, but torch {torch.__version__} finds none: install a "
             "torch for CUDA and NVIDIA's driver on this machine, or set device=cpu"

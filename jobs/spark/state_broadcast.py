@@ -1,4 +1,4 @@
-"""The workers' states on their way through Spark: large ones are broadcast, because a task's own size has a limit."""
+"""Broadcasts the large parts of the workers' states, because Spark limits the size of a task."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from shardmean.model.training.messages import Task
 
 LARGE_BYTES = 2**18
-# Of what comes back, in the driver's heap: measured with 1 GiB, where 250 MiB had room and 330 MiB had none, and in
-# local mode, where the driver's Java holds the executor too, 134 MiB and 180 MiB.
+# Copies of what comes back that the driver's heap holds at once. Measured: a heap of 1 GiB has room for 250 MiB and
+# not for 330 MiB; in local mode, where it holds the executor too, for 134 MiB and not for 180 MiB.
 COPIES, COPIES_IN_LOCAL_MODE = 2.5, 5
-# What Spark has no room for: the driver's settings are to blame, and trying again would end the same way.
+# Settings of the driver to raise, by the words of Spark's errors; repeating the job would fail in the same way.
 _REMEDIES = {
     "spark.rpc.message.maxSize": ("exceeds max allowed",),
     "spark.driver.maxResultSize": ("is bigger than spark.driver.maxResultSize",),
@@ -30,7 +30,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class BroadcastTasks:
-    """Tasks without the large parts of their states, and those as broadcasts, by rank and name."""
+    """Tasks without the large parts of their states, and these parts as broadcasts, by rank and name."""
 
     tasks: list[Task]
     large: dict[int, dict[str, Broadcast[Any]]]
@@ -42,12 +42,12 @@ def broadcast_states(
 ) -> Iterator[BroadcastTasks]:
     """The tasks to send in place of `tasks`. A part of a state that several tasks share is broadcast once.
 
-    `held` lists the broadcasts while the `with` block runs, and after one that failed until the next begins.
-    Raises UserError where the states have no room in the driver.
+    `live` lists the broadcasts while the `with` block runs, and after a failed one until the next begins.
+    Raises UserError where the states do not fit into the driver's memory.
     """
     sizes = {id(part): num_bytes(part) for task in tasks for part in task.state.values()}
     _check_room(context, tasks, sum(sizes.values()), is_local=is_local)
-    _let_go(live)
+    _destroy(live)
     sent: dict[int, Broadcast[Any]] = {}
     for part in (part for task in tasks for part in task.state.values()):
         if sizes[id(part)] >= LARGE_BYTES and id(part) not in sent:
@@ -57,24 +57,23 @@ def broadcast_states(
         [replace(task, state={k: v for k, v in task.state.items() if id(v) not in sent}) for task in tasks],
         {task.rank: {k: sent[id(v)] for k, v in task.state.items() if id(v) in sent} for task in tasks},
     )
-    # Not after a failure or a SIGTERM: tasks may still run, Spark's threads wait until those let go of a broadcast, and
-    # when the session stops meanwhile they print their stacks whatever the log level.
-    _let_go(live)
+    # Not after a failure or an interrupt: tasks may still run, and Spark would wait until they release the broadcast.
+    _destroy(live)
 
 
-def _let_go(live: list[Broadcast[Any]]) -> None:
+def _destroy(live: list[Broadcast[Any]]) -> None:
     while live:
         live.pop().destroy()
 
 
 def restored_state(task: Task, large: dict[int, dict[str, Broadcast[Any]]]) -> Task:
-    """Inside a Spark task: the task as it was before it was packed."""
+    """Inside a Spark task: the task with its whole state."""
     return replace(task, state=task.state | {name: broadcast.value for name, broadcast in large[task.rank].items()})
 
 
 def num_bytes(state: Any) -> int:
     """Bytes of all tensors in a state."""
-    from torch import Tensor  # the ETL, which sends no states, can do without
+    from torch import Tensor  # slow to import, and the ETL sends no states
 
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
@@ -84,9 +83,9 @@ def num_bytes(state: Any) -> int:
 
 
 def no_room(context: SparkContext, text: str) -> UserError | None:
-    """The user's mistake where the text of Spark's error says that states had no room in the driver."""
+    """The user's mistake where the text of Spark's error says that the states did not fit into the driver."""
     if "Job aborted" in text and "OutOfMemoryError" in text:
-        return None  # an executor's memory: a machine with more of it may do
+        return None  # an executor's memory: a retry may find a machine with more
     for setting, signs in _REMEDIES.items():
         if any(sign in text for sign in signs):
             line = next(line.strip() for line in text.splitlines() if any(sign in line for sign in signs))
@@ -97,7 +96,7 @@ def no_room(context: SparkContext, text: str) -> UserError | None:
 
 
 def _check_room(context: SparkContext, tasks: Sequence[Task], sent_bytes: int, *, is_local: bool) -> None:
-    """Raise UserError where the states have no room in the driver; one out of memory would hang, not fail."""
+    """Raise UserError where the states do not fit into the driver: without memory it would hang, not fail."""
     returned_bytes = _returned_bytes(tasks)
     limit = _bytes_of(context, "spark.driver.maxResultSize", "1g")
     if 0 < limit < returned_bytes:
@@ -124,7 +123,7 @@ def _returned_bytes(tasks: Sequence[Task]) -> int:
     model_bytes, policy = num_bytes(state["model"]), config.averaging.optimizer_state
     optimizer_bytes = 0 if policy == "reset" else num_bytes(state["optimizer"])
     if state["optimizer"] is None and policy != "reset" and not config.fine_tuning.freeze:
-        # Optimizers make their state at the first step; what is frozen has none.
+        # Optimizers make their state at the first step, for parameters that are not frozen.
         optimizer_bytes = num_optimizer_slots(config.optimizer) * model_bytes
     outer_bytes = 0 if config.averaging.outer.is_plain else model_bytes
     return model_bytes + outer_bytes + optimizer_bytes * (len(tasks) if policy == "keep" else 1)

@@ -1,4 +1,4 @@
-"""Who runs the ETL's tasks: Spark, or this process; and the lines that say how far they are."""
+"""Runs ETL tasks on Spark or in this process, with progress."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+
+from pyspark.accumulators import AccumulatorParam
 
 from shardmean.jobs.spark.session import open_session, run_tasks
 from shardmean.model.errors import RetryableError, UserError
@@ -24,64 +26,67 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A task that could not do its work, and whether repeating it may help."""
+class TaskFailure:
+    """Why a task failed: by the user's mistake, or by something that may succeed when it is repeated."""
 
     message: str
     is_users: bool
 
 
 @dataclass(frozen=True)
-class Work(Generic[T, R]):
-    """What a kind of task does. `size` counts a task's images, `num_rejected` those of a report, for progress."""
+class Operation(Generic[T, R]):
+    """What to do with a task. `size` counts a task's images and `num_rejected` those of a report, for progress."""
 
     do: Callable[[T], R]
     size: Callable[[T], int]
     num_rejected: Callable[[R], int]
 
-    def attempt(self, task: T) -> R | Failed:
-        """Do a task, or say why not: an error that travels by Spark loses its words."""
+    def try_task(self, task: T) -> R | TaskFailure:
+        """The task's report, or its failure as a value: through Spark an error would lose its message."""
         try:
             return self.do(task)
         except (UserError, RetryableError) as error:
-            return Failed(str(error), isinstance(error, UserError))
+            return TaskFailure(str(error), isinstance(error, UserError))
 
 
 class Runner(Protocol):
-    """Runs tasks, each of which may be run twice, and gives their reports in order."""
+    """Runs tasks, each of which may be run twice, and returns their reports in order."""
 
-    def run(self, work: Work[T, R], tasks: Sequence[T]) -> list[R | Failed]:
+    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | TaskFailure]:
         """Raises RetryableError when tasks were lost."""
 
 
-def run_all(runner: Runner, work: Work[T, R], tasks: Sequence[T]) -> list[R]:
-    """The reports of all tasks; those that fail are tried once more. Raises UserError and RetryableError."""
-    reports: list[R | Failed] = runner.run(work, tasks) if tasks else []
-    failed = {n: r for n, r in enumerate(reports) if isinstance(r, Failed) and not r.is_users}
+def run_all(runner: Runner, operation: Operation[T, R], tasks: Sequence[T]) -> list[R]:
+    """The reports of all tasks. A task that fails is repeated once, unless by the user's mistake.
+
+    Raises UserError and RetryableError.
+    """
+    reports: list[R | TaskFailure] = runner.run(operation, tasks) if tasks else []
+    failed = {n: r for n, r in enumerate(reports) if isinstance(r, TaskFailure) and not r.is_users}
     if failed:
         reason = next(iter(failed.values())).message
-        log.warning("%d of %d tasks failed and are tried again: %s", len(failed), len(tasks), reason)
-        again: list[R | Failed] = runner.run(work, [tasks[number] for number in failed])
+        log.warning("%d of %d tasks failed and are repeated: %s", len(failed), len(tasks), reason)
+        again: list[R | TaskFailure] = runner.run(operation, [tasks[number] for number in failed])
         for number, report in zip(failed, again, strict=True):
             reports[number] = report
     good: list[R] = []
     for report in reports:
-        if isinstance(report, Failed):
+        if isinstance(report, TaskFailure):
             raise UserError(report.message) if report.is_users else RetryableError(report.message)
         good.append(report)
     return good
 
 
 class LocalRunner:
-    """Runs tasks in this process, one after the other, for tests and for measuring."""
+    """Runs tasks in this process, one after the other, for tests and benchmarks."""
 
-    def run(self, work: Work[T, R], tasks: Sequence[T]) -> list[R | Failed]:
+    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | TaskFailure]:
         """Run them."""
-        return [work.attempt(task) for task in tasks]
+        return [operation.try_task(task) for task in tasks]
 
 
 class SparkRunner:
-    """Runs tasks on Spark, which starts when the first come and ends with the `with` block."""
+    """Runs tasks on Spark, which starts with the first tasks and stops at the end of the `with` block."""
 
     def __init__(self, name: str, settings: Mapping[str, str]) -> None:
         self._name = name
@@ -95,31 +100,46 @@ class SparkRunner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ends.__exit__(kind, error, at)
 
-    def run(self, work: Work[T, R], tasks: Sequence[T]) -> list[R | Failed]:
-        """Run them side by side as one plain job, of which Spark repeats the tasks that are lost with a machine."""
+    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | TaskFailure]:
+        """Run them in parallel as one plain job. Spark repeats tasks that are lost with a machine."""
         if self._session is None:
             self._session = self._ends.enter_context(open_session(self._name, self._settings))
-        context = self._session.sparkContext
-        done, rejected = context.accumulator(0), context.accumulator(0)
+        # By the task's number: Spark may run a task twice, and then it counts once.
+        reported = self._session.sparkContext.accumulator({}, _Counts())
 
-        def run(task: T) -> R | Failed:
-            report = work.attempt(task)
-            done.add(work.size(task))
-            if not isinstance(report, Failed):
-                rejected.add(work.num_rejected(report))
+        def run(numbered: tuple[int, T]) -> R | TaskFailure:
+            number, task = numbered
+            report = operation.try_task(task)
+            num_rejected = 0 if isinstance(report, TaskFailure) else operation.num_rejected(report)
+            reported.add({number: (operation.size(task), num_rejected)})
             return report
 
-        total, started = sum(map(work.size, tasks)), time.monotonic()
+        total, started = sum(map(operation.size, tasks)), time.monotonic()
 
         def log_progress() -> None:
-            log.info("%s", progress(done.value, total, rejected.value, time.monotonic() - started))
+            counts = list(reported.value.values())
+            done, rejected = sum(done for done, _ in counts), sum(rejected for _, rejected in counts)
+            log.info("%s", progress(done, total, rejected, time.monotonic() - started))
 
         with run_periodically(INTERVAL_S, log_progress):
-            return run_tasks(self._session, run, tasks)
+            return run_tasks(self._session, run, list(enumerate(tasks)))
+
+
+class _Counts(AccumulatorParam[dict[int, tuple[int, int]]]):
+    """Images done and rejected, by the number of the task."""
+
+    def zero(self, value: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:  # noqa: ARG002 - PySpark passes it
+        return {}
+
+    def addInPlace(  # noqa: N802 - PySpark's name
+        self, value1: dict[int, tuple[int, int]], value2: dict[int, tuple[int, int]]
+    ) -> dict[int, tuple[int, int]]:
+        value1.update(value2)
+        return value1
 
 
 def progress(done: int, total: int, num_rejected: int, seconds: float) -> str:
-    """One line: images done, the rate, those rejected, and the time left."""
+    """One line: images done and rejected, the rate, and the time left."""
     line = f"{done:,} of {total:,} images ({100 * done / max(1, total):.0f} %), {num_rejected:,} rejected"
     if not done:
         return f"{line}, {seconds:.0f} s"

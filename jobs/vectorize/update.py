@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardmean.jobs.common.arrow_tables import give_back_memory
-from shardmean.jobs.spark.task_runner import Work, run_all
+from shardmean.jobs.spark.task_runner import Operation, run_all
 from shardmean.jobs.vectorize.compaction import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
 from shardmean.jobs.vectorize.index.duplicates import CONFLICT, IN_OTHER_SPLIT
 from shardmean.jobs.vectorize.index.split_assignment import Candidates, assign_splits, fixed_codes
@@ -119,7 +119,7 @@ class Update:
 
     def _read(self, is_chosen_N: NDArray[np.bool_]) -> None:
         job, class_names = self.job, self.scan.class_names
-        work: Work[PartitionTask, PartitionReport] = Work(
+        operation: Operation[PartitionTask, PartitionReport] = Operation(
             do=lambda task: vectorize_partition(task, job, class_names),
             size=lambda task: len(task.items),
             num_rejected=lambda report: report.num_rejected,
@@ -129,7 +129,7 @@ class Update:
         rows_per_shard = job.shard_bytes // job.image.example_bytes
         # Handed on without a name: nobody holds the tasks when they are done.
         reports = run_all(
-            self.runner, work, plan_tasks(self.scan.items, is_chosen_N, known, rows_per_shard=rows_per_shard)
+            self.runner, operation, plan_tasks(self.scan.items, is_chosen_N, known, rows_per_shard=rows_per_shard)
         )
         self._merge_reports(reports)
         give_back_memory()
@@ -215,7 +215,7 @@ class Update:
                 "place": pa.array(np.arange(len(self.codes_N))),
             }
         )
-        work: Work[RewriteTask, RewriteReport] = Work(
+        operation: Operation[RewriteTask, RewriteReport] = Operation(
             do=lambda task: rewrite(task, job),
             size=lambda task: sum(table.num_rows for table in task.wanted),
             num_rejected=lambda _: 0,
@@ -234,7 +234,7 @@ class Update:
             )
             if not tasks:
                 return
-            reports = run_all(self.runner, work, tasks)
+            reports = run_all(self.runner, operation, tasks)
             gone = {shard.name for task in tasks for shard in task.shards}
             self.intermediates |= gone - self._names_before
             self.shards = {number: shard for number, shard in self.shards.items() if shard.name not in gone}

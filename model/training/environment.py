@@ -17,7 +17,7 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class Environment:
-    """A process's host and its versions: Python's, torch's (no build label), Kornia's, and this package's hash."""
+    """A process's host and its versions: Python's, torch's (no build label), Kornia's, and the hash of our code."""
 
     host: str
     python: str
@@ -39,10 +39,11 @@ class Environment:
 
 @lru_cache(maxsize=1)
 def this_environment() -> Environment:
-    """The running process's."""
+    """The running process's. The hash is of `model` and of `jobs`, whose tasks run on workers too."""
     code = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for file in sorted(package.rglob("*.py")):
+    package = Path(__file__).parents[2]
+    # By folder: in a clone these are links, which rglob does not follow.
+    for file in sorted(file for folder in ("jobs", "model") for file in (package / folder).rglob("*.py")):
         code.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
     return Environment(
         host=socket.gethostname(),

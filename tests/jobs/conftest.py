@@ -35,7 +35,7 @@ SPLIT = SplitConfig(train=0.6, validation=0.2, test=0.2)
 
 @pytest.fixture(scope="session")
 def spark():
-    """One session for all tests: `open_session` finds it running, and its `stop` waits for the end of the tests."""
+    """One session for all tests, as a caller's: `open_session` uses it and leaves it open."""
     from pyspark.sql import SparkSession
 
     from shardmean.jobs.spark.java import java_environment
@@ -45,12 +45,10 @@ def spark():
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.master("local[3]").appName("tests")
-    for key, value in {**DEFAULTS, **QUICK_JVM, "spark.log.level": "OFF"}.items():
+    for key, value in {**DEFAULTS, **QUICK_JVM, "spark.log.level": "ERROR"}.items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SparkSession, "stop", lambda _session: None)
-        yield session
+    yield session
     session.stop()
 
 

@@ -27,8 +27,7 @@ from shardmean.model.serving import image_model
 from shardmean.model.storage import filesystem
 from shardmean.model.training import checkpoint
 from shardmean.model.training.progress import EpochProgress
-
-from .indexed import Made, publish_indexed
+from tests.jobs.indexed import Made, publish_indexed
 
 pytestmark = pytest.mark.usefixtures("spark")
 HOPELESS = {"num_epochs": 1, "optimizer": OptimizerConfig(learning_rate=1e-6)}

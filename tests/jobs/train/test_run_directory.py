@@ -14,8 +14,7 @@ from shardmean.jobs.train.job import train
 from shardmean.jobs.train.run_directory import RunDirectory, directory_of
 from shardmean.model.errors import RetryableError
 from shardmean.model.storage.lease import Lease
-
-from .indexed import Made, publish_indexed
+from tests.jobs.indexed import Made, publish_indexed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,8 +22,7 @@ from shardmean.jobs.train.run_directory import directory_of
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.storage.lease import Lease
 from shardmean.model.training import checkpoint
-
-from .cluster import running_cluster
+from tests.jobs.cluster import running_cluster
 
 if TYPE_CHECKING:
     from shardmean.jobs.config.job import TrainJob
@@ -102,18 +101,19 @@ def test_a_cluster_gives_the_bits_of_local_workers_also_after_an_executor_was_ki
 
 LARGE_STATE = """
 import json, sys
-from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session
-from shardmean.model.distributed.rendezvous import Meeting
+from shardmean.jobs.spark.barrier import BarrierLauncher, driver_host
+from shardmean.jobs.spark.session import open_session
+from shardmean.model.distributed.rendezvous import Rendezvous
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.dataset.manifest import load_manifest
-from shardmean.model.training.trainer import Training
+from shardmean.model.training.trainer import Trainer
 from shardmean.jobs.config.job import TrainJob
 
 with open(sys.argv[1]) as file:
     job = TrainJob.model_validate_json(file.read())
 with open_session("large", job.spark) as session:
-    transport = BarrierTransport(session, Meeting(driver_host(session)), 2)
-    training = Training(job, Dataset(job.dataset_uri, load_manifest(job.dataset_uri)), transport)
+    launcher = BarrierLauncher(session, Rendezvous(driver_host(session)), 2)
+    training = Trainer(job, Dataset(job.dataset_uri, load_manifest(job.dataset_uri)), launcher)
     print("trained", training.fit(None, lambda state: None).epoch)
 """
 
@@ -126,7 +126,7 @@ def test_states_larger_than_a_spark_message_are_trained(cluster_job):
     )  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", LARGE_STATE, str(file)],
-        capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "trained 2" in done.stdout
@@ -138,9 +138,10 @@ echo '{"name": "gpu", "addresses": ["ADDRESS"]}'
 LOOK = """
 import json, sys
 from pyspark import BarrierTaskContext, TaskContext
-from shardmean.jobs.spark.session import BarrierTransport, driver_host, open_session, run_tasks, task_device
-from model.errors import UserError
-from shardmean.model.distributed.rendezvous import Meeting
+from shardmean.jobs.spark.barrier import BarrierLauncher, driver_host, task_device
+from shardmean.jobs.spark.session import open_session, run_tasks
+from shardmean.model.errors import UserError
+from shardmean.model.distributed.rendezvous import Rendezvous
 
 def of_etl(_number):
     return sorted(TaskContext.get().resources())
@@ -156,9 +157,9 @@ def device(_numbers):
 
 with open_session("gpus", json.loads(sys.argv[1])) as session:
     print("etl", run_tasks(session, of_etl, [0, 1, 2, 3]))
-    transport = BarrierTransport(session, Meeting(driver_host(session)), 2)
-    print("slots", transport.num_slots())
-    tasks = session.sparkContext.parallelize([0, 1], 2).withResources(transport._profile)
+    launcher = BarrierLauncher(session, Rendezvous(driver_host(session)), 2)
+    print("slots", launcher.num_slots())
+    tasks = session.sparkContext.parallelize([0, 1], 2).withResources(launcher._profile)
     print("training", sorted(tasks.barrier().mapPartitions(of_training).collect()))
     print("devices", sorted(tasks.barrier().mapPartitions(device).collect()))
 """
@@ -176,7 +177,7 @@ def test_the_training_alone_asks_for_gpus_and_each_task_gets_its_own(tmp_path):
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", LOOK, json.dumps(settings)],
-            capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[2],
+            capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[3],
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "etl [[], [], [], []]" in done.stdout

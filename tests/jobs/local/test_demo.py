@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import SHARDMEAN, clean_environment
+from tests.dags.conftest import SHARDMEAN, clean_environment
 
 pytestmark = pytest.mark.timeout(400)
 

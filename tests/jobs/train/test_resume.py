@@ -59,7 +59,7 @@ class Story:
 def workers(process: subprocess.Popen) -> list[psutil.Process]:
     """Python processes that Spark's daemon has forked."""
     family = psutil.Process(process.pid).children(recursive=True)
-    daemons = {p.pid: p for p in family if p.status() != "zombie" and "spark_daemon" in " ".join(p.cmdline())}
+    daemons = {p.pid: p for p in family if p.status() != "zombie" and "pyspark.daemon" in " ".join(p.cmdline())}
     return [child for child in daemons.values() if child.ppid() in daemons]
 
 

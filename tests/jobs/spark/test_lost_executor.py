@@ -11,8 +11,7 @@ import pytest
 
 from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize.job import vectorize
-
-from .whole import check_whole, rows_of
+from tests.jobs.whole import check_whole, rows_of
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -78,7 +77,7 @@ def test_a_killed_executor_costs_its_partition_alone(standalone_cluster, tmp_pat
     marks.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", ETL, str(tmp_path / "job.json"), str(marks)],
-        capture_output=True, text=True, timeout=150, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, timeout=150, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(marks.glob("killed *"))) == 2

@@ -20,8 +20,7 @@ from shardmean.model.errors import RetryableError
 from shardmean.model.images.decoder import encode_png
 from shardmean.model.networks.classifier import build_classifier
 from shardmean.model.serving import image_model
-
-from .indexed import Made, publish_indexed
+from tests.jobs.indexed import Made, publish_indexed
 
 if TYPE_CHECKING:
     from pathlib import Path
