@@ -15,5 +15,4 @@ def set_up_logging() -> None:
     )
     # py4j logs the stack traces of lost connections, some under no name of its own; the error that follows says it.
     logging.getLogger().handlers[0].addFilter(lambda record: record.name.split(".")[0] not in ("root", "py4j"))
-    for name in ("shardmean", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("shardmean").setLevel(logging.INFO)
