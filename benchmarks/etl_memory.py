@@ -59,7 +59,7 @@ def peaks_mib(images: Path, dataset: Path, image: dict[str, int]) -> dict[str, f
     shutil.rmtree(dataset, ignore_errors=True)
     params = {"source.uri": str(images), "dataset_uri": str(dataset), "max_rejected_fraction": 1, **image}
     params |= {f"spark.{key}": value for key, value in SETTINGS.items()}
-    command = [sys.executable, "-m", "shardmean.jobs.cli.main", "vectorize", "--params", json.dumps(params)]
+    command = [sys.executable, "-m", "shardmean.jobs.cli", "vectorize", "--params", json.dumps(params)]
     peaks: dict[str, float] = defaultdict(float)
     with tempfile.TemporaryFile() as log:
         process = psutil.Popen(command, stdout=log, stderr=log)

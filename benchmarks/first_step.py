@@ -2,10 +2,10 @@
 
 python -m benchmarks.first_step [--repeats 5] [--work /tmp/shardmean-benchmarks]
 
-Each time the real job runs by `spark-submit --master local[2] jobs/cli.py train` with MLflow on SQLite, two epochs of
-the LeNet recipe on Fashion-MNIST, two workers. benchmarks/hooks notes from outside when each process reaches which
-point; of two workers the later one counts. Medians of the repeats, after one run to warm the disk and to make MLflow's
-database.
+Each time the real job runs by `spark-submit --master local[2] jobs/cli/__main__.py train` with MLflow on SQLite, two
+epochs of the LeNet recipe on Fashion-MNIST, two workers. benchmarks/hooks notes from outside when each process reaches
+which point; of two workers the later one counts. Medians of the repeats, after one run to warm the disk and to make
+MLflow's database.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def run_job(work: Path) -> list[dict[str, float | str]]:
 def _command(work: Path, folder: Path) -> list[str]:
     submit = shutil.which("spark-submit", path=str(Path(sys.executable).parent)) or "spark-submit"
     return [
-        submit, "--master", "local[2]", str(ROOT / "jobs" / "cli" / "main.py"), "train",
+        submit, "--master", "local[2]", str(ROOT / "jobs" / "cli" / "__main__.py"), "train",
         "--config", str(ROOT / "configs" / "lenet_mnist.yaml"),
         f"dataset_uri={work / 'fashion-train'}", f"checkpoint_uri={folder / 'checkpoints'}", "num_epochs=2",
         "device=cpu", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.artifact_uri={folder / 'artifacts'}",

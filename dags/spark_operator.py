@@ -65,7 +65,7 @@ class SparkJobOperator(SparkSubmitOperator):
         self.asset = asset
         self.link_url = ""
         super().__init__(
-            application=str(Path(shardmean.jobs.config.job.__file__).parents[1] / "cli" / "main.py"),
+            application=str(Path(shardmean.jobs.config.job.__file__).parents[1] / "cli" / "__main__.py"),
             application_args=[
                 command,
                 f"--config={config_file}",

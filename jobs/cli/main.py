@@ -1,12 +1,12 @@
-"""The command line, and what spark-submit runs: parse, load the config, run, report.
+"""The command line: a function per command, whose docstring is its help; its errors become messages and exit codes.
 
-Exit codes: 0; 2 for the user's mistakes (repeating can't help); 1 for the world's (the same command may succeed);
-130 when stopped by Ctrl-C or SIGTERM.
+Exit codes: 0; 2 for the user's mistakes (repeating can't help); 1 for failures that may pass (the same command may
+succeed later); 130 when interrupted by Ctrl-C or SIGTERM. Imports nothing heavy: help and completion are quick.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import json
 import signal
 import sys
@@ -14,182 +14,192 @@ import threading
 import traceback
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from shardmean.jobs.common.logging import set_up_logging
-from shardmean.jobs.config.job import TrainJob, VectorizeJob, load_job
+import typer
+
 from shardmean.model.errors import RetryableError, UserError
-from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
-AGAIN_S = 0.1
+RESEND_S = 0.1
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+Overrides = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="KEY=VALUE", default_factory=list, show_default=False, help="Such as averaging.frequency=10."
+    ),
+]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings in YAML or JSON.")]
+Params = Annotated[
+    str, typer.Option(metavar="JSON", help="An object of dotted keys; KEY=VALUE wins over it.", show_default=False)
+]
+Result = Annotated[str, typer.Option(metavar="URI", help="Where to write the result, or the error, as JSON.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parsed(arguments)
+    try:
+        app(arguments, prog_name="shardmean")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    raise AssertionError("Typer ends by SystemExit")
+
+
+def _command(function: Callable[..., int | None]) -> Callable[..., NoReturn]:
+    """Add a function to the command line; it returns an exit code, or None for 0."""
+
+    @functools.wraps(function)
+    def run(**options: Any) -> NoReturn:
+        raise typer.Exit(_exit_code(functools.partial(function, **options), options.get("result", "")))
+
+    return app.command()(run)
+
+
+def _exit_code(run: Callable[[], int | None], result_uri: str) -> int:
+    from shardmean.jobs.common.logging import set_up_logging
+
     set_up_logging()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _on_terminate)
+        signal.signal(number, _interrupt)
     try:
         with _no_signal_lost():
-            code: int = options.run(options)
-            return code
+            # Finds out before the work whether its result can be written.
+            _write_result(result_uri, {"error": "the job was killed before its end", "kind": "retryable"})
+            return run() or 0
     except UserError as error:
-        return _fail(options, error, 2, "user")
+        return _report(error, 2, "user", result_uri)
     except (RetryableError, OSError) as error:
-        return _fail(options, error, 1, "retryable")
+        return _report(error, 1, "retryable", result_uri)
     except KeyboardInterrupt:
-        return _fail(options, RetryableError("stopped; the same command goes on"), 130, "retryable")
+        return _report("interrupted; run the same command to resume", 130, "retryable", result_uri)
     except Exception as error:
         traceback.print_exc()
-        return _fail(
-            options, RetryableError(f"unexpected {type(error).__name__}: {error} (a bug: see above)"), 1, "retryable"
-        )
+        message = f"unexpected {type(error).__name__}: {error} (a bug: see the traceback)"
+        return _report(message, 1, "retryable", result_uri)
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    # argparse takes overrides from one place only; here they may stand between options too.
-    if any(word.startswith("-") or not hasattr(options, "overrides") for word in rest):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides += rest
-    return options
-
-
-def _on_terminate(_number: int, _frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 @contextmanager
 def _no_signal_lost() -> Iterator[None]:
-    """Python goes on after what is raised while it removes an object: a SIGTERM that came just then comes again."""
+    """Python drops an exception that is raised while it deletes an object: a signal that came just then is resent."""
     show, thread = sys.unraisablehook, threading.get_ident()
-    waiting: list[threading.Timer] = []
+    timers: list[threading.Timer] = []
 
-    def send_again(lost: sys.UnraisableHookArgs) -> None:
+    def resend(lost: sys.UnraisableHookArgs) -> None:
         if lost.exc_type is not KeyboardInterrupt:
             show(lost)
             return
-        waiting.append(threading.Timer(AGAIN_S, signal.pthread_kill, (thread, signal.SIGTERM)))
-        waiting[-1].start()
+        timers.append(threading.Timer(RESEND_S, signal.pthread_kill, (thread, signal.SIGTERM)))
+        timers[-1].start()
 
-    sys.unraisablehook = send_again
+    sys.unraisablehook = resend
     try:
         yield
     finally:
         sys.unraisablehook = show
-        for timer in waiting:
+        for timer in timers:
             timer.cancel()
 
 
-def _fail(options: argparse.Namespace, error: Exception, code: int, kind: str) -> int:
+def _report(error: Exception | str, code: int, kind: str, result_uri: str) -> int:
     sys.stdout.flush()
     print(f"shardmean: error: {error}", file=sys.stderr, flush=True)  # noqa: T201
-    _write_result(options, {"error": str(error), "kind": kind}, quietly=True)
+    try:
+        _write_result(result_uri, {"error": str(error), "kind": kind})
+    except (UserError, RetryableError) as problem:
+        print(f"shardmean: the error could not be written to {result_uri}: {problem}", file=sys.stderr)  # noqa: T201
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="shardmean", description="Images to a registered model, on Spark.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_job(commands, "vectorize", _vectorize, "make or update a DataSet from images")
-    _add_job(commands, "train", _train, "train, evaluate and register a model; resumes a run that was cut off")
-    show = commands.add_parser("inspect", help="say what a DataSet holds")
-    show.add_argument("dataset", help="the DataSet's URI")
-    show.add_argument("--verify", action="store_true", help="read all of it and name every damaged file")
-    show.add_argument("--digest", metavar="VERSION", help="the version to inspect; the current one unless given")
-    show.set_defaults(run=_inspect)
-    doctor = commands.add_parser("doctor", help="say what is wrong with this environment and how to mend it")
-    doctor.set_defaults(run=_doctor)
-    demo = commands.add_parser("demo", help="run the whole pipeline on 1,797 handwritten digits")
-    demo.set_defaults(run=_demo)
-    up = commands.add_parser("up", help="run Airflow and MLflow on this machine until Ctrl-C")
-    up.add_argument("--host", default="127.0.0.1", help="address to listen on; others than loopback are for containers")
-    up.add_argument("--airflow-port", type=int, default=8080)
-    up.add_argument("--mlflow-port", type=int, default=5000)
-    up.set_defaults(run=_up)
-    return parser
+def _write_result(uri: str, document: dict[str, Any]) -> None:
+    if uri:
+        from shardmean.model.storage import filesystem
 
-
-def _add_job(commands: Any, name: str, run: Any, text: str) -> None:
-    command = commands.add_parser(name, help=text)
-    command.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON")
-    command.add_argument(
-        "--params", default="{}", metavar="JSON", help="settings as an object of dotted keys; key=value wins over them"
-    )
-    command.add_argument("--result", metavar="URI", help="where to write the result, or the error, as JSON")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="for example averaging.frequency=10")
-    command.set_defaults(run=run)
-
-
-def _vectorize(options: argparse.Namespace) -> int:
-    from shardmean.jobs.vectorize.job import vectorize
-
-    job = load_job(VectorizeJob, options.config, options.overrides, options.params)
-    _check_result(options)
-    _write_result(options, asdict(vectorize(job)))
-    return 0
-
-
-def _train(options: argparse.Namespace) -> int:
-    from shardmean.jobs.train.job import train
-
-    job = load_job(TrainJob, options.config, options.overrides, options.params)
-    _check_result(options)
-    _write_result(options, asdict(train(job)))
-    return 0
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    from shardmean.jobs.vectorize.report.terminal import show_dataset
-
-    return show_dataset(filesystem.absolute(options.dataset), verify=options.verify, digest=options.digest)
-
-
-def _doctor(_options: argparse.Namespace) -> int:
-    from shardmean.jobs.cli.doctor import examine
-
-    return examine()
-
-
-def _demo(_options: argparse.Namespace) -> int:
-    from shardmean.jobs.local.demo import demo
-
-    return demo()
-
-
-def _up(options: argparse.Namespace) -> int:
-    from shardmean.jobs.local.demo import write_first_images
-    from shardmean.jobs.local.stack import up
-
-    ports = {"airflow_port": options.airflow_port, "mlflow_port": options.mlflow_port}
-    return up(host=options.host, **ports, before_start=write_first_images)
-
-
-def _check_result(options: argparse.Namespace) -> None:
-    """Find out before the work whether its result can be written."""
-    if options.result:
-        _write_result(options, {"error": "the job was cut off before its end", "kind": "retryable"})
-
-
-def _write_result(options: argparse.Namespace, document: dict[str, Any], *, quietly: bool = False) -> None:
-    uri = getattr(options, "result", None)
-    if not uri:
-        return
-    try:
         filesystem.write_bytes(uri, json.dumps(document, indent=1).encode())
-    except (UserError, RetryableError) as error:
-        if not quietly:
-            raise
-        print(f"shardmean: the error could not be written to {uri}: {error}", file=sys.stderr)  # noqa: T201
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"shardmean {version('shardmean')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Images to a registered model, on Spark."""
+
+
+@_command
+def vectorize(overrides: Overrides, config: Config = None, params: Params = "{}", result: Result = "") -> None:
+    """Make or update a DataSet from images."""
+    from shardmean.jobs.config.job import VectorizeJob, load_job
+    from shardmean.jobs.vectorize import job
+
+    _write_result(result, asdict(job.vectorize(load_job(VectorizeJob, config, overrides, params))))
+
+
+@_command
+def train(overrides: Overrides, config: Config = None, params: Params = "{}", result: Result = "") -> None:
+    """Train, evaluate and register a model; resume a run that was interrupted."""
+    from shardmean.jobs.config.job import TrainJob, load_job
+    from shardmean.jobs.train import job
+
+    _write_result(result, asdict(job.train(load_job(TrainJob, config, overrides, params))))
+
+
+@_command
+def inspect(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Its URI.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read all of it and name every damaged file.")] = False,
+    digest: Annotated[str | None, typer.Option(metavar="VERSION", help="The version; else the current one.")] = None,
+) -> int:
+    """Show what a DataSet holds."""
+    from shardmean.jobs.vectorize.report.terminal import show_dataset
+    from shardmean.model.storage import filesystem
+
+    return show_dataset(filesystem.absolute(dataset), verify=verify, digest=digest)
+
+
+@_command
+def doctor() -> int:
+    """Show what is wrong with this environment and how to fix it."""
+    from shardmean.jobs.cli import doctor
+
+    return doctor.examine()
+
+
+@_command
+def demo() -> int:
+    """Run the whole pipeline on 1,797 handwritten digits."""
+    from shardmean.jobs.local import demo
+
+    return demo.demo()
+
+
+@_command
+def up(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback are for containers.")
+    ] = "127.0.0.1",
+    airflow_port: int = 8080,
+    mlflow_port: int = 5000,
+) -> int:
+    """Run Airflow and MLflow on this machine until Ctrl-C."""
+    from shardmean.jobs.local import demo, stack
+
+    return stack.up(host=host, airflow_port=airflow_port, mlflow_port=mlflow_port, before_start=demo.write_first_images)

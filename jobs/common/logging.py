@@ -13,7 +13,6 @@ def set_up_logging() -> None:
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stdout, format=f"%(asctime)s {LOG_MARK} %(message)s", datefmt="%H:%M:%S"
     )
-    for name in ("shardmean", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("shardmean").setLevel(logging.INFO)
     # It logs with a traceback what it raises too.
     logging.getLogger("py4j").setLevel(logging.CRITICAL)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ import pytest
 
 import shardmean.jobs.cli.doctor
 import shardmean.jobs.vectorize.job
-from shardmean.jobs.cli.main import AGAIN_S, main
+from shardmean.jobs.cli.main import RESEND_S, main
 from shardmean.model.dataset.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -36,10 +38,7 @@ def command(capsys):
     """Run a command in this process and give its exit code and the text of both outputs."""
 
     def command(*arguments) -> tuple[int, str]:
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as left:  # how argparse refuses
-            code = left.code
+        code = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return code, captured.out + captured.err
 
@@ -50,8 +49,8 @@ def command(capsys):
     ("arguments", "parts"),
     [
         ([], ["COMMAND"]),
-        (["fly"], ["invalid choice: 'fly'"]),
-        (["train", "--frequency", "3"], ["unrecognized arguments: --frequency"]),
+        (["fly"], ["No such command 'fly'"]),
+        (["train", "--frequency", "3"], ["No such option: --frequency"]),
         (["train"], ["dataset_uri: missing", "checkpoint_uri: missing"]),
         (["train", *TRAIN, "num_epochs=0"], ["num_epochs = 0: input should be greater than or equal to 1"]),
         (["train", *TRAIN, "frequency=3"], ["did you mean averaging.frequency?"]),
@@ -62,7 +61,7 @@ def command(capsys):
         (["vectorize", "source.uri=/x", "dataset_uri=/y", "source.layout=zip"], ["source.layout = 'zip'"]),
         (["inspect", "/nowhere/set"], ["/nowhere/set is no published DataSet"]),
         (["inspect", "ftp://x/y"], ["unknown store 'ftp'"]),
-        (["inspect"], ["the following arguments are required: dataset"]),
+        (["inspect"], ["Missing argument 'DATASET'"]),
     ],
 )
 def test_the_users_mistakes_end_with_2_and_no_traceback(command, arguments, parts):
@@ -77,7 +76,18 @@ def test_help_names_all_commands(command):
     code, text = command("--help")
     assert code == 0
     for name in ("vectorize", "train", "inspect", "doctor", "demo", "up"):
-        assert re.search(rf"^    {name}\s+[a-z]", text, re.MULTILINE)
+        assert re.search(rf"^\u2502 {name} +[A-Z]", text, re.MULTILINE)
+
+
+def test_the_version(command):
+    assert command("--version") == (0, f"shardmean {importlib.metadata.version('shardmean')}\n")
+
+
+def test_help_and_completion_import_nothing_heavy():
+    script = "import sys; from shardmean.jobs.cli.main import main; assert main(['train', '--help']) == 0; "
+    script += "print(sorted({'torch', 'pyspark', 'mlflow', 'pandas', 'pyarrow', 'omegaconf'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_options_and_overrides_may_be_mixed(command):
@@ -163,7 +173,7 @@ def test_a_signal_that_comes_as_a_command_ends_does_no_harm(command, monkeypatch
     before = sys.unraisablehook
     assert command("doctor")[0] == 0
     assert sys.unraisablehook is before
-    threading.Event().wait(2 * AGAIN_S)
+    threading.Event().wait(2 * RESEND_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -176,7 +186,7 @@ def test_a_signal_that_comes_while_python_cleans_up_is_not_lost(command, monkeyp
     monkeypatch.setattr(shardmean.jobs.cli.doctor, "examine", examine)
     code, text = command("doctor")
     assert code == 130
-    assert text == "shardmean: error: stopped; the same command goes on\n"
+    assert text == "shardmean: error: interrupted; run the same command to resume\n"
 
 
 def test_other_errors_while_python_cleans_up_are_shown(command, monkeypatch):

@@ -33,12 +33,8 @@ def no_java(tmp_path) -> dict[str, str]:
 def test_spark_runs_on_the_packaged_java(no_java, tmp_path, make_images):
     images = make_images(tmp_path / "images", num_per_class=5)
     command = [
-        sys.executable,
-        "-m",
-        "shardmean.jobs.cli.main",
-        "vectorize",
-        f"source.uri={images}",
-        f"dataset_uri={tmp_path}/set",
+        *(sys.executable, "-m", "shardmean.jobs.cli", "vectorize"),
+        *(f"source.uri={images}", f"dataset_uri={tmp_path}/set"),
     ]
     done = subprocess.run(command, env=no_java, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -185,7 +185,7 @@ def test_a_killed_jvm_gives_a_clear_message_alone(story):
 def test_a_terminated_driver_gives_a_clear_message(story):
     told = story.tries["driver told to end"]
     assert told.code == 130, told.text
-    assert "shardmean: error: stopped; the same command goes on" in told.text
+    assert "shardmean: error: interrupted; run the same command to resume" in told.text
     assert told.was_clean
 
 
