@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from blake3 import blake3
 from ..errors import RetryableError
 from ..storage import filesystem
 from .hashing import example_keys
-from .manifest import shard_uri
+from .manifest import load_manifest, shard_uri
 from .pages import LENGTH_BYTES, feature_pages
 from .shard import CHECKSUMS, REPAIR_HINT, damaged, has_hash, missing, one_chunk
 
@@ -61,21 +61,33 @@ class Examples:
 
 
 class Dataset:
-    """A published DataSet, open for reading: `uri`, `manifest`, and rows by shard and place."""
+    """A published DataSet, open for reading: `uri`, `manifest`, and rows by shard and place.
 
-    def __init__(self, uri: str, manifest: Manifest, cache: ShardCache | None = None) -> None:
-        self.uri = uri
-        self.manifest = manifest
+        dataset = Dataset("s3://bucket/pets")
+        first = dataset.read(dataset.manifest.shards_of("train")[0], 0, 16)
+        first.features_NCHW, first.labels_N, first.paths
+
+    Of a version other than the current one: `Dataset(uri, load_manifest(uri, digest))`. A copy, and what is pickled,
+    opens its files anew.
+    """
+
+    def __init__(self, uri: str, manifest: Manifest | None = None, cache: ShardCache | None = None) -> None:
+        """Of a local path or a URI (s3, gs, hdfs). Raises UserError and RetryableError as `load_manifest` does."""
+        self.uri = filesystem.absolute(uri)
+        self.manifest = manifest or load_manifest(uri)
         self._cache = cache
         self._open: dict[str, _OpenShard] = {}
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, Manifest, ShardCache | None]]:
+        return type(self), (self.uri, self.manifest, self._cache)
 
     def read(
         self, shard: Shard, start: int, stop: int, *, with_names: bool = True, with_keys: bool = False
     ) -> Examples:
-        """Rows `start` to `stop` of a shard. Raises RetryableError for one that is missing or damaged.
+        """Rows `start` to `stop` (not included) of one of the manifest's shards.
 
         Ids and paths are strings of Python, which cost more than small images do: training does without. Keys cost
-        the reading of the ids.
+        the reading of the ids. Raises RetryableError for a shard that is missing, damaged or cannot be read.
         """
         rows_N = np.arange(start, max(start, min(stop, shard.num_examples)))
         return self._take([shard], np.zeros_like(rows_N), rows_N, with_names=with_names, with_keys=with_keys)
@@ -89,7 +101,10 @@ class Dataset:
         with_names: bool = True,
         with_keys: bool = False,
     ) -> Examples:
-        """The examples at some rows of a split's shards, given by their indices, in that order. Errors as `read`."""
+        """The examples at some rows of a split's shards, in the order given; the rest as of `read`.
+
+        `shards_N` are indices into `manifest.shards_of(split)`.
+        """
         return self._take(self.manifest.shards_of(split), shards_N, rows_N, with_names=with_names, with_keys=with_keys)
 
     def _take(

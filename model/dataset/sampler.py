@@ -133,13 +133,15 @@ def plan_epoch(
     epoch: int,
     buffer_rows: int,
     example_bytes: int = 1,
+    mixed_batch: int | None = None,
     earlier: Sequence[Stage] = (),
     version: int = PLAN_VERSION,
 ) -> EpochPlan:
     """Assign an epoch's rows to the workers; those within `buffer_rows` of the sequence are mixed.
 
-    `earlier` are the epoch's stages that other numbers of workers have done; the plan is of what they left. `version`
-    is that by which the epoch began. Raises UserError when there are fewer minibatches than workers.
+    `mixed_batch` is the size of minibatches that mix well, `batch_size` unless given. `earlier` are the epoch's stages
+    that other numbers of workers have done; the plan is of what they left. `version` is that by which the epoch began.
+    Raises UserError when there are fewer minibatches than workers.
     """
     num_rows = sum(shards.rows_per_shard)
     num_minibatches = -(-num_rows // batch_size)
@@ -152,7 +154,7 @@ def plan_epoch(
     if version == 1:
         pieces_P3 = whole_shards(shards.rows_per_shard, seed, epoch)
     else:
-        num_rows_per_piece = piece_rows(num_rows, window_rows, batch_size, example_bytes)
+        num_rows_per_piece = piece_rows(num_rows, window_rows, mixed_batch or batch_size, example_bytes)
         pieces_P3 = spread_pieces(shards, num_rows_per_piece, seed, epoch)
     layout = EpochLayout(
         pieces_P3,

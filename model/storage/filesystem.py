@@ -70,7 +70,7 @@ def locate(uri: str) -> tuple[fs.FileSystem, str]:
         raise UserError(f"{uri}: a URI ends at #; write %23 where a name holds one")
     scheme = "s3" if parts.scheme == "s3a" else parts.scheme
     try:
-        system, root = _store(parts._replace(scheme=scheme, path="/").geturl())
+        system, root = _store(parts._replace(scheme=scheme, path="/").geturl(), os.getpid())
     except pa.ArrowInvalid as error:
         raise UserError(f"{uri}: {error}; correct the URI") from error
     except OSError as error:
@@ -87,8 +87,9 @@ def _local() -> fs.LocalFileSystem:
 
 
 @lru_cache(maxsize=16)
-def _store(uri: str) -> tuple[fs.FileSystem, str]:
-    # A client of S3 costs milliseconds and holds its connections: a task that reads a thousand files needs one.
+def _store(uri: str, _process: int) -> tuple[fs.FileSystem, str]:
+    # A client of S3 costs milliseconds and holds its connections: a task that reads a thousand files needs one, and a
+    # process that is forked must not write into those of another.
     store: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
     return store
 

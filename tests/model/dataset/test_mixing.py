@@ -51,12 +51,12 @@ LAYOUTS = {
 }
 
 
-def plan_of(shards: list[NDArray[np.int64]], *, num_workers: int, seed: int, **changes: int) -> EpochPlan:
+def plan_of(shards: list[NDArray[np.int64]], *, num_workers: int, seed: int, **changes: int | None) -> EpochPlan:
     most_common = [int(np.bincount(shard).argmax()) for shard in shards]
     by_class = sorted(range(len(shards)), key=most_common.__getitem__)
     rows = ShardRows(tuple(len(shard) for shard in shards), tuple(by_class))
-    options = {"buffer_rows": BUFFER_ROWS, "example_bytes": 3 * 224 * 224, "frequency": 5} | changes
-    return plan_epoch(rows, num_workers=num_workers, batch_size=BATCH, seed=seed, epoch=3, **options)
+    options = {"batch_size": BATCH, "buffer_rows": BUFFER_ROWS, "example_bytes": 3 * 224 * 224, "frequency": 5}
+    return plan_epoch(rows, num_workers=num_workers, seed=seed, epoch=3, **(options | changes))
 
 
 def labels_of_workers(shards: list[NDArray[np.int64]], plan: EpochPlan) -> list[NDArray[np.int64]]:
@@ -120,6 +120,15 @@ def test_a_buffer_that_holds_everything_gives_workers_their_share_of_each_class_
         )
     ]
     assert np.mean(variations) <= 1.5 * of_true_shuffles(everything, num_workers, shares_K)
+
+
+@pytest.mark.parametrize(("mixed_batch", "least", "most"), [(256, 0.9, 1.1), (None, 1.3, 2)])
+def test_single_examples_are_planned_for_minibatches_that_others_make_of_them(mixed_batch, least, most):
+    shards = grown(np.repeat(LABELS, 10), 10)
+    options = {"batch_size": 1, "mixed_batch": mixed_batch, "example_bytes": 784}
+    seen = labels_of_workers(shards, plan_of(shards, num_workers=2, seed=0, **options))
+    shares_K = np.full(NUM_CLASSES, 1 / NUM_CLASSES)
+    assert least < np.mean([chi_square(labels, shares_K) for labels in seen]) < most
 
 
 def test_the_sampler_of_version_1_mixed_a_grown_dataset_badly():
