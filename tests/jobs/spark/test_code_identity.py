@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from shardmean.model.training import environment
-from tests.readme_tree import ROOT
+from tests.paths import ROOT
 
 
 @pytest.fixture
