@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,10 @@ class FakeStore:
 def connected(
     store: FakeStore | WorkerStore, rank: int, num_workers: int, *, own_host: str = "127.0.0.1", timeout_s: float = 10
 ) -> TcpAllReduce:
-    return TcpAllReduce(store, ADDRESS, rank=rank, num_workers=num_workers, own_host=own_host, timeout_s=timeout_s)
+    return TcpAllReduce(
+        store, ADDRESS, rank=rank, num_workers=num_workers, own_host=own_host, timeout_s=timeout_s,
+        on_bytes=lambda: None,
+    )  # fmt: skip
 
 
 def together(num_workers: int, work: Callable[[int, TcpAllReduce], Any], timeout_s: float = 10) -> list[Any]:
@@ -113,6 +117,33 @@ def test_a_peer_that_leaves_is_named_at_once():
     assert any("worker 1" in str(error) for error in errors)
 
 
+class Slow:
+    """A connection that sends a few bytes at a time, with a pause before each."""
+
+    def __init__(self, connection: socket.socket, num_bytes: int, pause_s: float) -> None:
+        self._connection = connection
+        self._num_bytes = num_bytes
+        self._pause_s = pause_s
+        self.fileno, self.recv_into, self.close = connection.fileno, connection.recv_into, connection.close
+
+    def send(self, data: memoryview) -> int:
+        time.sleep(self._pause_s)
+        return self._connection.send(data[: self._num_bytes])
+
+
+def test_a_sum_may_take_longer_than_the_limit_while_bytes_move():
+    def work(rank: int, reducer: TcpAllReduce) -> float:
+        if rank == 1:
+            reducer._peers[0] = Slow(reducer._peers[0], 500, 0.1)
+        values = torch.ones(2000)
+        started = time.monotonic()
+        reducer.all_reduce(values)
+        assert time.monotonic() - started > 1, "twice the limit"
+        return values.sum().item()
+
+    assert together(2, work, timeout_s=0.5) == [4000.0] * 2
+
+
 def test_a_peer_that_is_silent_is_named_after_the_time():
     done = threading.Event()
 
@@ -125,7 +156,7 @@ def test_a_peer_that_is_silent_is_named_after_the_time():
         finally:
             done.set()
 
-    assert str(together(2, work, timeout_s=0.5)[0]) == "no word from worker 1 for 0 s"
+    assert str(together(2, work, timeout_s=0.5)[0]) == "not a byte to or from worker 1 for 0.5 s"
 
 
 def sums(store: FakeStore, num_workers: int, own_host: str = "127.0.0.1") -> list[float]:
