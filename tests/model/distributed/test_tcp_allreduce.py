@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardmean.model.distributed import handshake
 from shardmean.model.distributed.store import Address, WorkerStore
 from shardmean.model.distributed.tcp_allreduce import TcpAllReduce
 from shardmean.model.errors import AbortedError, MissingPeersError
@@ -215,6 +216,41 @@ def test_workers_that_do_not_come_are_named(monkeypatch):
     monkeypatch.setattr("shardmean.model.distributed.tcp_allreduce._SLICE_S", 0.1)
     with pytest.raises(MissingPeersError, match=r"worker 0 could not reach workers 1, 2: no connection after 0\.2 s"):
         connected(FakeStore(), 0, 3, timeout_s=0.2)
+
+
+@pytest.mark.parametrize("error", [OSError("no route to host"), KeyError("a bug")])
+def test_a_group_that_cannot_be_built_leaves_no_connection_open(error):
+    """Though whoever catches the error holds on to it: peers that wait must see at once that this worker left."""
+    store = FakeStore()
+    peer = socket.create_server(("127.0.0.1", 0))
+    store.set("peer/0", "{} {}".format(*peer.getsockname()))
+    get = store.get
+
+    def failing_get(key: str) -> str:
+        if key == "peer/1":
+            raise error
+        return get(key)
+
+    store.get = failing_get
+
+    def listen() -> bytes:
+        connection, _ = peer.accept()
+        with connection:
+            connection.settimeout(10)
+            assert handshake.accept(
+                ADDRESS, connection, rank=0, endpoint=get("peer/0"), expected={2}
+            ) == 2  # fmt: skip
+            return connection.recv(1)
+
+    with ThreadPoolExecutor(1) as pool, peer:
+        left = pool.submit(listen)
+        with pytest.raises((MissingPeersError, KeyError)) as held:
+            connected(store, 2, 3)
+        assert left.result(15) == b""
+        host, port = get("peer/2").split()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)))
+    assert held.value.__traceback__ is not None
 
 
 def test_a_worker_that_waits_for_another_sees_that_the_segment_is_aborted(rendezvous, address, monkeypatch):

@@ -46,7 +46,9 @@ def undisturbed(gray_data, launcher) -> Checkpoint:
 )
 def test_the_segment_is_run_again_to_the_same_bits(gray_data, launcher, undisturbed, tmp_path, caplog, kind, said):
     caplog.set_level(logging.WARNING)
-    again = fit(training(gray_data, Struck(launcher, Fault(kind, tmp_path)), timeout_s=8))
+    # On a busy machine a new process may take long to report; only where a worker hangs is it waited for.
+    timeout_s = 10 if kind == "hangs" else 300
+    again = fit(training(gray_data, Struck(launcher, Fault(kind, tmp_path)), timeout_s=timeout_s))
     (warning,) = [r.getMessage() for r in caplog.records if "trying again (1 of 3)" in r.getMessage()]
     assert re.search(said, warning), warning
     for name, value in undisturbed.model.items():
