@@ -218,36 +218,45 @@ def test_workers_that_do_not_come_are_named(monkeypatch):
         connected(FakeStore(), 0, 3, timeout_s=0.2)
 
 
-@pytest.mark.parametrize("error", [OSError("no route to host"), KeyError("a bug")])
-def test_a_group_that_cannot_be_built_leaves_no_connection_open(error):
+class FailingStore(FakeStore):
+    """A store where an address can't be read."""
+
+    def __init__(self, key: str, error: Exception) -> None:
+        super().__init__()
+        self._failing = key, error
+
+    def get(self, key: str) -> str:
+        if key == self._failing[0]:
+            raise self._failing[1]
+        return super().get(key)
+
+
+@pytest.mark.parametrize(
+    ("rank", "store"),
+    [
+        (2, FailingStore("peer/1", OSError("no route to host"))),
+        (2, FailingStore("peer/1", KeyError("a bug"))),
+        (1, FakeStore()),  # worker 2 does not come
+    ],
+)
+def test_a_group_that_cannot_be_built_leaves_no_connection_open(rank, store):
     """Though whoever catches the error holds on to it: peers that wait must see at once that this worker left."""
-    store = FakeStore()
     peer = socket.create_server(("127.0.0.1", 0))
     store.set("peer/0", "{} {}".format(*peer.getsockname()))
-    get = store.get
-
-    def failing_get(key: str) -> str:
-        if key == "peer/1":
-            raise error
-        return get(key)
-
-    store.get = failing_get
 
     def listen() -> bytes:
         connection, _ = peer.accept()
         with connection:
+            assert handshake.accept(ADDRESS, connection, rank=0, endpoint=store.get("peer/0"), expected={rank}) == rank
             connection.settimeout(10)
-            assert handshake.accept(
-                ADDRESS, connection, rank=0, endpoint=get("peer/0"), expected={2}
-            ) == 2  # fmt: skip
             return connection.recv(1)
 
     with ThreadPoolExecutor(1) as pool, peer:
         left = pool.submit(listen)
         with pytest.raises((MissingPeersError, KeyError)) as held:
-            connected(store, 2, 3)
+            connected(store, rank, 3, timeout_s=0.5)
         assert left.result(15) == b""
-        host, port = get("peer/2").split()
+        host, port = store.get(f"peer/{rank}").split()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((host, int(port)))
     assert held.value.__traceback__ is not None
