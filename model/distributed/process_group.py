@@ -1,4 +1,4 @@
-"""GPUs of the workers of one segment: whether all or none have them, each its own; sums by a process group."""
+"""All-reduce by a process group of torch.distributed (NCCL), and the checks that each worker has a GPU for it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from .store import WorkerStore
 
 T = TypeVar("T")
-_ASKING_S = 0.0005
+_SPIN_S = 0.0005
 _LONGEST_PAUSE_S = 0.001
-_LOOK_S = 1.0
+_ABORT_CHECK_S = 1.0
 _GRACE_S = 60
 
 
@@ -42,39 +42,41 @@ class DeviceInfo:
 
 
 def device_info(device: str) -> DeviceInfo:
-    """The running process's."""
+    """The running process's DeviceInfo, where it computes on `device`."""
     host, kind = socket.gethostname(), torch.device(device).type
     if kind == "cpu":
         return DeviceInfo(host, kind)
     return DeviceInfo(host, kind, f"{torch.cuda.get_device_properties(device).uuid}", f"{torch.version.cuda}")
 
 
-def check_alike(places: list[DeviceInfo]) -> None:
-    """Raise UserError that names hosts unless all workers compute on one kind of device, by torch for one CUDA."""
-    kinds = _ranks_by([place.kind for place in places])
+def check_alike(devices: list[DeviceInfo]) -> None:
+    """Raise UserError, with the hosts, unless all workers have one kind of device and a torch built for one CUDA."""
+    kinds = _ranks_by([device.kind for device in devices])
     if len(kinds) > 1:
         raise UserError(
-            f"workers compute on different kinds of device ({_found(kinds, places)}) and can't average: give each a "
+            f"workers compute on different kinds of device ({_found(kinds, devices)}) and can't average: give each a "
             "GPU and a torch for CUDA, or set device=cpu"
         )
-    versions = _ranks_by([place.cuda for place in places])
+    versions = _ranks_by([device.cuda for device in devices])
     if len(versions) > 1:
         raise UserError(
-            f"the workers' torch was built for different versions of CUDA ({_found(versions, places)}): install one "
+            f"the workers' torch was built for different versions of CUDA ({_found(versions, devices)}): install one "
             "build on all"
         )
 
 
-def check_distinct(places: list[DeviceInfo], *, allow_shared: bool) -> bool:
+def check_distinct(devices: list[DeviceInfo], *, allow_shared: bool) -> bool:
     """Whether every worker has a GPU of its own.
 
-    Raises UserError that names the workers of one GPU, unless sharing is allowed.
+    Raises UserError that names workers with the same GPU, unless sharing is allowed.
     """
-    shared = [ranks for ranks in _ranks_by([(place.host, place.gpu) for place in places]).values() if len(ranks) > 1]
+    shared = [
+        ranks for ranks in _ranks_by([(device.host, device.gpu) for device in devices]).values() if len(ranks) > 1
+    ]
     if shared and not allow_shared:
-        place = places[shared[0][0]]
+        device = devices[shared[0][0]]
         raise UserError(
-            f"workers {', '.join(map(str, shared[0]))} on {place.host} share the GPU {place.gpu}: give each its own "
+            f"workers {', '.join(map(str, shared[0]))} on {device.host} share the GPU {device.gpu}: give each its own "
             "(let Spark hand them out by spark.executor.resource.gpu.amount, one Spark worker per machine), lower "
             "num_workers, or set allow_shared_gpu=true"
         )
@@ -88,28 +90,28 @@ def _ranks_by(values: Sequence[T]) -> dict[T, list[int]]:
     return ranks
 
 
-def _found(ranks: dict[str, list[int]], places: list[DeviceInfo]) -> str:
+def _found(ranks: dict[str, list[int]], devices: list[DeviceInfo]) -> str:
     """Each value with the first worker that has it and that worker's host."""
-    return "; ".join(f"{value} for worker {first} on {places[first].host}" for value, (first, *_) in ranks.items())
+    return "; ".join(f"{value} for worker {first} on {devices[first].host}" for value, (first, *_) in ranks.items())
 
 
 class ProcessGroupAllReduce:
-    """Sums over all workers by a process group of torch.distributed, on its device. Errors are RuntimeErrors."""
+    """All-reduce by a process group, on the device of the values. Errors are RuntimeErrors."""
 
     def __init__(
         self, store: WorkerStore, *, backend: str, device: str, rank: int, num_workers: int, timeout_s: float
     ) -> None:
-        """Join the others' group. Raises RuntimeError when one does not come."""
+        """Make the group together with the other workers. Raises RuntimeError when one does not come."""
         self._store = store
         self._num_workers = num_workers
         self._timeout_s = timeout_s
-        with _no_end_of_the_process():
+        with _nccl_errors_raised():
             dist.init_process_group(
                 backend,
                 store=store.tcp_store,
                 rank=rank,
                 world_size=num_workers,
-                # This worker gives up first: it can say so, and leaves nothing behind.
+                # Longer than this worker waits: it gives up by itself, with a message, and leaves no thread behind.
                 timeout=timedelta(seconds=timeout_s + _GRACE_S),
                 device_id=torch.device(device) if backend == "nccl" else None,
             )
@@ -117,12 +119,12 @@ class ProcessGroupAllReduce:
     def all_reduce(self, values: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """Sum float32 values over all workers, in place; they travel as `dtype` and are added in float32.
 
-        Raises AbortedError when the segment was given up, LostPeersError after the time.
+        Raises AbortedError when the segment was aborted, LostPeersError after the timeout.
         """
         if dtype == torch.float32:
             self._wait(dist.all_reduce(values, async_op=True))
             return
-        # The group would add in the short type. So each worker adds a part of the values, which all send it.
+        # The group would add in the short type. So all send each worker its part of the values, which it adds.
         size = -(-values.numel() // self._num_workers)
         wire = torch.zeros(size * self._num_workers, dtype=dtype, device=values.device)
         wire[: values.numel()] = values
@@ -133,35 +135,35 @@ class ProcessGroupAllReduce:
         values.copy_(wire[: values.numel()])
 
     def _wait(self, work: dist.Work) -> None:
-        """Wait for a sum, but no longer than all peers are there: NCCL itself would not see that one left."""
-        started = looked = time.monotonic()
+        """Wait for a sum until the timeout or an abort: NCCL itself does not notice that a peer has left."""
+        started = checked = time.monotonic()
         while not work.is_completed():
             now = time.monotonic()
             waited_s = now - started
-            if now - looked >= _LOOK_S:
-                looked = now
+            if now - checked >= _ABORT_CHECK_S:
+                checked = now
                 self._store.raise_if_aborted()
             if waited_s > self._timeout_s:
-                raise LostPeersError([], f"no sum with the others for {self._timeout_s:g} s")
-            # A short sum is over while this asks again and again, and to a long one a 20th more is little.
-            time.sleep(0 if waited_s < _ASKING_S else min(waited_s / 20, _LONGEST_PAUSE_S))
+                raise LostPeersError([], f"no sum with the other workers after {self._timeout_s:g} s")
+            # Short sums are over while this spins; long ones last a 20th longer at most.
+            time.sleep(0 if waited_s < _SPIN_S else min(waited_s / 20, _LONGEST_PAUSE_S))
         work.wait()
 
     def close(self, *, broken: bool = False) -> None:
-        """Leave the group; Python workers serve many segments, and the next one makes a group of its own.
+        """Leave the group; the process serves many segments, and the next one makes a group of its own.
 
-        A `broken` one is left without a word: NCCL waits at an orderly end for sums that others never take part in.
+        A `broken` group is aborted: at an orderly end NCCL waits for sums that the others never take part in.
         """
         if broken:
-            # The name is torch's own, of 2.13; a public one ends what is under way, but does not forget the group.
+            # torch 2.13 has no public function for it: `abort` ends what is under way, but keeps the group's name.
             distributed_c10d._abort_process_group()  # noqa: SLF001
         else:
             dist.destroy_process_group()
 
 
 @contextmanager
-def _no_end_of_the_process() -> Iterator[None]:
-    """Groups of NCCL that are made meanwhile leave failures to who waits; by default they end the process."""
+def _nccl_errors_raised() -> Iterator[None]:
+    """NCCL's groups made in this block raise their errors; by default they end the process."""
     name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
     before = os.environ.get(name)
     os.environ[name] = "0"

@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -117,7 +117,7 @@ class WorkerGroup:
         self._last_report_s = 0.0
         self._progress = Progress(socket.gethostname(), is_ready=True)
         self.sums_on = device if num_workers == 1 else "cpu"
-        self.report(lambda progress: progress)
+        self.report()
         self._reducer: TcpAllReduce | ProcessGroupAllReduce | None = None
         if not sums or num_workers == 1:
             return
@@ -129,7 +129,7 @@ class WorkerGroup:
             self._reducer = ProcessGroupAllReduce(self._store, backend="nccl", device=device, **common)
         else:
             own_host = _own_host(address, timeout_s)
-            self._reducer = TcpAllReduce(self._store, address, own_host=own_host, **common)
+            self._reducer = TcpAllReduce(self._store, address, own_host=own_host, on_bytes=self.report, **common)
 
     def all_reduce(self, values: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """Sum float32 values on `sums_on` over all workers, in place; they travel as `dtype`.
@@ -139,14 +139,14 @@ class WorkerGroup:
         if self._reducer is not None:
             self._reducer.all_reduce(values, dtype=dtype)
 
-    def report(self, changed: Callable[[Progress], Progress]) -> None:
-        """Report to the driver how far this worker is, at most once a second; `changed` is called only then.
+    def report(self, changed: Callable[[Progress], Progress] = lambda last: last) -> None:
+        """Report to the driver that this worker gets on, at most once a second; `changed`, called only then, how far.
 
         Raises AbortedError when the segment was aborted.
         """
         if time.monotonic() - self._last_report_s >= PROGRESS_INTERVAL_S:
             self._last_report_s = time.monotonic()
-            self._progress = changed(self._progress)
+            self._progress = replace(changed(self._progress), num_reports=self._progress.num_reports + 1)
             self._store.publish_progress(self._progress)
             self._store.raise_if_aborted()
 

@@ -45,13 +45,15 @@ class Address:
 class Progress:
     """A worker's last report: its host, the round it is in, examples seen in this segment and their mean loss.
 
-    `is_ready` says that it has opened the DataSet and joins the others, `is_done` that it has left them.
+    `is_ready` says that it has opened the DataSet and joins the others, `is_done` that it has left them. `num_reports`
+    makes each report another: a worker whose reports change is alive.
     """
 
     host: str
     round_index: int = 0
     num_examples: int = 0
     loss: float = 0.0
+    num_reports: int = 0
     is_ready: bool = False
     is_done: bool = False
 

@@ -37,9 +37,20 @@ class TcpAllReduce:
     """One worker's connections to all others of its segment. Errors are RuntimeErrors that name the peer."""
 
     def __init__(
-        self, store: WorkerStore, address: Address, *, rank: int, num_workers: int, own_host: str, timeout_s: float
+        self,
+        store: WorkerStore,
+        address: Address,
+        *,
+        rank: int,
+        num_workers: int,
+        own_host: str,
+        timeout_s: float,
+        on_bytes: Callable[[], None],
     ) -> None:
         """Connect to all others, whose addresses are in `store`; each side proves that it is of the segment.
+
+        `timeout_s` limits the connecting, and later the time without a byte to or from any peer. `on_bytes` is called
+        whenever some were sent or received, many times in a large sum.
 
         Raises MissingPeersError when one does not come, AbortedError when the segment was aborted, RetryableError when
         the store holds an address that no worker of the segment wrote.
@@ -48,6 +59,7 @@ class TcpAllReduce:
         self._rank = rank
         self._num_workers = num_workers
         self._timeout_s = timeout_s
+        self._on_bytes = on_bytes
         self._inbox = torch.empty((0, 0))
         self._peers: dict[int, socket.socket] = {}
         try:
@@ -141,18 +153,20 @@ class TcpAllReduce:
                     raise TimeoutError(f"no connection after {self._timeout_s:g} s") from error
 
     def _transfer(self, outgoing: dict[int, Tensor], incoming: dict[int, Tensor]) -> None:
-        """Send and receive with all peers at once, so that nobody's full buffers block anybody."""
+        """Send and receive with all peers at once, so that nobody's full buffers block anybody.
+
+        However long it takes, it goes on as long as bytes move.
+        """
         to_send = {peer: _bytes_of(part) for peer, part in outgoing.items() if part.numel()}
         to_receive = {peer: _bytes_of(part) for peer, part in incoming.items() if part.numel()}
-        deadline = time.monotonic() + self._timeout_s
         with selectors.DefaultSelector() as selector:
             for peer in to_send.keys() | to_receive.keys():
                 selector.register(self._peers[peer], _BOTH, peer)
             while to_send or to_receive:
-                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                ready = selector.select(self._timeout_s)
                 if not ready:
                     late = sorted(to_receive.keys() | to_send.keys())
-                    raise LostPeersError(late, f"no word from {_names(late)} for {self._timeout_s:.0f} s")
+                    raise LostPeersError(late, f"not a byte to or from {_names(late)} for {self._timeout_s:g} s")
                 for key, events in ready:
                     self._move(key.data, events, to_send, to_receive)
                     wanted = (key.data in to_receive and selectors.EVENT_READ) | (
@@ -162,6 +176,7 @@ class TcpAllReduce:
                         selector.unregister(key.fileobj)
                     elif wanted != key.events:
                         selector.modify(key.fileobj, wanted, key.data)
+                self._on_bytes()
 
     def _move(self, peer: int, events: int, to_send: dict[int, memoryview], to_receive: dict[int, memoryview]) -> None:
         connection = self._peers[peer]

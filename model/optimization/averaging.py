@@ -43,7 +43,7 @@ class Averager:
         self._optimizer = optimizer
         self._config = config
         self._group = group
-        # What is frozen is the same everywhere, and a sum of its parts would round it.
+        # Frozen parameters are equal on all workers, and an average would round them.
         self._params = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
         self._buffers = _changing_buffers(model)
         self._previous = None if config.outer.is_plain else _flat(self._params)
@@ -71,7 +71,7 @@ class Averager:
         if before is not None:
             values -= before
         tail.copy_(advances * weight)
-        # Parameters may be finite still, such as where the network itself makes a score -inf.
+        # Parameters may still be finite, as where the network itself makes a score -inf.
         wrong = "" if math.isfinite(loss) else "training loss was"
         self._sum(values, weight, wrong, rank=rank, round_index=round_index)
         if before is not None:
@@ -98,9 +98,9 @@ class Averager:
         _unflat(values, gradients)
 
     def _room(self, floats: list[Tensor], num_counters: int) -> tuple[Tensor, Tensor]:
-        """Room for values and counters in the message, which ends with a flag.
+        """The parts of the message for values and counters; a flag follows them.
 
-        Memory that is new to the process costs more than the sum does, so the message stays from round to round.
+        The message is kept from round to round, since memory that is new to the process costs more than the sum.
         """
         num_values = sum(tensor.numel() for tensor in floats)
         if self._message.numel() != num_values + num_counters + 1 or self._message.device != floats[0].device:
@@ -108,9 +108,9 @@ class Averager:
         return self._message[:num_values], self._message[num_values:-1]
 
     def _sum(self, values: Tensor, weight: float, wrong: str, *, rank: int, round_index: int) -> None:
-        """Put into the message the weighted mean of its `values`, and the sum of what follows, over all workers.
+        """Replace `values` by their weighted mean over all workers, and the rest of the message by its sum.
 
-        Not finite ones never enter it. `wrong` says what else of this worker is not finite, if anything.
+        Values that are not finite are never sent. `wrong` says what else of this worker is not finite, if anything.
         """
         wrong = wrong if _all_finite(values) else "parameters were"
         self._message[-1] = bool(wrong)
@@ -119,7 +119,7 @@ class Averager:
         else:
             values *= weight
         sent = self._message.to(self._group.sums_on)
-        with _told_of_lost_peers(rank, round_index):
+        with _translate_errors(rank, round_index):
             if self._dtype == torch.float32:
                 self._group.all_reduce(sent)
             else:
@@ -138,18 +138,18 @@ class Averager:
         """Raise UserError unless all workers' optimizers have state of the same parameters.
 
         An optimizer makes it when a parameter first has a gradient, which may be later on one worker than on another.
-        Messages would then not match, and be summed all the same.
+        Messages would then hold different things, and be summed all the same.
         """
         if self._is_settled:
             return
         named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
         own = [bool(self._optimizer.state.get(parameter)) for _, parameter in named]
-        with _told_of_lost_peers(rank, round_index):
+        with _translate_errors(rank, round_index):
             *counts, num_workers = self._sum_of([*own, True])
             for index, count in enumerate(counts):
                 if 0 < count < num_workers:
                     raise self._unlike(named[index][0], own[index], rank, num_workers, round_index)
-        # Where no worker has any after a round, the optimizer keeps none.
+        # An optimizer that has no state after a round never makes any.
         self._is_settled = all(counts) or not any(counts)
 
     def _unlike(self, name: str, is_own: bool, rank: int, num_workers: int, round_index: int) -> UserError:
@@ -166,10 +166,10 @@ class Averager:
         return [int(value) for value in sums.tolist()]
 
     def _before(self, values: Tensor) -> Tensor | None:
-        """What the last average left, where changes travel in place of values: short floats keep those well enough."""
+        """The last average, where changes since then travel in place of values: bfloat16 rounds those by less."""
         if self._floats_before is None:
             return None
-        # Optimizers make their state at the first step: until then it stood at zero.
+        # Optimizers make their state at the first step: before, it counts as zero.
         missing = values.numel() - self._floats_before.numel()
         return torch.cat([self._floats_before, values.new_zeros(missing)])
 
@@ -189,7 +189,7 @@ class Averager:
         return torch.cat([c.reshape(-1).double().cpu() for c in counters]) if counters else torch.zeros(0).double()
 
     def _counters_before_of(self, counters: list[Tensor]) -> Tensor:
-        # Optimizers make their state at the first step: until then its counters stood at zero.
+        # Optimizers make their state at the first step: before, its counters count as zero.
         missing = sum(c.numel() for c in counters) - self._counters_before.numel()
         return torch.cat([self._counters_before, torch.zeros(missing).double()])
 
@@ -216,7 +216,8 @@ class Averager:
 
 
 @contextmanager
-def _told_of_lost_peers(rank: int, round_index: int) -> Iterator[None]:
+def _translate_errors(rank: int, round_index: int) -> Iterator[None]:
+    """Add the worker and the round to the error for lost peers."""
     try:
         yield
     except LostPeersError as error:
@@ -232,7 +233,7 @@ def _diverged(rank: int, round_index: int, what: str, also: str = "") -> Diverge
 
 def _changing_buffers(model: nn.Module) -> list[Tensor]:
     held = {id(buffer) for module in model.modules() if not module.training for buffer in module.buffers(recurse=False)}
-    # By identity, since a state has a tensor under each of its names where a module is used twice.
+    # By identity: a module that is used twice has its tensors in the state under both names.
     state = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
     others = held | {id(parameter) for parameter in model.parameters()}
     return [tensor for key, tensor in state.items() if key not in others]
@@ -249,7 +250,7 @@ def _flat(tensors: list[Tensor], *, out: Tensor | None = None) -> Tensor:
 
 
 def _all_finite(values: Tensor) -> bool:
-    # One that is not finite makes the sum so; a sum may also be too large where all are finite, which is rare.
+    # The sum alone is cheaper, and not finite if a value is not. It may also overflow: then look at all.
     return bool(torch.isfinite(values.sum()) or torch.isfinite(values).all())
 
 

@@ -1,4 +1,4 @@
-"""The epoch loop: segments sent to workers over a transport, their reports merged, the state held by the driver."""
+"""The epoch loop: segments launched on workers, their reports merged, the state held by the driver."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ log = logging.getLogger(__name__)
 
 
 class Launcher(Protocol):
-    """How tasks reach workers: all of a call run side by side, and each gives a report or a failure."""
+    """Runs workers' tasks: all of a call side by side, and each gives a report or a failure."""
 
     rendezvous: Rendezvous
 
     def num_slots(self) -> int:
-        """Workers that can run side by side now."""
+        """How many workers can run side by side now."""
         ...
 
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
@@ -55,13 +55,13 @@ class Launcher(Protocol):
         ...
 
     def cancel(self, reason: str) -> None:
-        """End what runs, from another thread; `run` then raises RetryableError with this reason."""
+        """End the running tasks, from another thread; `run` then raises RetryableError with this reason."""
         ...
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A config, the DataSet it trains on, the transport to its workers, and who hears of progress within an epoch.
+    """A config, the DataSet it trains on, the launcher of its workers, and what gets the progress within an epoch.
 
     `pretrained` is what a fine-tuning starts from; it needs the config that `fine_tuning.normalized_as` gives.
     """
@@ -140,7 +140,7 @@ class Trainer:
         return self._judged(new) if new.ends_epoch else new
 
     def _next_rounds(self, state: Checkpoint) -> tuple[tuple[Stage, ...], Rounds]:
-        """The epoch's legs, the last of which this segment is in, as they are after it; and the segment's rounds."""
+        """The epoch's stages as they are after the next segment, which is in the last; and that segment's rounds."""
         num_workers = self._num_workers(state)
         *earlier, last = state.stages or (Stage(num_workers, 0),)
         if last.num_workers != num_workers:
@@ -172,7 +172,7 @@ class Trainer:
         )
 
     def _num_workers(self, state: Checkpoint) -> int:
-        """Workers for the next segment: all that are wanted, or after a wait those for which there is room."""
+        """Workers for the next segment: all that are wanted, or after a wait as many as there are slots."""
         wanted, fewest = self.config.num_workers, self.config.min_workers
         last = len(state.timeline[-1]["workers"]) if state.timeline else wanted
         deadline = time.monotonic() + self.config.wait_for_workers_s
@@ -180,7 +180,7 @@ class Trainer:
             time.sleep(0.2)
         if slots < fewest:
             raise RetryableError(
-                f"only {slots} of {wanted} workers have a place left after {self.config.wait_for_workers_s} s, under "
+                f"there are slots for {slots} of {wanted} workers after {self.config.wait_for_workers_s} s, fewer than "
                 f"min_workers={fewest}: bring machines back, or lower min_workers"
             )
         return min(wanted, slots)
@@ -192,9 +192,9 @@ class Trainer:
         *,
         watch: Watch | None = None,
     ) -> tuple[list[Report], float]:
-        """Run a segment; when workers are lost run it again, from the same states and so to the same end.
+        """Run a segment; when workers are lost run it again, from the same states and so to the same bits.
 
-        Gives the reports, and the seconds that failed tries took.
+        Returns the reports, and the seconds that failed tries took.
         """
         begun, retry_s = time.monotonic(), 0.0
         earlier: set[tuple[str, int, str]] = set()
@@ -207,7 +207,7 @@ class Trainer:
             except RetryableError as error:
                 key = error.repeated_key if isinstance(error, FailedWorkerError) else None
                 if key in earlier:
-                    raise UserError(f"{error} (twice, so it is no accident)") from error
+                    raise UserError(f"{error} (failed identically twice; not retrying)") from error
                 if retry > self.config.max_segment_retries:
                     raise
                 if key is not None:
@@ -289,7 +289,7 @@ def _states(state: Checkpoint, num_workers: int) -> list[ReplicaState]:
 
 
 def score(metrics: dict[str, float], metric: MetricName, *, is_validated: bool) -> tuple[float, float]:
-    """How good an epoch is: greater is better, by a figure of the validation split, then by its lowest loss.
+    """How good an epoch is: greater is better, by a metric of the validation split, then by its loss.
 
     Without a validation split the training loss decides.
     """

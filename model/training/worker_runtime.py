@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-# How a worker sees that another left or stopped it; torch's own comes from a process group.
+# The errors by which a worker notices that another left or stopped it. Process groups raise torch's own.
 PEER_ERRORS = (PeerError, DistError)
 
 
@@ -40,10 +40,10 @@ def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report |
     try:
         return _attempted(work, task, device)
     finally:
-        # Not before this, since an error holds on to all that its frames have. Spark may give the next task of this
-        # process another GPU, and this one to another process.
+        # Only here, since an error keeps alive all that its frames hold. Spark may give the next task of this process
+        # another GPU, and this GPU to another process.
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch gives it no types
-            with suppress(RuntimeError):  # after an error of CUDA there is nothing left to give back
+            with suppress(RuntimeError):  # after an error of CUDA there is nothing to free
                 torch.cuda.empty_cache()
 
 
@@ -54,7 +54,7 @@ def _attempted(work: Work, task: Task, device: str | Callable[[], str]) -> Repor
         return _within_memory(work, task, device if isinstance(device, str) else device())
     except Exception as error:
         failure = Failure(task.rank, socket.gethostname(), *_described(task, error))
-        # Peers may wait for this worker already, whether it came to meet them or not.
+        # Peers may be waiting for this worker, also where it failed before it connected to them.
         with suppress(RuntimeError):
             _store(task).mark_done(error)
         return failure
@@ -109,7 +109,7 @@ def open_dataset(uri: str, digest: str, *, cache_bytes: int = 0) -> Dataset:
 
 
 def join_group(task: Task, device: str, *, sums: bool) -> WorkerGroup:
-    """The task's place among the workers of its segment; those that train sum, those that evaluate only report."""
+    """Join the task's segment: workers that train sum, those that evaluate only report."""
     return WorkerGroup(
         task.address,
         rank=task.rank,
@@ -123,17 +123,17 @@ def join_group(task: Task, device: str, *, sums: bool) -> WorkerGroup:
 
 @contextmanager
 def seeded(task: Task, device: str) -> Iterator[None]:
-    """Torch's threads, arithmetic and random numbers as the task wants them, for as long as it runs."""
-    # Python workers serve many jobs: what a task sets in its process, it puts back.
+    """Torch's threads, arithmetic and random numbers as the task wants them, while the block runs."""
+    # Python workers serve many jobs, so all is restored.
     num_threads, flushed = torch.get_num_threads(), flushes_denormals()
     torch.set_num_threads(task.config.threads_per_worker or 1)
     # Weight decay makes a dead filter's weights ever smaller, and below 1e-38 a CPU computes several times slower.
     torch.set_flush_denormal(True)
     try:
-        # The task's own device and no other: to keep the random numbers of all would start every GPU up.
+        # Of the task's own device only: to save the random state of all would initialize every GPU.
         with _current(device), torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
-            place = (task.rounds.epoch, task.rounds.first, len(task.rounds.earlier)) if task.rounds else (0, 0, 0)
-            seeds = np.random.SeedSequence([task.config.seed, *place, task.rank])
+            position = (task.rounds.epoch, task.rounds.first, len(task.rounds.earlier)) if task.rounds else (0, 0, 0)
+            seeds = np.random.SeedSequence([task.config.seed, *position, task.rank])
             seed = int(seeds.generate_state(1)[0])
             torch.default_generator.manual_seed(seed)
             if device != "cpu":
@@ -149,7 +149,7 @@ def _current(device: str) -> AbstractContextManager[object]:
 
 
 def flushes_denormals() -> bool:
-    """Whether this thread takes numbers for zero that are too small for float32's full precision."""
+    """Whether this thread computes with zero in place of denormal numbers."""
     return not (torch.tensor([1e-38]) * 0.01).any()
 
 

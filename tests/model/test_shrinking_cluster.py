@@ -9,7 +9,7 @@ import pytest
 
 from shardmean.model.errors import RetryableError
 from shardmean.model.training.local_launcher import LocalLauncher
-from tests.model.training.faults import Fault, Struck, training
+from tests.model.training.faults import Fault, FaultyLauncher, training
 
 from .fitting import fit
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shardmean.model.training.messages import Task, Work
 
 
-class Shrinking(Struck):
+class Shrinking(FaultyLauncher):
     """A cluster that loses a place when the fault strikes, and gets it back after `back_after` more segments."""
 
     def __init__(self, launcher: LocalLauncher, fault: Fault, *, num_workers: int, back_after: int = 99) -> None:
@@ -73,5 +73,5 @@ def test_a_cluster_that_grows_again_is_used(gray_data, three, tmp_path):
 def test_too_small_a_cluster_ends_the_training_with_both_numbers(gray_data, three, tmp_path):
     cluster = Shrinking(three, Fault("reads badly", tmp_path), num_workers=3)
     settings = {"num_workers": 3, "min_workers": 3, "wait_for_workers_s": 0, "max_segment_retries": 1}
-    with pytest.raises(RetryableError, match="only 2 of 3 workers have a place left after 0 s, under min_workers=3"):
+    with pytest.raises(RetryableError, match="there are slots for 2 of 3 workers after 0 s, fewer than min_workers=3"):
         fit(training(gray_data, cluster, **settings))

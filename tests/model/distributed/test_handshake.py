@@ -207,6 +207,7 @@ def joined(address: Address, rank: int, num_workers: int = 3, timeout_s: float =
     return TcpAllReduce(
         WorkerStore(address, rank=rank, timeout_s=timeout_s), address,
         rank=rank, num_workers=num_workers, own_host="127.0.0.1", timeout_s=timeout_s,
+        on_bytes=lambda: None,
     )  # fmt: skip
 
 

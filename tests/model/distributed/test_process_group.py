@@ -1,4 +1,4 @@
-"""Whether workers share a GPU, and sums by a process group (of gloo here: the calls are those of NCCL)."""
+"""Whether workers share a GPU, and all-reduce by a process group (of gloo here: the calls are those of NCCL)."""
 
 from __future__ import annotations
 
@@ -34,39 +34,39 @@ if TYPE_CHECKING:
 NUM_WORKERS = 2
 
 
-def places(*names: str) -> list[DeviceInfo]:
-    """Places of workers, from a host and a GPU each."""
+def devices(*names: str) -> list[DeviceInfo]:
+    """Devices of workers, from a host and a GPU each."""
     return [DeviceInfo(host, "cuda", gpu, "13.0") for host, gpu in (name.split() for name in names)]
 
 
 def test_workers_with_gpus_of_their_own_are_distinct():
-    assert check_distinct(places("a GPU-1", "a GPU-2", "b GPU-1"), allow_shared=False)
+    assert check_distinct(devices("a GPU-1", "a GPU-2", "b GPU-1"), allow_shared=False)
     assert check_distinct([], allow_shared=False)
 
 
 def test_workers_of_one_gpu_are_refused_by_name():
     with pytest.raises(UserError) as refused:
-        check_distinct(places("a GPU-1", "b GPU-3", "a GPU-1"), allow_shared=False)
+        check_distinct(devices("a GPU-1", "b GPU-3", "a GPU-1"), allow_shared=False)
     for part in ("workers 0, 2 on a share the GPU GPU-1", "lower num_workers", "allow_shared_gpu=true"):
         assert part in str(refused.value)
 
 
 def test_workers_of_one_gpu_may_be_allowed():
-    assert not check_distinct(places("a GPU-1", "a GPU-1"), allow_shared=True)
+    assert not check_distinct(devices("a GPU-1", "a GPU-1"), allow_shared=True)
 
 
 def test_workers_on_gpus_need_torch_of_one_cuda():
-    check_alike(places("a GPU-1", "b GPU-1"))
+    check_alike(devices("a GPU-1", "b GPU-1"))
     with pytest.raises(
         UserError, match=r"CUDA \(13\.0 for worker 0 on a; 12\.8 for worker 1 on c\): install one build"
     ):
-        check_alike([*places("a GPU-1"), DeviceInfo("c", "cuda", "GPU-1", "12.8")])
+        check_alike([*devices("a GPU-1"), DeviceInfo("c", "cuda", "GPU-1", "12.8")])
 
 
 def test_workers_on_cpus_may_have_any_build_of_torch():
-    place = device_info("cpu")
-    assert (place.host, place.kind) == (socket.gethostname(), "cpu")
-    check_alike([place, place])
+    device = device_info("cpu")
+    assert (device.host, device.kind) == (socket.gethostname(), "cpu")
+    check_alike([device, device])
 
 
 def values_of(rank: int, size: int) -> torch.Tensor:
@@ -97,14 +97,14 @@ def _sums(address: Address, rank: int) -> list[torch.Tensor]:
     results = []
     for number, dtype in enumerate((torch.float32, torch.bfloat16)):
         store = WorkerStore(replace(address, prefix=f"{address.prefix}/{number}"), rank=rank, timeout_s=60)
-        exchange = group(store, rank)
+        reducer = group(store, rank)
         try:
             for size in (1, 7, 1000):
                 values = values_of(rank, size)
-                exchange.all_reduce(values, dtype=dtype)
+                reducer.all_reduce(values, dtype=dtype)
                 results.append(values)
         finally:
-            exchange.close()
+            reducer.close()
     return results
 
 
@@ -119,35 +119,35 @@ def test_a_group_sums_in_float32_and_leaves_no_group_behind(in_processes):
         assert ((halves.double() - exact).abs() <= 2**-7 * parts).all()
 
 
-def _waits_in_vain(address: Address, rank: int, *, fails: bool, dtype: torch.dtype = torch.float32) -> str:
-    """What worker 0 hears that waits for a sum, while worker 1 stays in the group and fails or hangs."""
+def _waits_for_a_sum(address: Address, rank: int, *, fails: bool, dtype: torch.dtype = torch.float32) -> str:
+    """The error of worker 0, which waits for a sum while worker 1 stays in the group and fails or hangs."""
     store = WorkerStore(address, rank=rank, timeout_s=60)
-    exchange = group(store, rank, timeout_s=60 if fails else 1)
+    reducer = group(store, rank, timeout_s=60 if fails else 1)
     try:
         if rank == 1:
             if fails:
                 store.abort(OSError("disk"))
             store.tcp_store.get("done/0")
             return ""
-        exchange.all_reduce(torch.ones(10), dtype=dtype)
+        reducer.all_reduce(torch.ones(10), dtype=dtype)
     except RuntimeError as error:
         store.set("done/0", "")
         return f"{type(error).__name__}: {error}"
     finally:
-        exchange.close(broken=True)
+        reducer.close(broken=True)
         assert not torch.distributed.is_initialized()
     return "a sum"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_who_waits_for_a_sum_hears_that_a_peer_failed(in_processes, dtype):
-    heard, _ = in_processes(partial(_waits_in_vain, fails=True, dtype=dtype))
-    assert heard == "AbortedError: worker 0 was stopped: disk"
+def test_a_worker_that_waits_for_a_sum_sees_that_a_peer_failed(in_processes, dtype):
+    error, _ = in_processes(partial(_waits_for_a_sum, fails=True, dtype=dtype))
+    assert error == "AbortedError: worker 0 was stopped: disk"
 
 
-def test_who_waits_for_a_sum_gives_up_after_the_time(in_processes):
-    heard, _ = in_processes(partial(_waits_in_vain, fails=False))
-    assert heard == "LostPeersError: no sum with the others for 1 s"
+def test_a_worker_that_waits_for_a_sum_gives_up_after_the_timeout(in_processes):
+    error, _ = in_processes(partial(_waits_for_a_sum, fails=False))
+    assert error == "LostPeersError: no sum with the other workers after 1 s"
 
 
 class Sum:
@@ -155,10 +155,10 @@ class Sum:
 
     def __init__(self, duration_s: float) -> None:
         self._end_s = time.monotonic() + duration_s
-        self.num_questions = 0
+        self.num_checks = 0
 
     def is_completed(self) -> bool:
-        self.num_questions += 1
+        self.num_checks += 1
         return time.monotonic() > self._end_s
 
     def wait(self) -> None:
@@ -166,19 +166,19 @@ class Sum:
 
 
 def test_waiting_for_long_takes_no_core():
-    """For a short sum it asks without a pause."""
-    exchange = ProcessGroupAllReduce.__new__(ProcessGroupAllReduce)
-    exchange._store, exchange._timeout_s = None, 60
+    """For a short sum it checks without a pause."""
+    reducer = ProcessGroupAllReduce.__new__(ProcessGroupAllReduce)
+    reducer._store, reducer._timeout_s = None, 60
     short, long = Sum(0.0001), Sum(0.5)
-    exchange._wait(short)
+    reducer._wait(short)
     started = time.thread_time()
-    exchange._wait(long)
+    reducer._wait(long)
     assert time.thread_time() - started < 0.1
-    assert short.num_questions > 1
-    assert long.num_questions < 5000
+    assert short.num_checks > 1
+    assert long.num_checks < 5000
 
 
-def test_nccl_leaves_failures_to_us_and_the_environment_as_it_was(monkeypatch):
+def test_nccl_raises_its_errors_and_the_environment_is_restored(monkeypatch):
     seen = []
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: seen.append(dict(os.environ)))
     name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"

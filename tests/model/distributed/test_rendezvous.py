@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from torch.distributed import TCPStore
 
 from shardmean.model.distributed.process_group import DeviceInfo
 from shardmean.model.distributed.rendezvous import Rendezvous, WorkerGroup
 from shardmean.model.distributed.store import Progress, WorkerStore
-from shardmean.model.errors import MissingPeersError, UserError
+from shardmean.model.errors import AbortedError, LostPeersError, MissingPeersError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,6 +111,42 @@ def test_a_worker_that_is_alone_sends_nothing_from_its_device_to_the_cpu(rendezv
     assert (
         WorkerGroup(rendezvous.new_address(), rank=0, num_workers=1, timeout_s=5, device="cuda:1").sums_on == "cuda:1"
     )
+
+
+def test_a_worker_in_a_large_sum_reports_while_bytes_move(rendezvous, address, monkeypatch):
+    """Otherwise the driver would take it for hung after the time in which it may stay silent."""
+    monkeypatch.setattr("shardmean.model.distributed.rendezvous.PROGRESS_INTERVAL_S", 0)
+    seen: list[int] = []
+
+    def work(rank: int) -> None:
+        with WorkerGroup(address, rank=rank, num_workers=2, timeout_s=5) as group:
+            for _ in range(2):
+                seen.append(rendezvous.progress(address, 2)[rank].num_reports)
+                group.all_reduce(torch.ones(5_000_000))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
+    first, *_, last = sorted(seen)
+    assert first == 1
+    assert last > 2
+    assert all(progress.is_done for progress in rendezvous.progress(address, 2).values())
+
+
+def test_a_worker_in_a_large_sum_sees_an_abort(rendezvous, address, monkeypatch):
+    monkeypatch.setattr("shardmean.model.distributed.rendezvous.PROGRESS_INTERVAL_S", 0)
+    are_connected = threading.Barrier(2)
+
+    def work(rank: int) -> str:
+        group = WorkerGroup(address, rank=rank, num_workers=2, timeout_s=5)
+        are_connected.wait()
+        rendezvous.abort(address, "worker 2 found no data")
+        with pytest.raises((AbortedError, LostPeersError)) as stopped, group:
+            group.all_reduce(torch.ones(5_000_000))
+        return str(stopped.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        errors = list(pool.map(work, range(2)))
+    assert any(error.endswith("was stopped: worker 2 found no data") for error in errors)
 
 
 def test_of_a_segment_that_ended_only_the_abort_flag_is_left(rendezvous):

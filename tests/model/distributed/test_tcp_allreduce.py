@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardmean.model.distributed import handshake
 from shardmean.model.distributed.store import Address, WorkerStore
 from shardmean.model.distributed.tcp_allreduce import TcpAllReduce
 from shardmean.model.errors import AbortedError, MissingPeersError
@@ -49,7 +51,10 @@ class FakeStore:
 def connected(
     store: FakeStore | WorkerStore, rank: int, num_workers: int, *, own_host: str = "127.0.0.1", timeout_s: float = 10
 ) -> TcpAllReduce:
-    return TcpAllReduce(store, ADDRESS, rank=rank, num_workers=num_workers, own_host=own_host, timeout_s=timeout_s)
+    return TcpAllReduce(
+        store, ADDRESS, rank=rank, num_workers=num_workers, own_host=own_host, timeout_s=timeout_s,
+        on_bytes=lambda: None,
+    )  # fmt: skip
 
 
 def together(num_workers: int, work: Callable[[int, TcpAllReduce], Any], timeout_s: float = 10) -> list[Any]:
@@ -113,6 +118,33 @@ def test_a_peer_that_leaves_is_named_at_once():
     assert any("worker 1" in str(error) for error in errors)
 
 
+class Slow:
+    """A connection that sends a few bytes at a time, with a pause before each."""
+
+    def __init__(self, connection: socket.socket, num_bytes: int, pause_s: float) -> None:
+        self._connection = connection
+        self._num_bytes = num_bytes
+        self._pause_s = pause_s
+        self.fileno, self.recv_into, self.close = connection.fileno, connection.recv_into, connection.close
+
+    def send(self, data: memoryview) -> int:
+        time.sleep(self._pause_s)
+        return self._connection.send(data[: self._num_bytes])
+
+
+def test_a_sum_may_take_longer_than_the_limit_while_bytes_move():
+    def work(rank: int, reducer: TcpAllReduce) -> float:
+        if rank == 1:
+            reducer._peers[0] = Slow(reducer._peers[0], 500, 0.1)
+        values = torch.ones(2000)
+        started = time.monotonic()
+        reducer.all_reduce(values)
+        assert time.monotonic() - started > 1, "twice the limit"
+        return values.sum().item()
+
+    assert together(2, work, timeout_s=0.5) == [4000.0] * 2
+
+
 def test_a_peer_that_is_silent_is_named_after_the_time():
     done = threading.Event()
 
@@ -125,7 +157,7 @@ def test_a_peer_that_is_silent_is_named_after_the_time():
         finally:
             done.set()
 
-    assert str(together(2, work, timeout_s=0.5)[0]) == "no word from worker 1 for 0 s"
+    assert str(together(2, work, timeout_s=0.5)[0]) == "not a byte to or from worker 1 for 0.5 s"
 
 
 def sums(store: FakeStore, num_workers: int, own_host: str = "127.0.0.1") -> list[float]:
@@ -184,6 +216,50 @@ def test_workers_that_do_not_come_are_named(monkeypatch):
     monkeypatch.setattr("shardmean.model.distributed.tcp_allreduce._SLICE_S", 0.1)
     with pytest.raises(MissingPeersError, match=r"worker 0 could not reach workers 1, 2: no connection after 0\.2 s"):
         connected(FakeStore(), 0, 3, timeout_s=0.2)
+
+
+class FailingStore(FakeStore):
+    """A store where an address can't be read."""
+
+    def __init__(self, key: str, error: Exception) -> None:
+        super().__init__()
+        self._failing = key, error
+
+    def get(self, key: str) -> str:
+        if key == self._failing[0]:
+            raise self._failing[1]
+        return super().get(key)
+
+
+@pytest.mark.parametrize(
+    ("rank", "store"),
+    [
+        (2, FailingStore("peer/1", OSError("no route to host"))),
+        (2, FailingStore("peer/1", KeyError("a bug"))),
+        (1, FakeStore()),  # worker 2 does not come
+    ],
+)
+def test_a_group_that_cannot_be_built_leaves_no_connection_open(rank, store):
+    """Though whoever catches the error holds on to it: peers that wait must see at once that this worker left."""
+    peer = socket.create_server(("127.0.0.1", 0))
+    store.set("peer/0", "{} {}".format(*peer.getsockname()))
+
+    def listen() -> bytes:
+        connection, _ = peer.accept()
+        with connection:
+            assert handshake.accept(ADDRESS, connection, rank=0, endpoint=store.get("peer/0"), expected={rank}) == rank
+            connection.settimeout(10)
+            return connection.recv(1)
+
+    with ThreadPoolExecutor(1) as pool, peer:
+        left = pool.submit(listen)
+        with pytest.raises((MissingPeersError, KeyError)) as held:
+            connected(store, rank, 3, timeout_s=0.5)
+        assert left.result(15) == b""
+        host, port = store.get(f"peer/{rank}").split()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)))
+    assert held.value.__traceback__ is not None
 
 
 def test_a_worker_that_waits_for_another_sees_that_the_segment_is_aborted(rendezvous, address, monkeypatch):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 import torch
 
 from shardmean.model.config.training import AveragingConfig, OuterConfig
+from shardmean.model.distributed.rendezvous import WorkerGroup
 from shardmean.model.errors import DivergedError, PeerDivergedError
 from tests.model.optimization.workers import State, Worker, assert_bits, together
-
-if TYPE_CHECKING:
-    from shardmean.model.distributed.rendezvous import WorkerGroup
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -40,6 +38,44 @@ def test_a_state_that_is_not_finite_stops_all_and_changes_nobody(groups, templat
     assert "worker 2 stopped in round 4: a peer's state or loss is not finite" in str(errors[2])
     for _, before, after in results:
         assert_bits(before, after)
+
+
+@pytest.mark.parametrize("comm_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("poison", [float("nan"), float("-inf")])
+def test_what_is_not_finite_is_never_sent(groups, template, monkeypatch, poison, comm_dtype):
+    sent: list[bool] = []
+    reduce = WorkerGroup.all_reduce
+
+    def recorded(self: WorkerGroup, values: torch.Tensor, **options: Any) -> None:
+        sent.append(bool(values.isfinite().all()))
+        reduce(self, values, **options)
+
+    monkeypatch.setattr(WorkerGroup, "all_reduce", recorded)
+
+    def work(rank: int, group: WorkerGroup) -> None:
+        worker = Worker(template, rank, group, AveragingConfig(comm_dtype=comm_dtype), "sgd")
+        worker.steps(1)
+        if rank == 1:
+            worker.model[0].weight.detach().flatten()[0] = poison
+        with pytest.raises((DivergedError, PeerDivergedError)):
+            worker.average(1 / 2)
+
+    together(groups[2], work)
+    assert len(sent) >= 2
+    assert all(sent)
+
+
+def test_finite_values_whose_sum_overflows_are_averaged(groups, template):
+    def work(rank: int, group: WorkerGroup) -> torch.Tensor:
+        worker = Worker(template, rank, group, AveragingConfig(), "sgd")
+        with torch.no_grad():
+            worker.model[0].weight.fill_(3e38 if rank else 1e38)
+        assert worker.model[0].weight.sum().isinf()
+        worker.average(1 / 2)
+        return worker.model[0].weight.detach()
+
+    for weight in together(groups[2], work):
+        torch.testing.assert_close(weight, torch.full_like(weight, 2e38))
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

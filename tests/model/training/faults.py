@@ -1,4 +1,4 @@
-"""What befalls a worker at a given (rank, round) in the tests of faults, and the trainings that meet it."""
+"""Faults of a worker at a given (rank, round), and the trainings that they happen in."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RANK = 1
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls worker RANK before the average of a round, as often as `times`; each leaves a file in `folder`."""
+    """What happens to worker RANK before the average of a round, `times` times; each leaves a file in `folder`."""
 
     kind: str
     folder: Path
@@ -56,8 +56,8 @@ class Fault:
                     next(iter(averager._model.parameters())).mul_(float("nan"))
 
 
-def struck(work: Work, fault: Fault, task: Task, device: str) -> Report:
-    """Do a task in which the fault befalls its worker."""
+def with_fault(work: Work, fault: Fault, task: Task, device: str) -> Report:
+    """Do a task with the fault in its worker."""
     average, step = worker.Averager.average, worker.Replica.backward
 
     def average_after_fault(self: Any, weight: float, *, rank: int, round_index: int, loss: float) -> None:
@@ -77,18 +77,18 @@ def struck(work: Work, fault: Fault, task: Task, device: str) -> Report:
         worker.Averager.average, worker.Replica.backward = average, step
 
 
-class Struck:
-    """A transport whose workers meet a fault."""
+class FaultyLauncher:
+    """A launcher whose worker RANK has a fault."""
 
     def __init__(self, launcher: LocalLauncher, fault: Fault) -> None:
-        self._transport = launcher
+        self._launcher = launcher
         self._fault = fault
         self.rendezvous = launcher.rendezvous
         self.cancel = launcher.cancel
         self.num_slots = launcher.num_slots
 
     def run(self, work: Work, tasks: list[Task]) -> Any:
-        return self._transport.run(partial(struck, work, self._fault), tasks)
+        return self._launcher.run(partial(with_fault, work, self._fault), tasks)
 
 
 def training(dataset, launcher, **changes: Any) -> Trainer:

@@ -1,4 +1,4 @@
-"""Failures: what a worker that fails says of it, which kind that is, and which of several failures is shown."""
+"""Failures: what kind a worker's error is, what it reports, and which of several failures is shown."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.messages import Failure, Report, Task
 from shardmean.model.training.worker_runtime import attempt, seeded
 from tests.model.fitting import fit
-from tests.model.training.faults import Struck, training
+from tests.model.training.faults import FaultyLauncher, training
 
 if TYPE_CHECKING:
     from shardmean.model.training.messages import Work
 
 
-class Scripted(Struck):
-    """A transport whose segments end as the script says: with an error, or with failures."""
+class ScriptedLauncher(FaultyLauncher):
+    """A launcher whose segments end as given: with an error, or with failures."""
 
     def __init__(self, *ends: Exception | list[Failure]) -> None:
         super().__init__(LocalLauncher(1), None)
@@ -53,55 +53,55 @@ def failure(kind: str, text: str, *, rank: int = 1, host: str = "a") -> Failure:
 
 def test_a_worker_that_moved_and_diverged_again_diverged_twice(gray_data):
     ends = [[failure("diverged", "not finite after round 3", host=host)] for host in "abcd"]
-    with pytest.raises(UserError, match=r"worker 1 on b: not finite after round 3 \(twice"):
-        fit(training(gray_data, Scripted(*ends), num_workers=1))
+    with pytest.raises(UserError, match=r"worker 1 on b: not finite after round 3 \(failed identically twice; "):
+        fit(training(gray_data, ScriptedLauncher(*ends), num_workers=1))
 
 
-def test_the_worlds_faults_are_tried_again_whatever_they_are_called(gray_data):
+def test_retryable_errors_are_tried_again_whatever_their_text(gray_data):
     ends = [RetryableError("can't read s3://bucket/diverged-runs: timeout")] * 4
     with pytest.raises(RetryableError, match=r"diverged-runs: timeout$"):
-        fit(training(gray_data, Scripted(*ends), num_workers=1))
+        fit(training(gray_data, ScriptedLauncher(*ends), num_workers=1))
 
 
 def test_the_cause_is_shown_before_peers_that_it_stopped(gray_data, caplog):
     ends = [failure("peer", "worker 1 left", rank=0), failure("bug", "RuntimeError: CUDA out of memory")]
     with pytest.raises(RetryableError, match="worker 1 on a: RuntimeError: CUDA out of memory"):
-        fit(training(gray_data, Scripted(ends), num_workers=1, max_segment_retries=0))
+        fit(training(gray_data, ScriptedLauncher(ends), num_workers=1, max_segment_retries=0))
     assert "trace of RuntimeError: CUDA out of memory" in caplog.text
     assert "trace of worker 1 left" not in caplog.text
 
 
 @pytest.fixture
 def alone() -> tuple[Task, Rendezvous]:
-    """A worker's task, and the meeting that hears of it."""
+    """A worker's task, and the rendezvous that it reports to."""
     rendezvous = Rendezvous()
     address = rendezvous.new_address()
     return Task(TrainingConfig(timeout_s=5), "nowhere", "", 0, 1, {}, address, this_environment()), rendezvous
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "said"),
+    ("error", "kind", "text"),
     [
         (RuntimeError("mat1 and mat2 shapes"), "bug", "RuntimeError: mat1 and mat2 shapes"),
         (ValueError("one value per channel"), "bug", "ValueError: one value per channel"),
         (PeerDivergedError("a peer"), "peer", "a peer"),
         (LostPeersError([1], "worker 1 left"), "peer", "worker 1 left"),
-        (MissingPeersError([1], "worker 0 could not meet worker 1"), "peer", "worker 0 could not meet worker 1"),
-        (AbortedError("told to stop"), "peer", "told to stop"),
+        (MissingPeersError([1], "worker 0 could not reach worker 1"), "peer", "worker 0 could not reach worker 1"),
+        (AbortedError("worker 0 was stopped"), "peer", "worker 0 was stopped"),
         (DistBackendError("NCCL"), "peer", "NCCL"),
         (DivergedError("not finite"), "diverged", "not finite"),
         (OSError("disk"), "retryable", "disk"),
     ],
 )
-def test_errors_are_told_apart_and_all_are_told_to_the_others(alone, error, kind, said):
+def test_errors_have_kinds_and_each_stops_the_other_workers(alone, error, kind, text):
     task, rendezvous = alone
 
     def work(task: Task, device: str) -> Report:
-        assert rendezvous.progress(task.address, 1)[0].is_done is False, "a word comes first of all"
+        assert rendezvous.progress(task.address, 1)[0].is_done is False, "a report comes before the work"
         raise error
 
     found = attempt(work, task, "cpu")
-    assert (found.kind, found.message) == (kind, said)
+    assert (found.kind, found.message) == (kind, text)
     assert rendezvous.abort_reason(task.address) == str(error)
     assert rendezvous.progress(task.address, 1)[0].is_done
 
@@ -131,8 +131,8 @@ def test_too_large_a_step_for_a_gpus_memory_is_the_users_mistake(alone, changes,
         raise torch.OutOfMemoryError(CUDA_SAYS)
 
     found = attempt(work, task, lambda: "cuda:1")
-    said = "cuda:1 has too little memory: CUDA out of memory. Tried to allocate 2.00 GiB"
-    assert (found.kind, found.message) == ("user", f"{said}; {remedy}")
+    found_there = "cuda:1 has too little memory: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert (found.kind, found.message) == ("user", f"{found_there}; {remedy}")
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -177,7 +177,7 @@ def test_a_task_on_a_gpu_touches_no_other(alone, monkeypatch):
         assert torch.equal(torch.rand(3), drawn), "what is drawn on the CPU does not depend on the device"
 
 
-def test_what_only_workers_know_is_not_in_their_errors(alone):
+def test_prefix_and_secret_are_not_in_errors(alone):
     task, _ = alone
     found = attempt(lambda task, device: 1 / len(task.address.prefix + task.address.secret) / 0, task, "cpu")
     assert found.message == "ZeroDivisionError: float division by zero"

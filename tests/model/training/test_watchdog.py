@@ -15,7 +15,7 @@ from shardmean.model.errors import LostLauncherError, RetryableError, UserError
 from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.watchdog import HangDetector, watchdog
 from tests.model.fitting import fit
-from tests.model.training.faults import Fault, Struck, training
+from tests.model.training.faults import Fault, FaultyLauncher, training
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +113,7 @@ def test_a_segment_whose_watchdog_fails_ends_at_once_though_a_worker_hangs(gray_
     monkeypatch.setattr(HangDetector, "check", lambda *_: failing_check())
     started = time.monotonic()
     with LocalLauncher(2) as launcher, pytest.raises(RetryableError, match=re.escape(FAILED)) as error:
-        fit(training(gray_data, Struck(launcher, Fault("hangs", tmp_path, times=9)), max_segment_retries=1))
+        fit(training(gray_data, FaultyLauncher(launcher, Fault("hangs", tmp_path, times=9)), max_segment_retries=1))
     assert isinstance(error.value.__cause__, KeyError)
     assert f"{FAILED}; trying again (1 of 1)" in caplog.text
     assert time.monotonic() - started < 120, "and timeout_s is 300"

@@ -92,6 +92,23 @@ def test_those_within_an_epoch_stand_between_the_epochs_and_go_first(tmp_path):
     assert epochs_in(tmp_path) == ["epoch-000001-stage-002-round-000000003.pt", "epoch-000001.pt", "epoch-000002.pt"]
 
 
+def test_the_latest_is_that_furthest_in_training_whatever_the_names_order(tmp_path):
+    """A later stage comes after all rounds of the one before, a whole epoch after all of its stages."""
+    in_order = [
+        (1, (Stage(2, 5),)), (1, (Stage(2, 40),)), (1, (Stage(2, 40), Stage(1, 3))),
+        (1, (Stage(2, 40), Stage(1, 3), Stage(2, 1))), (2, ()), (2, (Stage(2, 1),)), (10, ()),
+    ]  # fmt: skip
+    for number, (epoch, stages) in enumerate(in_order):
+        state = dataclasses.replace(state_after(epoch), stages=stages, num_steps=number, best_epoch=0)
+        checkpoint.save(str(tmp_path / str(number)), state)
+        (path,) = (tmp_path / str(number)).iterdir()
+        path.rename(tmp_path / path.name)
+    for number in reversed(range(len(in_order))):
+        latest = checkpoint.load_latest(str(tmp_path))
+        assert latest.num_steps == number
+        (tmp_path / latest.name).unlink()
+
+
 def test_delete_all_leaves_other_files(tmp_path):
     checkpoint.save(str(tmp_path), state_after(1))
     (tmp_path / "note.txt").write_text("mine")
