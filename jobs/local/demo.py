@@ -180,7 +180,7 @@ def _follow(process: subprocess.Popen[str], log_file: Path) -> list[str]:
             if LOG_MARK in line:
                 console.print(f"  {escape(_own_words(line))}")
                 last_shown = time.monotonic()
-                phase = "Airflow is finishing the run" if "pictures:" in line else "the job is working"
+                phase = "Airflow is finishing the run" if "plots:" in line else "the job is working"
             elif time.monotonic() - last_shown > HEARTBEAT_S:
                 console.print(f"  ... {phase}, {time.monotonic() - started:.0f} s", style="dim")
                 last_shown = time.monotonic()
@@ -199,7 +199,7 @@ def _summarize(result: dict[str, Any], jobs: _Jobs) -> None:
     console.print(
         f"{result['split']} accuracy     [bold]{metrics['accuracy']:.2%}[/] ({wrong} wrong of {result['num_examples']})"
     )
-    console.print(f"confusion matrix  {result['pictures_uri']}/confusion_matrix.png")
+    console.print(f"confusion matrix  {result['plots_uri']}/confusion_matrix.png")
     console.print(f"MLflow run        {result['run_id']} in {result['tracking_uri']}")
     aliases = ", ".join(result["aliases"])
     console.print(f"registered model  {result['model_name']} version {result['model_version']} ({aliases})")
