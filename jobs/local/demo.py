@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
-import subprocess
-import threading
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,12 +20,12 @@ from shardmean.jobs.common.local_paths import data_dir
 from shardmean.jobs.common.logging import LOG_MARK
 from shardmean.jobs.config.job import TrainJob, VectorizeJob, config_folder, load_job
 from shardmean.jobs.local import stack
+from shardmean.jobs.local.child_process import follow
 from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest, manifest_uri
 from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 
-HEARTBEAT_S = 4.0
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -39,7 +36,7 @@ class _Jobs:
 
 
 def demo() -> int:
-    """Do what is still to be done of: images, DataSet, training; then print the summary. Returns the exit code."""
+    """Make what is missing of images, DataSet and training, print a summary, and return the exit code."""
     started = time.monotonic()
     environment = stack.prepare()
     jobs = _load_jobs(environment)
@@ -64,7 +61,7 @@ def demo() -> int:
 
 
 def write_first_images(environment: dict[str, str]) -> None:
-    """Give a first `up` the demo's images to run on, or its first scheduled run would fail. No others are made up."""
+    """Write the demo's images before the first `up`, or its first scheduled run would fail. Writes no others."""
     images = Path(_load_jobs(environment).vectorize.source.uri)
     if images == data_dir() / "images" / "digits" and not images.exists() and find_spec("sklearn"):
         console.print(f"wrote {_write_digits(images)} PNG files of handwritten digits to {images}")
@@ -136,58 +133,33 @@ def _run_dag(dag_id: str, environment: dict[str, str]) -> None:
     log_file = data_dir() / "logs" / f"demo-{dag_id}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"\n[bold]DAG {dag_id}[/]")
-    process = subprocess.Popen(
-        ["airflow", "dags", "test", dag_id],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    lines = _follow(process, log_file)
-    if process.wait() or any("state=failed" in line for line in lines):
+    lines: list[str] = []
+    phase = "Airflow is starting"
+    with log_file.open("w") as log:
+
+        def show(line: str) -> bool:
+            nonlocal phase
+            lines.append(line)
+            log.write(f"{line}\n")
+            if "Spark-Submit cmd" in line:
+                phase = "Spark is starting"
+            if LOG_MARK not in line:
+                return False
+            console.print(f"  {escape(_message(line))}")
+            phase = "Airflow is finishing the run" if "plots:" in line else "the job is working"
+            return True
+
+        def beat(seconds: float) -> None:
+            console.print(f"  ... {phase}, {seconds:.0f} s", style="dim")
+
+        code = follow(["airflow", "dags", "test", dag_id], show, beat, env=environment)
+    if code or any("state=failed" in line for line in lines):
         tail = "\n".join(lines[-15:])
         raise RetryableError(f"DAG {dag_id} failed; the end of {log_file}:\n{tail}")
 
 
-def _follow(process: subprocess.Popen[str], log_file: Path) -> list[str]:
-    assert process.stdout is not None, "the output is a pipe"
-    arriving: queue.Queue[str | None] = queue.Queue()
-    stream = process.stdout
-
-    def pump() -> None:
-        for line in stream:
-            arriving.put(line)
-        arriving.put(None)
-
-    threading.Thread(target=pump, daemon=True).start()
-    lines: list[str] = []
-    started = last_shown = time.monotonic()
-    phase = "Airflow is starting"
-    with log_file.open("w") as log:
-        while True:
-            try:
-                line = arriving.get(timeout=0.5)
-            except queue.Empty:
-                line = ""
-            if line is None:
-                return lines
-            if line:
-                log.write(line)
-                lines.append(line.rstrip())
-            if "Spark-Submit cmd" in line:
-                phase = "Spark is starting"
-            if LOG_MARK in line:
-                console.print(f"  {escape(_own_words(line))}")
-                last_shown = time.monotonic()
-                phase = "Airflow is finishing the run" if "pictures:" in line else "the job is working"
-            elif time.monotonic() - last_shown > HEARTBEAT_S:
-                console.print(f"  ... {phase}, {time.monotonic() - started:.0f} s", style="dim")
-                last_shown = time.monotonic()
-
-
-def _own_words(line: str) -> str:
-    # Airflow's log puts the logger's name and place behind our message.
+def _message(line: str) -> str:
+    # Airflow's log puts the logger's name and file behind our message.
     return re.sub(r" \[airflow\.[^]]*\].*$", "", line.split(f"{LOG_MARK} ", 1)[1].rstrip()).rstrip()
 
 
@@ -199,7 +171,7 @@ def _summarize(result: dict[str, Any], jobs: _Jobs) -> None:
     console.print(
         f"{result['split']} accuracy     [bold]{metrics['accuracy']:.2%}[/] ({wrong} wrong of {result['num_examples']})"
     )
-    console.print(f"confusion matrix  {result['pictures_uri']}/confusion_matrix.png")
+    console.print(f"confusion matrix  {result['plots_uri']}/confusion_matrix.png")
     console.print(f"MLflow run        {result['run_id']} in {result['tracking_uri']}")
     aliases = ", ".join(result["aliases"])
     console.print(f"registered model  {result['model_name']} version {result['model_version']} ({aliases})")

@@ -1,4 +1,4 @@
-"""Which MLflow store a training uses, and what is said when it does not answer."""
+"""Connects to the MLflow store of a training, and says what its errors mean."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import mlflow
 
 from shardmean.jobs.common.local_paths import data_dir, store_uri
 from shardmean.jobs.common.redaction import redact
-from shardmean.model.errors import RetryableError
+from shardmean.model.errors import RetryableError, UserError
 
 if TYPE_CHECKING:
     from shardmean.jobs.config.job import TrackingConfig
 
 
 def connect(tracking: TrackingConfig) -> str:
-    """Point MLflow at the configured store and see that it answers. Raises RetryableError.
+    """Point MLflow at the configured store, check that it answers, and return its URI without secrets.
 
-    Returns the URI as it may be shown.
+    Raises UserError where it refuses, RetryableError where it does not answer.
     """
     # MLflow's own defaults wait for minutes before they report a server that is away.
     for key, value in {
@@ -40,22 +40,32 @@ def connect(tracking: TrackingConfig) -> str:
         mlflow.set_tracking_uri(uri)
         mlflow.MlflowClient().search_experiments(max_results=1)
     except Exception as error:  # SQLAlchemy's, requests' and MLflow's own errors all mean the same here
-        raise unreachable(redact(uri), error) from error
+        raise mlflow_error(redact(uri), error) from error
     return redact(uri)
 
 
-def unreachable(uri: str, error: Exception) -> RetryableError:
-    """What to raise when the store at `uri` failed with `error`."""
+def mlflow_error(uri: str, error: Exception) -> UserError | RetryableError:
+    """What to raise where the store at `uri` failed with `error`: a refusal is the user's, all else may pass."""
+    text = f"MLflow at {uri} cannot be used: {short(error)}"
+    if _is_refusal(error):
+        return UserError(
+            f"{text}; the server refuses this client: start it with --allowed-hosts naming the host of this URI, use a "
+            "URI that it allows, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; then repeat the "
+            "command: nothing is lost"
+        )
     remedy = "start the server or correct tracking.uri (or MLFLOW_TRACKING_URI)"
     if uri == store_uri():
         remedy = "let SHARDMEAN_HOME be a folder you may write to, or set tracking.uri (or MLFLOW_TRACKING_URI)"
-    return RetryableError(
-        f"MLflow at {uri} cannot be used: {short(error)}; {remedy}, then repeat the command: nothing is lost"
-    )
+    return RetryableError(f"{text}; {remedy}, then repeat the command: nothing is lost")
+
+
+def _is_refusal(error: Exception) -> bool:
+    status = getattr(getattr(error, "response", None), "status_code", None)  # of requests, which carries artifacts
+    return status in (401, 403) or getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
 def short(error: Exception) -> str:
-    """What an error says, in a line at most and without secrets: MLflow's own name the whole URI."""
+    """What an error says, in one line of at most 200 characters and without secrets."""
     text = redact(str(error).splitlines()[0]) if str(error) else type(error).__name__
     # requests wraps the system's words ("[Errno 111] Connection refused") in four layers of its own.
     errno = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)

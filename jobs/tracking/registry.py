@@ -12,23 +12,27 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pandas as pd
 import torch
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 
 from shardmean.jobs.common.redaction import redact
+from shardmean.jobs.tracking.client import mlflow_error
 from shardmean.model.errors import RetryableError, UserError
-from shardmean.model.optimization.replica import normalization
+from shardmean.model.optimization.fine_tuning import PretrainedModel
 from shardmean.model.serving import image_model
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from shardmean.jobs.config.job import TrainJob
     from shardmean.model.dataset.manifest import Manifest
 
 CHALLENGER, CHAMPION = "challenger", "champion"
+LOGGED_NAME = "model"
+MODEL_SPEC = ("image", "class_names", "network", "layers", "mean", "std")
+NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
 SIGNATURE = ModelSignature(
     Schema([ColSpec(DataType.binary, "image")]),
     Schema(
@@ -39,36 +43,56 @@ SIGNATURE = ModelSignature(
         ]
     ),
 )
-# Another model's accuracy on the rows in question, or None when it can't be compared.
-RivalAccuracy = Callable[[image_model.ImageModel], float | None]
+# A model's metrics on the rows in question; None where it takes other images or classes.
+ChampionMetrics = Callable[[PretrainedModel], dict[str, float] | None]
 log = logging.getLogger(__name__)
 
 
-def registered_version(client: mlflow.MlflowClient, run_id: str) -> str | None:
-    """The version that a run has registered already, if it has."""
-    found = client.search_model_versions(f"run_id='{run_id}'")
-    return str(found[0].version) if found else None
+def register(
+    client: mlflow.MlflowClient,
+    run_id: str,
+    name: str,
+    model_spec: dict[str, Any],
+    state: dict[str, Any],
+    example: bytes,
+) -> str:
+    """Log a run's model with all that serving needs, register it as `name`, and return its version.
+
+    What an earlier try has logged or registered is used; what it left unfinished is deleted.
+    """
+    registered = client.search_model_versions(f"run_id='{run_id}' and name='{name}'")
+    if registered:
+        return str(registered[0].version)
+    model_id = _logged_model(client, run_id) or _log_model(run_id, model_spec, state, example)
+    return str(mlflow.register_model(f"models:/{model_id}", name).version)
 
 
-def register(run_id: str, job: TrainJob, manifest: Manifest, state: dict[str, Any], example: bytes) -> str:
-    """Log a model state to a run with all that serving needs, register it, and return its version."""
+def _logged_model(client: mlflow.MlflowClient, run_id: str) -> str | None:
+    experiment_id = client.get_run(run_id).info.experiment_id
+    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{LOGGED_NAME}'")
+    whole = [model.model_id for model in found if model.status == LoggedModelStatus.READY]
+    for model in found:
+        if model.status != LoggedModelStatus.READY:
+            client.delete_logged_model(model.model_id)
+    return whole[0] if whole else None
+
+
+def _log_model(run_id: str, model_spec: dict[str, Any], state: dict[str, Any], example: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
         data = Path(folder) / "classifier"
-        mean, std = normalization(job, manifest)
-        image_model.save_model(data, manifest, job.network, state, layers=job.layers, mean=mean, std=std)
+        image_model.save_model(data, model_spec, state)
         code, search_path = image_model.copy_code(Path(folder) / "code"), list(sys.path)
         logged = mlflow.pyfunc.log_model(
-            name="model",
+            name=LOGGED_NAME,
             loader_module=image_model.loader_module(code),
             data_path=str(data),
             code_paths=[str(code)],
             signature=SIGNATURE,
             input_example=pd.DataFrame({"image": [example]}),
-            registered_model_name=job.tracking.registered_model,
             pip_requirements=_requirements(),
         )
         _forget(code.name, search_path)
-    return str(logged.registered_model_version)
+    return str(logged.model_id)
 
 
 def set_aliases(
@@ -78,11 +102,12 @@ def set_aliases(
     manifest: Manifest,
     split: str,
     accuracy: float,
-    champion_metrics: RivalAccuracy,
+    champion_metrics: ChampionMetrics,
 ) -> list[str]:
     """Make a version the challenger, and the champion too if it beats the present one on the same rows.
 
-    Returns the aliases that the version has now.
+    Returns the aliases that the version has now. Raises RetryableError where the present champion can't be evaluated
+    now.
     """
     rows = f"{split}:{manifest.split_digest(split)}"
     tags = {"dataset_digest": manifest.digest, "evaluated_on": rows, "accuracy": repr(accuracy)}
@@ -91,24 +116,24 @@ def set_aliases(
     client.set_registered_model_alias(name, CHALLENGER, version)
     champion = _champion(client, name)
     if champion is None:
-        log.info("%s has no champion yet: version %s becomes it", name, version)
+        log.info("%s has no champion: version %s becomes it", name, version)
     elif str(champion.version) == version:  # an int, as SQLite's store gives it
         return [CHALLENGER, CHAMPION]
     else:
-        theirs = _accuracy_of(client, champion, rows, champion_metrics)
-        if theirs is None or accuracy <= theirs:
-            log.info("champion stays version %s: %s", champion.version, _promotion_reason(theirs, accuracy))
+        theirs = _champion_accuracy(client, champion, rows, champion_metrics)
+        is_better, reason = _promotion_reason(theirs, accuracy)
+        if not is_better:
+            log.info("champion stays version %s: %s", champion.version, reason)
             return [CHALLENGER]
-        log.info("version %s beats champion %s: %.2f %% > %.2f %%", version, champion.version,
-                 100 * accuracy, 100 * theirs)  # fmt: skip
+        log.info("version %s replaces champion %s: %s", version, champion.version, reason)
     client.set_registered_model_alias(name, CHAMPION, version)
     return [CHALLENGER, CHAMPION]
 
 
-def download(uri: str, folder: str) -> tuple[str, Path]:
-    """Fetch a registered model (models:/NAME@ALIAS or models:/NAME/VERSION) into `folder`, by the version it has now.
+def load_registered(uri: str) -> PretrainedModel:
+    """The model at models:/NAME@ALIAS or models:/NAME/VERSION; its own URI is that of the version. Executes nothing.
 
-    Returns that version's URI and where `image_model.read_parts` finds the model. Raises UserError and RetryableError.
+    Raises UserError and RetryableError.
     """
     client, place = mlflow.MlflowClient(), uri.removeprefix("models:/")
     try:
@@ -116,15 +141,26 @@ def download(uri: str, folder: str) -> tuple[str, Path]:
             version = client.get_model_version_by_alias(*place.split("@"))
         else:
             version = client.get_model_version(*place.split("/"))
-        found = f"models:/{version.name}/{version.version}"
-        path = _fetch(found, folder)
+        return _load(f"models:/{version.name}/{version.version}")
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code in (NOT_FOUND, "INVALID_PARAMETER_VALUE"):
             raise UserError(f"{uri}: MLflow has no such model ({error.message}); correct the name or alias") from error
-        raise RetryableError(f"{uri}: MLflow cannot give it: {error}; repeat the command") from error
+        raise mlflow_error(redact(mlflow.get_tracking_uri()), error) from error
     except OSError as error:
         raise RetryableError(f"{uri}: its files cannot be read: {error}; repeat the command") from error
-    return found, path
+
+
+def _load(uri: str) -> PretrainedModel:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)) / "data" / "classifier"
+        if not (path / "classifier.json").exists():
+            # For files that are gone MLflow gives an empty folder.
+            raise UserError(f"{uri} is no model of Shardmean: it has no data/classifier, or no more; use another")
+        try:
+            model_spec, state = image_model.read_parts(path)
+            return PretrainedModel(uri, {key: model_spec[key] for key in MODEL_SPEC}, state)
+        except Exception as error:  # torch raises many kinds for what is no state dict
+            raise UserError(f"{uri} cannot be read ({cause_of(error)}); use another") from error
 
 
 def cause_of(error: Exception) -> str:
@@ -133,35 +169,33 @@ def cause_of(error: Exception) -> str:
 
 
 def _champion(client: mlflow.MlflowClient, name: str) -> ModelVersion | None:
-    if CHAMPION not in client.get_registered_model(name).aliases:
+    version = client.get_registered_model(name).aliases.get(CHAMPION)
+    if version is None:
         return None
-    return client.get_model_version_by_alias(name, CHAMPION)
-
-
-def _accuracy_of(
-    client: mlflow.MlflowClient, version: ModelVersion, rows: str, champion_metrics: RivalAccuracy
-) -> float | None:
-    if version.tags.get("evaluated_on") == rows:
-        return float(version.tags["accuracy"])
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            rival = image_model.load_model(_fetch(f"models:/{version.name}/{version.version}", folder))
-        return champion_metrics(rival)
+        return client.get_model_version(name, str(version))
+    except MlflowException as error:
+        if error.error_code != NOT_FOUND:
+            raise
+        log.warning("version %s of %s is champion and was deleted", version, name)
+        return None
+
+
+def _champion_accuracy(
+    client: mlflow.MlflowClient, champion: ModelVersion, rows: str, champion_metrics: ChampionMetrics
+) -> float | None:
+    if champion.tags.get("evaluated_on") == rows:
+        return float(champion.tags["accuracy"])
+    try:
+        metrics = champion_metrics(_load(f"models:/{champion.name}/{champion.version}"))
     except RetryableError:
         raise
     except Exception as error:
         # Raised, it would stop every later training at its end. Whether the server is away, a question to it tells.
-        client.get_model_version(version.name, str(version.version))
-        log.warning("version %s of %s cannot be used: %s", version.version, version.name, cause_of(error))
+        client.get_model_version(champion.name, str(champion.version))
+        log.warning("champion %s of %s cannot be evaluated: %s", champion.version, champion.name, cause_of(error))
         return None
-
-
-def _fetch(uri: str, folder: str) -> Path:
-    path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)) / "data" / "classifier"
-    if not (path / "classifier.json").exists():
-        # For files that are gone MLflow gives an empty folder.
-        raise UserError(f"{uri} is no model of Shardmean: it has no data/classifier, or no more; use another")
-    return path
+    return None if metrics is None else metrics["accuracy"]
 
 
 def _requirements() -> list[str]:
@@ -182,13 +216,15 @@ def _requirements() -> list[str]:
     return [f"{name}=={version}" for name, version in versions.items()]
 
 
-def _promotion_reason(theirs: float | None, ours: float) -> str:
+def _promotion_reason(theirs: float | None, ours: float) -> tuple[bool, str]:
+    """Whether a model with the accuracy `ours` becomes champion in place of one with `theirs`, and why."""
     if theirs is None:
-        return (
-            "it can't be used, or takes other images or classes, so the two can't be compared; "
-            "move the alias by hand if you want to"
+        return False, (
+            "it cannot be evaluated, or takes other images or classes, so the two cannot be compared; to replace it, "
+            "set the alias by hand"
         )
-    return f"its {theirs:.2%} on the same split is not beaten by {ours:.2%}"
+    sign = ">" if ours > theirs else "<="
+    return ours > theirs, f"{ours:.2%} {sign} {theirs:.2%} on the same rows"
 
 
 def _forget(package: str, search_path: list[str]) -> None:

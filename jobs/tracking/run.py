@@ -1,8 +1,7 @@
-"""MLflow: one run for one training, with its settings, metrics and pictures.
+"""MLflow: one run for one training, with its settings, metrics and plots.
 
-This module, `registry` and `mlflow_store` are the only ones that import mlflow. A server that goes away while epochs
-are trained does not stop them: what could not be sent stays in the checkpoint's history and is sent at the next epoch,
-the end, or by the next try.
+A server that goes away while epochs are trained does not stop them: what could not be sent stays in the checkpoint's
+history and is sent after the next epoch, at the end, or by the next try.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,14 @@ from mlflow.exceptions import MlflowException
 from shardmean.jobs.common.local_paths import artifacts, store_uri
 from shardmean.jobs.common.redaction import redact
 from shardmean.jobs.tracking import plots, registry
-from shardmean.jobs.tracking.client import connect, short, unreachable
+from shardmean.jobs.tracking.client import connect, mlflow_error, short
 from shardmean.model.dataset.manifest import report_uri
+from shardmean.model.errors import UserError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
@@ -38,15 +41,14 @@ if TYPE_CHECKING:
     from shardmean.model.training.checkpoint import Checkpoint
     from shardmean.model.training.progress import EpochProgress
 
-MAX_PARAMS_A_CALL = 100  # MLflow's limit
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to, for whoever started it. `metrics` are of `split`; `run_url` needs an MLflow server.
+    """The result of a training. `metrics` are of `split`; `run_url` needs an MLflow server.
 
-    It is logged and shown: its URIs are without user names and passwords.
+    It is logged and shown: its URIs hold no user names and passwords.
     """
 
     run_id: str
@@ -60,7 +62,7 @@ class TrainResult:
     split: str
     num_examples: int
     metrics: dict[str, float]
-    pictures_uri: str
+    plots_uri: str
     dataset_uri: str
     dataset_digest: str
 
@@ -69,38 +71,57 @@ class Tracker:
     """One training's MLflow run."""
 
     def __init__(self, job: TrainJob, manifest: Manifest, run_id: str | None) -> None:
-        """Start a run, or go on with `run_id`. Raises RetryableError when MLflow can't be reached."""
+        """Start a run, or resume `run_id`.
+
+        Raises UserError for a deleted experiment or a refusal, RetryableError when MLflow can't be reached.
+        """
         self._job = job
         self._manifest = manifest
         self.checkpoint_s: dict[int, float] = {}
-        """Seconds of saving checkpoints, by epoch: known after the epoch's figures were saved with them."""
+        """Seconds of saving checkpoints, by epoch: known after the epoch's metrics were saved with them."""
         self.tracking_uri = connect(job.tracking)
         self._client = mlflow.MlflowClient()
-        try:
+        with self._errors():
             self.run_id = run_id if run_id and self._is_there(run_id) else self._start()
             self._client.update_run(self.run_id, status="RUNNING")
-        except MlflowException as error:
-            raise unreachable(self.tracking_uri, error) from error
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            with suppress(MlflowException):
+                self._experiment_id()
+            raise mlflow_error(self.tracking_uri, error) from error
 
     def _is_there(self, run_id: str) -> bool:
         try:
             return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code != registry.NOT_FOUND:
                 raise
             return False
 
-    def _start(self) -> str:
-        tracking = self._job.tracking
-        experiment = self._client.get_experiment_by_name(tracking.experiment)
+    def _experiment_id(self) -> str | None:
+        """The experiment's id; None before there is one. Raises UserError where it is deleted."""
+        name = self._job.tracking.experiment
+        experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
-            experiment_id = self._client.create_experiment(tracking.experiment, artifact_location=self._artifact_uri())
-        else:
-            experiment_id = experiment.experiment_id
+            return None
+        if experiment.lifecycle_stage == "deleted":
+            raise UserError(
+                f"experiment {name} is deleted in MLflow at {self.tracking_uri}: restore it (mlflow experiments "
+                f"restore --experiment-id {experiment.experiment_id}) and repeat the command, nothing is lost; or set "
+                "tracking.experiment to another name, which begins a new run"
+            )
+        return str(experiment.experiment_id)
+
+    def _start(self) -> str:
+        experiment_id = self._experiment_id() or self._client.create_experiment(
+            self._job.tracking.experiment, artifact_location=self._artifact_uri()
+        )
         with mlflow.start_run(experiment_id=experiment_id) as run:
-            params = _params(self._job, self._manifest)
-            for first in range(0, len(params), MAX_PARAMS_A_CALL):
-                self._client.log_batch(run.info.run_id, params=params[first : first + MAX_PARAMS_A_CALL])
+            self._client.log_batch(run.info.run_id, params=_params(self._job, self._manifest))
             mlflow.log_input(_dataset(self._job.dataset_uri, self._manifest.digest), context="training")
         return str(run.info.run_id)
 
@@ -118,31 +139,29 @@ class Tracker:
         return uri
 
     def log_augmentation(self, images_NECHW: NDArray[np.uint8]) -> None:
-        """Show what augmentation does (see `model.preview`); when MLflow is away, warn and go on."""
+        """Plot what augmentation does (see `augmentation_preview`); when MLflow is away, only warn."""
         try:
-            self._log_picture("augmentation", plots.augmentation(images_NECHW))
+            self._log_plot("augmentation", plots.augmentation(images_NECHW))
         except (MlflowException, OSError) as error:
-            log.warning("MLflow at %s is away (%s): no picture of augmentation", self.tracking_uri, short(error))
+            log.warning("MLflow at %s is away (%s): no plot of augmentation", self.tracking_uri, short(error))
 
     def log_dataset_report(self) -> None:
-        """Put the DataSet's report beside the run; without one, or when MLflow is away, say so and go on."""
+        """Log the DataSet's report to the run; without one, or when MLflow is away, only say so."""
         uri = report_uri(self._job.dataset_uri, self._manifest.digest)
         try:
             self._client.log_text(self.run_id, filesystem.read_bytes(uri).decode(), "dataset/report.html")
         except FileNotFoundError:
-            log.info("%s: no such report, so the run in MLflow goes without one", uri)
+            log.info("%s: no such report, so the run in MLflow has none", uri)
         except (MlflowException, OSError) as error:
             log.warning("MLflow at %s is away (%s): no report of the DataSet", self.tracking_uri, short(error))
 
-    def log_origin(self, uri: str) -> None:
-        """Note which version or file a fine-tuning started from. Raises RetryableError."""
-        try:
+    def log_pretrained(self, uri: str) -> None:
+        """Log which version or file a fine-tuning started from. Raises UserError and RetryableError."""
+        with self._errors():
             self._client.set_tag(self.run_id, "started_from", uri)
-        except MlflowException as error:
-            raise unreachable(self.tracking_uri, error) from error
 
     def log_progress(self, progress: EpochProgress) -> None:
-        """Send how far an epoch is, which MLflow shows live. It waits for nothing: the epoch's end says more."""
+        """Send how far an epoch is, which MLflow shows live. Does not wait for the answer."""
         now, step = int(time.time() * 1000), progress.total_examples
         values = {
             "loss": progress.loss,
@@ -154,11 +173,11 @@ class Tracker:
         self._client.log_batch(self.run_id, metrics=metrics, synchronous=False)
 
     def log_epochs(self, history: list[dict[str, float]]) -> None:
-        """Send the figures of all epochs that MLflow does not have yet; when it is away, warn and go on."""
+        """Send the metrics of all epochs that MLflow does not have yet; when it is away, only warn."""
         try:
             self._send(history)
         except MlflowException as error:
-            log.warning("MLflow at %s is away (%s); its figures follow later", self.tracking_uri, short(error))
+            log.warning("MLflow at %s is away (%s); the metrics follow later", self.tracking_uri, short(error))
 
     def _send(self, history: list[dict[str, float]]) -> None:
         sent = {metric.step for metric in self._client.get_metric_history(self.run_id, "train_loss")}
@@ -175,29 +194,23 @@ class Tracker:
         evaluation: Evaluation,
         split: str,
         example: bytes,
-        champion_metrics: registry.RivalAccuracy,
+        champion_metrics: registry.ChampionMetrics,
     ) -> TrainResult:
         """Log what is left, register the model as challenger, and make it champion if it beats the present one.
 
-        `rival_accuracy` gives another model's accuracy on the same rows, or None when it can't be compared.
-        Safe to repeat: a version that this run has registered already is used. Raises RetryableError.
+        Safe to repeat: what an earlier try has logged or registered is used. Raises UserError and RetryableError.
         """
-        try:
+        metrics, name = evaluation.metrics(), self._job.tracking.registered_model
+        with self._errors():
             self._send(final.history)
-            self._log_pictures(final, evaluation, split)
-            metrics = evaluation.metrics()
+            self._log_plots(final, evaluation, split)
             self._log_metrics(evaluation, metrics, split)
-            name = self._job.tracking.registered_model
-            version = registry.registered_version(self._client, self.run_id) or registry.register(
-                self.run_id, self._job, self._manifest, final.best_model, example
-            )
+            version = registry.register(self._client, self.run_id, name, final.model_spec, final.best_model, example)
             aliases = registry.set_aliases(
                 self._client, name, version, self._manifest, split, metrics["accuracy"], champion_metrics
             )
             self._client.set_terminated(self.run_id, "FINISHED")
             run = self._client.get_run(self.run_id)
-        except (MlflowException, OSError) as error:
-            raise unreachable(self.tracking_uri, error) from error
         return TrainResult(
             run_id=self.run_id,
             run_url=self.run_url(run.info.experiment_id),
@@ -210,17 +223,19 @@ class Tracker:
             split=split,
             num_examples=evaluation.num_examples,
             metrics=metrics,
-            pictures_uri=redact(f"{run.info.artifact_uri}/pictures"),
+            plots_uri=redact(f"{run.info.artifact_uri}/plots"),
             dataset_uri=self._job.dataset_uri,
             dataset_digest=self._manifest.digest,
         )
 
-    def fail(self) -> None:
-        """Mark the run as failed, if MLflow can be told; a later try goes on with it."""
+    def end(self, status: str) -> None:
+        """Mark the run as FAILED or KILLED, if MLflow answers; a later try resumes it."""
         try:
-            self._client.set_terminated(self.run_id, "FAILED")
-        except MlflowException:
-            log.warning("MLflow at %s could not be told of the failure", self.tracking_uri)
+            self._client.set_terminated(self.run_id, status)
+        except MlflowException as error:
+            log.warning(
+                "MLflow at %s is away (%s): the run is not marked as %s", self.tracking_uri, short(error), status
+            )
 
     def run_url(self, experiment_id: str) -> str | None:
         """The run's page, when a server shows it."""
@@ -232,17 +247,19 @@ class Tracker:
         # The names of the other splits belong to the epochs' series.
         prefix, now = f"{'' if split == 'test' else 'final_'}{split}", int(time.time() * 1000)
         finals = [Metric(f"{prefix}_{name}", value, now, 0) for name, value in metrics.items()]
-        self._client.log_batch(self.run_id, metrics=finals)
+        # All are logged at once, so an earlier try has logged all or none.
+        if finals[0].key not in self._client.get_run(self.run_id).data.metrics:
+            self._client.log_batch(self.run_id, metrics=finals)
         table = pd.DataFrame({"class": self._manifest.class_names, **evaluation.per_class()})
         self._client.log_text(self.run_id, table.to_csv(index=False), f"evaluation/{split}_classes.csv")
 
-    def _log_pictures(self, final: Checkpoint, evaluation: Evaluation, split: str) -> None:
+    def _log_plots(self, final: Checkpoint, evaluation: Evaluation, split: str) -> None:
         names, metric = self._manifest.class_names, self._job.early_stopping.metric
         for name, figure in plots.of_training(final, evaluation, names, split=split, metric=metric).items():
-            self._log_picture(name, figure)
+            self._log_plot(name, figure)
 
-    def _log_picture(self, name: str, figure: Figure) -> None:
-        self._client.log_figure(self.run_id, figure, f"pictures/{name}.png", save_kwargs={"dpi": 110})
+    def _log_plot(self, name: str, figure: Figure) -> None:
+        self._client.log_figure(self.run_id, figure, f"plots/{name}.png", save_kwargs={"dpi": 110})
 
 
 def _params(job: TrainJob, manifest: Manifest) -> list[Param]:

@@ -1,4 +1,4 @@
-"""The picture of where a training's time went: a row per worker, its phases along the run's seconds."""
+"""The plot of where a training's time went: a row per worker, its phases along the run's seconds."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MAX_WORKERS = 32
 
 
 def timeline(timings: Sequence[dict[str, Any]]) -> Figure:
-    """`moments` is a checkpoint's timeline: one segment each, with its seconds and each worker's seconds by phase.
+    """The plot of a checkpoint's timeline: segments, each with its seconds and each worker's seconds by phase.
 
-    Within a segment a phase's seconds are drawn together, in the order in which phases begin; `Spark` is what is left:
-    the job's start and end, and waiting for other workers' ends.
+    Within a segment a phase's seconds are drawn together, in the order in which phases begin. `Spark` is the rest: the
+    job's start and end, and waiting until the other workers end.
     """
     num_workers = min(MAX_WORKERS, max((len(timing["workers"]) for timing in timings), default=1))
     figure = Figure(figsize=(12, 1.8 + 0.35 * num_workers), layout="constrained")

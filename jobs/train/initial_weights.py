@@ -1,40 +1,30 @@
-"""What a training starts from, found by its URI: a registered model or a checkpoint. Loading executes nothing."""
+"""Loads what a training starts from, by its URI: a registered model or a checkpoint. Loading executes nothing."""
 
 from __future__ import annotations
 
-import tempfile
 from typing import TYPE_CHECKING
 
 from shardmean.jobs.tracking import registry
 from shardmean.model.config.fine_tuning import REGISTERED
 from shardmean.model.errors import DamagedError, UserError
 from shardmean.model.optimization.fine_tuning import PretrainedModel
-from shardmean.model.serving import image_model
 from shardmean.model.training import checkpoint
 
 if TYPE_CHECKING:
     from shardmean.model.training.checkpoint import Checkpoint
 
-_MODEL_SPEC_KEYS = ("image", "class_names", "network", "layers", "mean", "std")
 
-
-def find(uri: str) -> PretrainedModel:
+def find_pretrained(uri: str) -> PretrainedModel:
     """The model at models:/NAME@ALIAS, models:/NAME/VERSION, or in a checkpoint's file or a run's folder of them.
 
     Its URI names one version or file, which stays the same when an alias moves or a folder grows. MLflow must be
     connected. Raises UserError and RetryableError.
     """
     if uri.startswith(REGISTERED):
-        with tempfile.TemporaryDirectory() as folder:
-            found, path = registry.download(uri, folder)
-            try:
-                model_spec, state = image_model.read_parts(path)
-                return PretrainedModel(found, {key: model_spec[key] for key in _MODEL_SPEC_KEYS}, state)
-            except Exception as error:  # torch raises many kinds for what is no state dict
-                raise UserError(f"{found} cannot be read ({registry.cause_of(error)}); start from another") from error
-    found, state_there = _checkpoint(uri)
+        return registry.load_registered(uri)
+    found, state = _checkpoint(uri)
     # The best model of a checkpoint, or its last where no epoch has ended.
-    return PretrainedModel(found, state_there.model_spec, state_there.best_model or state_there.model)
+    return PretrainedModel(found, state.model_spec, state.best_model or state.model)
 
 
 def _checkpoint(uri: str) -> tuple[str, Checkpoint]:

@@ -1,4 +1,4 @@
-"""The training job: the epoch loop over Spark, with checkpoints, tracking, and resuming after the driver died."""
+"""The training job: epochs on Spark, checkpoints, tracking, registration; and resuming where a driver was killed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from shardmean.jobs.spark.barrier import BarrierLauncher, driver_host
 from shardmean.jobs.spark.session import open_session
 from shardmean.jobs.tracking.client import connect
 from shardmean.jobs.tracking.run import Tracker
-from shardmean.jobs.train.initial_weights import find
+from shardmean.jobs.train.champion import champion_metrics
+from shardmean.jobs.train.initial_weights import find_pretrained
 from shardmean.jobs.train.run_directory import RunDirectory, directory_of, version_of
+from shardmean.model.config.training import TrainingConfig
 from shardmean.model.dataset.manifest import Manifest, load_manifest
 from shardmean.model.dataset.reader import Dataset
-from shardmean.model.dataset.sampler import plan_evaluation
 from shardmean.model.distributed.rendezvous import Rendezvous
 from shardmean.model.errors import LeaseLostError, RetryableError, UserError
-from shardmean.model.evaluation.evaluator import evaluate
 from shardmean.model.images.decoder import encode_png
 from shardmean.model.optimization.fine_tuning import normalized_as
 from shardmean.model.optimization.replica import build_model
@@ -28,16 +28,14 @@ from shardmean.model.storage.lease import Lease
 from shardmean.model.training.augmentation_preview import preview
 from shardmean.model.training.phase_timer import PHASES
 from shardmean.model.training.trainer import Trainer
-from shardmean.model.training.worker import EVALUATION_BATCH, plan_training
+from shardmean.model.training.worker import plan_training
 
 if TYPE_CHECKING:
     from shardmean.jobs.config.job import TrainJob
     from shardmean.jobs.tracking.run import TrainResult
-    from shardmean.model.config.training import TrainingConfig
     from shardmean.model.dataset.manifest import Split
     from shardmean.model.evaluation.evaluator import Evaluation
     from shardmean.model.optimization.fine_tuning import PretrainedModel
-    from shardmean.model.serving.image_model import ImageModel
     from shardmean.model.training.checkpoint import Checkpoint
     from shardmean.model.training.progress import EpochProgress
 
@@ -45,9 +43,9 @@ log = logging.getLogger(__name__)
 
 
 def train(job: TrainJob) -> TrainResult:
-    """Train, evaluate and register; or go on with the same run where a killed driver left it.
+    """Train, evaluate and register; a run that was cut off is resumed from its last checkpoint.
 
-    Raises UserError and RetryableError; after a RetryableError the same command goes on from the last checkpoint.
+    Raises UserError and RetryableError; after a RetryableError the same command resumes the run.
     """
     manifest = load_manifest(job.dataset_uri, version_of(job))
     _check(job, manifest)
@@ -60,32 +58,34 @@ def train(job: TrainJob) -> TrainResult:
             return run.result
         connect(job.tracking)
         start = run.latest()
-        job, origin = _started(job, manifest, start, run.started_from)
+        job, pretrained = _starting_point(job, manifest, start, run.started_from)
+        # Of the job, workers get what decides the training: no addresses, no names of tracking.
+        config = TrainingConfig.model_validate(job.model_dump(include=set(TrainingConfig.model_fields)))
         with open_session("shardmean train", job.spark) as session:
             launcher = BarrierLauncher(
                 session,
                 Rendezvous(driver_host(session)),
-                # A training that was cut off goes on with fewer, as one does that loses machines on the way.
-                job.num_workers if start is None else job.min_workers,
-                device=job.device,
-                wait_s=job.wait_for_workers_s,
+                # A run that was cut off is resumed with fewer too, as where machines are lost on the way.
+                config.num_workers if start is None else config.min_workers,
+                device=config.device,
+                wait_s=config.wait_for_workers_s,
             )
             tracker = Tracker(job, manifest, run.run_id)
             try:
-                started_from = origin.uri if origin else run.started_from
+                started_from = pretrained.uri if pretrained else run.started_from
                 run.begin(tracker.run_id, started_from)
                 if started_from is not None:
-                    tracker.log_origin(started_from)
-                _announce(job, manifest, tracker, start)
+                    tracker.log_pretrained(started_from)
+                _log_start(job, manifest, tracker, start)
                 tracker.log_dataset_report()
-                if job.augmentation.is_on:
-                    tracker.log_augmentation(preview(job, dataset))
-                training = Trainer(job, dataset, launcher, partial(_log_progress, tracker, lease), origin)
-                return _to_the_end(training, tracker, run, start)
+                if config.augmentation.is_on:
+                    tracker.log_augmentation(preview(config, dataset))
+                trainer = Trainer(config, dataset, launcher, partial(_log_progress, tracker, lease), pretrained)
+                return _fit_and_register(trainer, tracker, run, start)
             except BaseException as error:
-                # Whoever took the run over goes on with the same run in MLflow, which is not ours to end.
-                if not (isinstance(error, LeaseLostError) or _is_lost(lease)):
-                    tracker.fail()
+                # A driver that took the run over uses the same run in MLflow, which is not ours to end.
+                if run.result is None and not isinstance(error, LeaseLostError) and not _is_lost(lease):
+                    tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
 
 
@@ -98,22 +98,22 @@ def _check(job: TrainJob, manifest: Manifest) -> None:
     build_model(job, manifest)
 
 
-def _started(
+def _starting_point(
     job: TrainJob, manifest: Manifest, start: Checkpoint | None, found_before: str | None
 ) -> tuple[TrainJob, PretrainedModel | None]:
-    """The job with the normalization of what it starts from, and that, unless a checkpoint goes on from there."""
+    """The job with the normalization of the model that it starts from, and that model unless a checkpoint has it."""
     uri = job.fine_tuning.start_from
     if uri is None:
         return job, None
     if start is not None:
         return normalized_as(job, start.model_spec), None
-    origin = find(found_before or uri)
-    origin.check(job, manifest)
-    log.info("starting from %s%s", origin.uri, " with a new head" if job.fine_tuning.replace_head else "")
-    return normalized_as(job, origin.model_spec), origin
+    pretrained = find_pretrained(found_before or uri)
+    pretrained.check(job, manifest)
+    log.info("starting from %s%s", pretrained.uri, " with a new head" if job.fine_tuning.replace_head else "")
+    return normalized_as(job, pretrained.model_spec), pretrained
 
 
-def _announce(job: TrainJob, manifest: Manifest, tracker: Tracker, start: Checkpoint | None) -> None:
+def _log_start(job: TrainJob, manifest: Manifest, tracker: Tracker, start: Checkpoint | None) -> None:
     log.info("MLflow run %s at %s", tracker.run_id, tracker.tracking_uri)
     log.info(
         "training %s on %d examples of %s (%s): %d workers, averaging every %s minibatches of %d",
@@ -122,26 +122,26 @@ def _announce(job: TrainJob, manifest: Manifest, tracker: Tracker, start: Checkp
     )  # fmt: skip
     if start is not None:
         within = "" if start.ends_epoch else f" and {start.running['rounds']:.0f} rounds"
-        log.info("going on after epoch %d%s of %d from the last checkpoint", start.epoch, within, job.num_epochs)
+        log.info("resuming after epoch %d%s of %d from the last checkpoint", start.epoch, within, job.num_epochs)
 
 
 def _is_lost(lease: Lease) -> bool:
     try:
         return lease.is_lost()
     except RetryableError as problem:
-        # The first error is the one to tell; and the winner, if there is one, says at its end how its run went.
-        log.warning("whether another took the run over could not be seen: %s", problem)
+        # The first error is the one to raise.
+        log.warning("cannot tell whether another driver took the run over: %s", problem)
         return False
 
 
 def _log_progress(tracker: Tracker, lease: Lease, progress: EpochProgress) -> None:
-    # The next write stops a driver that lost the run; until then it may not disturb the winner's figures.
+    # The next write stops a driver that lost the run; until then it must not send metrics to the winner's run.
     with contextlib.suppress(RetryableError):
         lease.check()
         tracker.log_progress(progress)
 
 
-def _to_the_end(training: Trainer, tracker: Tracker, run: RunDirectory, start: Checkpoint | None) -> TrainResult:
+def _fit_and_register(trainer: Trainer, tracker: Tracker, run: RunDirectory, start: Checkpoint | None) -> TrainResult:
     def on_state(state: Checkpoint) -> None:
         saving = time.monotonic()
         run.save(state)
@@ -149,28 +149,25 @@ def _to_the_end(training: Trainer, tracker: Tracker, run: RunDirectory, start: C
         tracker.checkpoint_s[epoch] = tracker.checkpoint_s.get(epoch, 0.0) + time.monotonic() - saving
         if state.ends_epoch:
             tracker.log_epochs(state.history)
-            _say_epoch(state, training.config, tracker.checkpoint_s[state.epoch])
+            _log_epoch(state, trainer.config, tracker.checkpoint_s[state.epoch])
 
     try:
-        final = training.fit(start, on_state)
+        final = trainer.fit(start, on_state)
+        split = _evaluation_split(trainer.dataset.manifest)
+        evaluation = trainer.evaluate(final.best_model, split)
     except LeaseLostError:
         raise
     except RetryableError as error:
-        raise RetryableError(f"{error}; the same command goes on from the last checkpoint") from error
-    split = _evaluation_split(training.dataset.manifest)
-    evaluation = training.evaluate(final.best_model, split)
-
-    def champion_metrics(rival: ImageModel) -> float | None:
-        return _rival_accuracy(rival, training.dataset, split)
-
+        raise RetryableError(f"{error}; run the same command to resume from the last checkpoint") from error
     run.lease.check()
-    result = tracker.finish(final, evaluation, split, _example(training.dataset, split), champion_metrics)
+    example = _example(trainer.dataset, split)
+    result = tracker.finish(final, evaluation, split, example, partial(champion_metrics, trainer, split))
     run.finish(result)
-    _summarize(result, evaluation)
+    _log_result(result, evaluation)
     return result
 
 
-def _say_epoch(state: Checkpoint, config: TrainingConfig, checkpoint_s: float) -> None:
+def _log_epoch(state: Checkpoint, config: TrainingConfig, checkpoint_s: float) -> None:
     h, num_epochs = state.history[-1], config.num_epochs
     log.info(
         "epoch %d/%d: loss %.4f, %s, %.1f s, %.0f examples/s%s",
@@ -197,17 +194,8 @@ def _evaluation_split(manifest: Manifest) -> Split:
     for split in splits:
         if manifest.num_examples(split):
             return split
-    log.warning("no held-out examples: the final figures are of the training split and say little")
+    log.warning("no held-out examples: the final metrics are of the training split and say little")
     return "train"
-
-
-def _rival_accuracy(rival: ImageModel, dataset: Dataset, split: Split) -> float | None:
-    manifest = dataset.manifest
-    if rival.image != manifest.image or rival.class_names != manifest.class_names:
-        return None
-    rows = [shard.num_examples for shard in manifest.shards_of(split)]
-    plan = plan_evaluation(rows, num_workers=1, batch_size=EVALUATION_BATCH)
-    return evaluate(rival.classifier, dataset, plan, 0, split, num_mistakes=0).accuracy
 
 
 def _example(dataset: Dataset, split: Split) -> bytes:
@@ -215,12 +203,12 @@ def _example(dataset: Dataset, split: Split) -> bytes:
     return encode_png(first.features_NCHW[0])
 
 
-def _summarize(result: TrainResult, evaluation: Evaluation) -> None:
+def _log_result(result: TrainResult, evaluation: Evaluation) -> None:
     accuracy = 100 * result.metrics["accuracy"]
     log.info(
         "%s accuracy %.2f %% (%d wrong of %d)", result.split, accuracy, evaluation.num_wrong, evaluation.num_examples
     )
     log.info("model %s version %s: %s", result.model_name, result.model_version, ", ".join(result.aliases))
-    log.info("pictures: %s", result.pictures_uri)
+    log.info("plots: %s", result.plots_uri)
     if result.run_url:
         log.info("MLflow run: %s", result.run_url)

@@ -1,4 +1,4 @@
-"""The folder of one training run: its checkpoints and `run.json`, by which a later try goes on with it."""
+"""The folder of one training run: its checkpoints, and `run.json` by which a later try resumes it."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
     from shardmean.model.storage.lease import Lease
     from shardmean.model.training.checkpoint import Checkpoint
 
-# What may differ between two tries of one run: where things lie and how long to wait, not what comes out.
-_PLACES = {
+# Settings that may differ between two tries of one run: they do not change the outcome.
+_CHANGEABLE = {
     "dataset_uri", "dataset_digest", "checkpoint_uri", "keep_checkpoints", "keep_every_epochs", "run_key", "timeout_s",
     "spark", "max_segment_retries", "min_workers", "wait_for_workers_s", "prefetch_batches", "allow_shared_gpu",
     "shard_cache_bytes", "airflow",
 }  # fmt: skip
-_EXCLUDED: dict[str, Any] = {**dict.fromkeys(_PLACES, True), "tracking": {"uri", "artifact_uri"}}
+_EXCLUDED: dict[str, Any] = {**dict.fromkeys(_CHANGEABLE, True), "tracking": {"uri", "artifact_uri"}}
 
 
 class RunDirectory:
-    """What `run.json` says: the MLflow run, the DataSet's version, and at the end the result. Written under a lease."""
+    """`run.json` holds the MLflow run, the DataSet's version, and at the end the result. Written under a lease."""
 
     def __init__(self, job: TrainJob, digest: str, lease: Lease) -> None:
-        """`digest` is the version of the DataSet that this try has read. Raises RetryableError."""
+        """`digest` is the DataSet's version that this try has read. Raises RetryableError."""
         self.uri = directory_of(job, digest)
         self.lease = lease
         self._job = job
         self._digest = digest
         self._record = _read(self.uri)
         if self._record.get("dataset_digest", digest) != digest:
-            # It began while this try waited for the lease, and a newer version had come between the two.
+            # It began while this try waited for the lease, on another version than the one that was current before.
             raise RetryableError(f"{self.uri}: begun on version {self._record['dataset_digest']}; repeat the command")
         self.result = _result(self._record["result"]) if self._record.get("result") else None
-        # Without a key a finished run is history, and the command means a new one.
+        # Without a key, a command after a finished run begins a new one.
         self._is_history = self.result is not None and job.run_key is None
         if self._is_history:
             self._record, self.result = {}, None
@@ -53,11 +53,11 @@ class RunDirectory:
 
     @property
     def started_from(self) -> str | None:
-        """The version or file that an earlier try found where the job starts from."""
+        """The version or file from which an earlier try started."""
         return self._record.get("started_from")
 
     def begin(self, run_id: str, started_from: str | None) -> None:
-        """Note the MLflow run and what the training starts from, before the first checkpoint; a finished run's go."""
+        """Record the MLflow run and what the training starts from; delete the checkpoints of a finished run."""
         if self._is_history:
             self.lease.check()
             checkpoint.delete_all(self.uri)
@@ -65,7 +65,7 @@ class RunDirectory:
         self._write({"run_id": run_id, "started_from": started_from})
 
     def latest(self) -> Checkpoint | None:
-        """The checkpoint to go on from; None where there is none. Raises RetryableError."""
+        """The checkpoint to resume from; None where there is none. Raises RetryableError."""
         return None if self._is_history else checkpoint.load_latest(self.uri)
 
     def save(self, state: Checkpoint) -> None:
@@ -76,8 +76,9 @@ class RunDirectory:
         )
 
     def finish(self, result: TrainResult) -> None:
-        """Note the result."""
+        """Record the result."""
         self._write({"run_id": result.run_id, "result": asdict(result)})
+        self.result = result
 
     def _write(self, record: dict[str, Any]) -> None:
         self.lease.check()
@@ -86,9 +87,9 @@ class RunDirectory:
 
 
 def directory_of(job: TrainJob, digest: str) -> str:
-    """Where a job's run lies: by its key, and by all that decides the outcome on the DataSet's version `digest`.
+    """The folder of a job's run: by its key, and by all that decides the outcome on the DataSet's version `digest`.
 
-    With a key and no version in the job it is one folder for all versions: the run keeps to that on which it began.
+    With a key and no version in the job it is one folder for all versions: the run keeps the one on which it began.
     """
     settings = with_former_keys(job.model_dump(mode="json", exclude=_EXCLUDED))
     if not _keeps_its_version(job):
@@ -98,7 +99,7 @@ def directory_of(job: TrainJob, digest: str) -> str:
 
 
 def version_of(job: TrainJob) -> str | None:
-    """The version of the DataSet that a job means: its own, or that on which its run began; None: the current one."""
+    """The DataSet's version that a job names, or the one on which its run began; None: the current one."""
     if not _keeps_its_version(job):
         return job.dataset_digest
     return _read(directory_of(job, "")).get("dataset_digest")
@@ -109,9 +110,10 @@ def _keeps_its_version(job: TrainJob) -> bool:
 
 
 def _result(record: dict[str, Any]) -> TrainResult:
-    # Version 0.1.0 called the metrics figures.
-    metrics = record.get("metrics", record.get("figures"))
-    return TrainResult(**{key: value for key, value in record.items() if key != "figures"} | {"metrics": metrics})
+    for former, name in {"figures": "metrics", "pictures_uri": "plots_uri"}.items():  # the names in version 0.1.0
+        if former in record:
+            record[name] = record.pop(former)
+    return TrainResult(**record)
 
 
 def _read(folder: str) -> dict[str, Any]:

@@ -102,13 +102,10 @@ def describe(
     }
 
 
-def save_model(
-    folder: Path, manifest: Manifest, network: str, state: dict[str, Any], **described: Sequence[Any]
-) -> None:
-    """Write a model's folder: its description as JSON (see `describe`), parameters and buffers as a state dict."""
-    description = describe(manifest, network, **described)
+def save_model(folder: Path, model_spec: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write a model's folder: what it is of (see `describe`) as JSON, parameters and buffers as a state dict."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "classifier.json").write_text(json.dumps(description, indent=1))
+    (folder / "classifier.json").write_text(json.dumps(model_spec, indent=1))
     torch.save(state, folder / "weights.pt")
 
 

@@ -66,7 +66,13 @@ def run_periodically(interval_s: float, work: Callable[[], None]) -> Iterator[No
 
 @contextmanager
 def progress_reporter(
-    name: str, num_examples: int, *, epoch: int, num_before: int = 0, on_progress: OnProgress | None = None
+    name: str,
+    num_examples: int,
+    *,
+    epoch: int = 0,
+    num_before: int = 0,
+    with_loss: bool = True,
+    on_progress: OnProgress | None = None,
 ) -> Iterator[Watch]:
     """Log the workers' examples, loss and rates while the block runs.
 
@@ -93,9 +99,9 @@ def progress_reporter(
         )
         share = 100 * progress.num_examples / num_examples
         log.info(
-            "%s: %d of %d examples (%.0f %%), loss %.4f, %.0f/s%s",
-            name, progress.num_examples, num_examples, share, progress.loss, progress.examples_per_second,
-            _by_worker(progress.worker_rates),
+            "%s: %d of %d examples (%.0f %%), %s%.0f/s%s",
+            name, progress.num_examples, num_examples, share, f"loss {progress.loss:.4f}, " if with_loss else "",
+            progress.examples_per_second, _by_worker(progress.worker_rates),
         )  # fmt: skip
         if on_progress is not None:
             on_progress(progress)

@@ -106,14 +106,16 @@ class Trainer:
         model_spec = describe(manifest, config.network, layers=config.layers, mean=mean, std=std)
         return Checkpoint(0, dict(model.state_dict()), [None], model_spec=model_spec)
 
-    def evaluate(self, model: dict[str, Any], split: Split) -> Evaluation:
-        """Evaluate a model state on one split, all workers taking part."""
+    def evaluate(self, model: dict[str, Any], split: Split, name: str = "model") -> Evaluation:
+        """Evaluate a model state on one split, all workers taking part. Progress lines call it by `name`."""
 
         def tasks() -> tuple[list[ReplicaState], dict[str, Any]]:
             num_workers = max(1, min(self.config.num_workers, self.launcher.num_slots()))
             return [{"model": model}] * num_workers, {"split": split}
 
-        return _evaluation(self._run(evaluate_split, tasks)[0])
+        total = self.dataset.manifest.num_examples(split)
+        with progress_reporter(f"{name} on the {split} split", total, with_loss=False) as watch:
+            return _evaluation(self._run(evaluate_split, tasks, watch=watch)[0])
 
     def next_state(self, state: Checkpoint) -> Checkpoint:
         """The state after one more segment: an epoch, or fewer rounds where `checkpoint_every_rounds` says so."""

@@ -67,8 +67,8 @@ def test_a_training_without_settings(here, train_job, dataset, monkeypatch):
     result = train(train_job(num_epochs=1))
     folder = here / ".shardmean"
     assert result.tracking_uri == f"sqlite:///{folder}/mlflow.db" == prepare()["MLFLOW_TRACKING_URI"]
-    assert result.pictures_uri == f"{folder}/artifacts/{result.run_id}/artifacts/pictures"
-    assert (Path(result.pictures_uri) / "confusion_matrix.png").exists()
+    assert result.plots_uri == f"{folder}/artifacts/{result.run_id}/artifacts/plots"
+    assert (Path(result.plots_uri) / "confusion_matrix.png").exists()
     assert [path.name for path in here.iterdir()] == [".shardmean"]
     monkeypatch.chdir("/")
     model = mlflow.pyfunc.load_model("models:/shardmean@champion")
@@ -78,14 +78,14 @@ def test_a_training_without_settings(here, train_job, dataset, monkeypatch):
 
 @pytest.mark.usefixtures("spark")
 def test_the_server_and_a_training_without_it_share_a_store(here, train_job, server):
-    """An experiment of the one is the other's, and so are its pictures and models."""
+    """An experiment of the one is the other's, and so are its plots and models."""
     first = train(train_job(num_epochs=1, tracking={"experiment": "without"}))
     client = mlflow.MlflowClient(server)
     assert client.get_run(first.run_id).info.status == "FINISHED"
-    assert client.download_artifacts(first.run_id, "pictures/confusion_matrix.png", str(here))
+    assert client.download_artifacts(first.run_id, "plots/confusion_matrix.png", str(here))
     client.create_experiment("served")
     second = train(train_job(num_epochs=1, tracking={"experiment": "served"}))
-    assert Path(second.pictures_uri).is_relative_to(here / ".shardmean" / "artifacts")
+    assert Path(second.plots_uri).is_relative_to(here / ".shardmean" / "artifacts")
     third = train(train_job(num_epochs=1, tracking={"experiment": "served", "uri": server}))
     assert third.run_url.startswith(f"{server}/#/experiments/")
     assert [run.info.run_id for run in client.search_runs([third.run_url.split("/")[-3]])] == [

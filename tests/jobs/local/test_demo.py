@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.dags.conftest import SHARDMEAN, clean_environment
@@ -56,6 +59,33 @@ def test_the_three_lines_work_when_pasted(first: tuple[str, float], tmp_path: Pa
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^0 +7 +0\.\d+|^0 +7 +1\.0", done.stdout, re.MULTILINE), done.stdout
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """What runs with a folder as its SHARDMEAN_HOME."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("SHARDMEAN_HOME") == str(home):
+                found.append(process)
+    return found
+
+
+def test_a_demo_that_is_told_to_end_leaves_no_process(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [SHARDMEAN, "demo"], env=clean_environment(tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "DAG vectorize_images" in line:
+            break
+    while len(processes_of(tmp_path)) < 2:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    assert process.wait(60) == 130, rest
+    assert psutil.wait_procs(processes_of(tmp_path), timeout=5)[1] == []
 
 
 def test_a_second_demo_does_only_what_is_needed(first: tuple[str, float], home: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_driver_that_slept_while_another_took_over_stops_and_writes_nothing_mo
     assert run.info.status != "FAILED"
     out, err = second.communicate(timeout=200)
     assert second.returncode == 0, out + err
-    assert "going on after epoch" in out
+    assert "resuming after epoch" in out
     assert last_checkpoint(job).epoch == 12
     (run,) = mlflow.MlflowClient(job.tracking.uri).search_runs(["1"])
     assert run.info.status == "FINISHED"

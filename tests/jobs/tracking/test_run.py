@@ -1,4 +1,4 @@
-"""What a training leaves in MLflow: one run, its pictures, a model that classifies, aliases; and what repeats do."""
+"""What a training leaves in MLflow: one run, its plots, a model that classifies, aliases; and what repeats do."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_a_training_with_augmentation_shows_what_it_does(job, client):
     result = train(job(augmentation={"rotate_degrees": 30, "erase": 0.5}, num_epochs=2))
     params = client.get_run(result.run_id).data.params
     assert params["augmentation.rotate_degrees"] == "30.0"
-    (picture,) = (path for path in artifacts(client, result.run_id, "pictures") if path.stem == "augmentation")
-    assert np.ptp(np.asarray(Image.open(picture).convert("L"))) > 100
+    (plot,) = (path for path in artifacts(client, result.run_id, "plots") if path.stem == "augmentation")
+    assert np.ptp(np.asarray(Image.open(plot).convert("L"))) > 100
 
 
 def test_a_whole_training(job, client, dataset):
@@ -89,14 +89,14 @@ def test_a_whole_training(job, client, dataset):
     (given,) = run.inputs.dataset_inputs
     assert given.dataset.digest == manifest.digest == result.dataset_digest
 
-    pictures = artifacts(client, result.run_id, "pictures")
-    assert [p.stem for p in pictures] == [
+    plots = artifacts(client, result.run_id, "plots")
+    assert [p.stem for p in plots] == [
         "calibration", "class_figures", "confusion_matrix", "learning_curves", "roc_curves", "timeline",
         "worst_mistakes",
     ]  # fmt: skip
-    for path in pictures:
-        with Image.open(path) as picture:
-            assert len(picture.convert("L").getcolors(256)) > 10, "not blank"
+    for path in plots:
+        with Image.open(path) as plot:
+            assert len(plot.convert("L").getcolors(256)) > 10, "not blank"
 
     (path,) = artifacts(client, result.run_id, "evaluation")
     assert path.name == "test_classes.csv"
@@ -160,7 +160,7 @@ def test_the_champion_is_measured_anew_when_the_images_have_changed(
     assert bad.aliases == ["challenger"]
     assert client.get_model_version_by_alias("shardmean", "champion").run_id == good.run_id
     assert f"champion stays version {good.model_version}: its " in caplog.text
-    assert "on the same split is not beaten by" in caplog.text
+    assert "on the same rows" in caplog.text
 
 
 def test_a_run_key_that_has_finished_gives_its_result_again(job, client, monkeypatch):
@@ -200,7 +200,7 @@ def test_a_dataset_of_training_images_alone(job, client, tmp_path, make_images, 
     vectorize(vectorize_job(images, tmp_path / "set", size=28, split=split, shard_bytes=20_000))
     result = train(job(dataset_uri=str(tmp_path / "set")))
     assert (result.split, result.num_examples) == ("train", 60)
-    assert "the final figures are of the training split" in caplog.text
+    assert "the final metrics are of the training split" in caplog.text
     assert [m.step for m in client.get_metric_history(result.run_id, "train_loss")] == [1, 2, 3]
 
 
@@ -220,7 +220,7 @@ def interrupted(job, monkeypatch, *, after_epoch: int) -> None:
 
 
 def test_a_longer_timeout_may_be_set_when_a_run_goes_on(job, client, monkeypatch):
-    """`timeout_s` is no part of what comes out, so a run that ran into it goes on with a greater one."""
+    """`timeout_s` is no part of what comes out, so a run that ran into it resumes with a greater one."""
     interrupted(job(timeout_s=60), monkeypatch, after_epoch=2)
     (run,) = client.search_runs(["1"])
     assert run.info.status == "FAILED"
@@ -285,7 +285,7 @@ def test_the_report_of_the_dataset_stands_beside_the_run(job, client, tmp_path, 
     tracker = Tracker(job(dataset_uri=dataset.uri), dataset.manifest, None)
     tracker.log_dataset_report()
     uri = report_uri(dataset.uri, dataset.manifest.digest)
-    assert f"{uri}: no such report, so the run in MLflow goes without one" in caplog.text
+    assert f"{uri}: no such report, so the run in MLflow has none" in caplog.text
     report = make_report(dataset, index)
     filesystem.write_bytes(uri, report)
     tracker.log_dataset_report()

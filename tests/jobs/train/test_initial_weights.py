@@ -9,7 +9,7 @@ import torch
 
 from shardmean.jobs.config.job import TrackingConfig, TrainJob
 from shardmean.jobs.tracking.client import connect
-from shardmean.jobs.train.initial_weights import find
+from shardmean.jobs.train.initial_weights import find_pretrained
 from shardmean.jobs.train.job import train
 from shardmean.jobs.train.run_directory import RunDirectory, directory_of
 from shardmean.jobs.vectorize.job import vectorize
@@ -50,7 +50,7 @@ def source(dataset, home, tracking):
 
 
 def state_of(version: str) -> dict[str, torch.Tensor]:
-    return find(f"models:/shardmean/{version}").state
+    return find_pretrained(f"models:/shardmean/{version}").state
 
 
 def tags(tracking, run_id: str) -> dict[str, str]:
@@ -83,8 +83,8 @@ def test_a_new_head_learns_other_classes_and_is_served(job, source, tmp_path, ma
     settings = {"start_from": CHAMPION, "freeze": ["[0-6].*"], "replace_head": True}
     tuned = train(job(**changes, fine_tuning=settings))
     origin, stored = (
-        find(f"models:/shardmean/{source[0].model_version}"),
-        find(f"models:/shardmean/{tuned.model_version}"),
+        find_pretrained(f"models:/shardmean/{source[0].model_version}"),
+        find_pretrained(f"models:/shardmean/{tuned.model_version}"),
     )
     assert (stored.model_spec["mean"], stored.model_spec["std"]) == (
         origin.model_spec["mean"],
@@ -105,7 +105,7 @@ def test_from_a_checkpoint(job, source, tracking):
     assert tags(tracking, tuned.run_id)["started_from"] == str(file)
     for name, tensor in state_of(done.model_version).items():
         torch.testing.assert_close(state_of(tuned.model_version)[name], tensor, rtol=1e-3, atol=1e-4)
-        assert torch.equal(find(str(file)).state[name], tensor)
+        assert torch.equal(find_pretrained(str(file)).state[name], tensor)
 
 
 def test_a_run_goes_on_from_what_it_found_though_the_alias_has_moved(job, source, tracking, monkeypatch):
@@ -168,7 +168,7 @@ def test_nothing_to_start_from(source, tracking, tmp_path, uri, message):
                 pip_requirements=[],
             )  # fmt: skip
     with pytest.raises(UserError, match=message):
-        find(uri)
+        find_pretrained(uri)
 
 
 def test_a_stored_model_that_would_execute_something_is_refused(source, tracking, tmp_path):
@@ -184,13 +184,13 @@ def test_a_stored_model_that_would_execute_something_is_refused(source, tracking
             pip_requirements=[],
         )  # fmt: skip
     with pytest.raises(UserError, match=r"models:/evil/1 cannot be read \(UnpicklingError: Weights only load failed"):
-        find(f"models:/evil/{logged.registered_model_version}")
+        find_pretrained(f"models:/evil/{logged.registered_model_version}")
 
 
 def test_a_file_of_torchs_that_is_no_checkpoint_is_the_users_mistake(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other.pt: not a readable checkpoint .*; give one that this project wrote"):
-        find(str(tmp_path / "other.pt"))
+        find_pretrained(str(tmp_path / "other.pt"))
 
 
 def test_a_checkpoint_tells_what_it_is_of(source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import Counter
 from dataclasses import replace
@@ -82,6 +83,30 @@ def test_every_training_example_is_seen_once_an_epoch(spark, train_job, dataset,
     assert orders[0] != orders[1]
 
 
+def test_nothing_of_jobs_travels_in_a_task(train_job, tmp_path, new_store, monkeypatch):
+    """No addresses, no names of MLflow: a worker gets the plain TrainingConfig."""
+    sent, run = [], BarrierLauncher.run
+
+    def keep_and_run(launcher, work, tasks):
+        sent.extend(pickle.dumps(task) for task in tasks)
+        return run(launcher, work, tasks)
+
+    monkeypatch.setattr(BarrierLauncher, "run", keep_and_run)
+    tracking = new_store(tmp_path)
+    train(train_job(num_epochs=1, tracking=tracking, run_key="secret-key"))
+    assert len(sent) == 4, "two workers, for an epoch and for the evaluation"
+    for task in sent:
+        assert b"TrainingConfig" in task
+        for word in (
+            b"jobs",
+            b"TrainJob",
+            tracking.uri.encode(),
+            b"secret-key",
+            str(tmp_path / "checkpoints").encode(),
+        ):
+            assert word not in task
+
+
 def test_too_many_workers_for_the_slots(train_job, tmp_path, new_store):
     with pytest.raises(UserError) as caught:
         train(train_job(num_workers=4, tracking=new_store(tmp_path)))
@@ -107,6 +132,26 @@ def test_a_training_that_diverges_is_the_users_mistake(train_job, tmp_path, new_
         train(train_job(optimizer=bad, num_epochs=30, tracking=tracking))
     (run,) = mlflow.MlflowClient(tracking.uri).search_runs(["1"])
     assert run.info.status == "FAILED"
+
+
+def test_an_interrupted_training_is_killed_in_mlflow_and_resumed_by_the_same_command(
+    train_job, tmp_path, new_store, monkeypatch
+):
+    tracking, save = new_store(tmp_path), RunDirectory.save
+    client = mlflow.MlflowClient(tracking.uri)
+
+    def save_then_interrupt(run, state):
+        save(run, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save", save_then_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(train_job(tracking=tracking))
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "KILLED"
+    assert train(train_job(tracking=tracking)).run_id == run.info.run_id
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
 
 
 def test_a_driver_that_lost_its_lease_neither_ends_the_winners_run_nor_sends_to_it(
@@ -148,7 +193,7 @@ def test_a_store_that_is_away_at_a_failure_does_not_hide_what_failed(
     with pytest.raises(RetryableError, match="the disk is full"):
         train(train_job(tracking=tracking))
     monkeypatch.setattr(filesystem, "list_names", listing)
-    assert "whether another took the run over could not be seen: cannot list" in caplog.text
+    assert "cannot tell whether another driver took the run over: cannot list" in caplog.text
     (run,) = mlflow.MlflowClient(tracking.uri).search_runs(["1"])
     assert run.info.status == "FAILED"
 
@@ -176,7 +221,7 @@ def test_mlflow_away_at_the_start(train_job):
 
 
 def test_mlflow_away_in_the_middle(train_job, tmp_path, new_store, monkeypatch, caplog):
-    """Training goes on, and the figures of all epochs arrive at the end."""
+    """Training goes on, and the metrics of all epochs arrive at the end."""
     tracking = new_store(tmp_path)
     log_batch, log_epochs, epochs = mlflow.MlflowClient.log_batch, Tracker.log_epochs, []
 
@@ -196,7 +241,7 @@ def test_mlflow_away_in_the_middle(train_job, tmp_path, new_store, monkeypatch, 
     monkeypatch.setattr(Tracker, "finish", lambda *a, **k: (epochs.append(5), finish(*a, **k))[1])
     result = train(train_job(num_epochs=4, tracking=tracking))
     assert epochs == [1, 2, 3, 4, 5]
-    assert caplog.text.count("is away (the line is dead); its figures follow later") == 2
+    assert caplog.text.count("is away (the line is dead); the metrics follow later") == 2
     history = mlflow.MlflowClient(tracking.uri).get_metric_history(result.run_id, "train_loss")
     assert sorted(metric.step for metric in history) == [1, 2, 3, 4]
 

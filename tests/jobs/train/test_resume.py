@@ -33,12 +33,13 @@ SPARK = {
 
 @dataclass
 class Try:
-    """How one try ended: exit code, both outputs, and how many epochs were behind it when it was struck."""
+    """How one try ended: exit code, both outputs, epochs done when it was struck, and its status in MLflow."""
 
     code: int
     text: str
     struck_after: int
-    was_clean: bool = True
+    was_clean: bool
+    status: str
 
 
 @dataclass
@@ -115,7 +116,8 @@ def story(spark, tmp_path_factory, make_images, vectorize_job, new_store, start_
                 struck_after = told.last_epoch
         out, err = process.communicate(timeout=90)
         gone = psutil.wait_procs(family, timeout=20)[1] == []
-        told.tries[name] = Try(process.returncode, out + err, struck_after, gone)
+        (run,) = told.client.search_runs(["1"])
+        told.tries[name] = Try(process.returncode, out + err, struck_after, gone, run.info.status)
 
     attempt("driver killed", kill_driver, after=1)
     attempt("worker killed", kill_worker, after=2)
@@ -147,7 +149,7 @@ def test_a_killed_driver_takes_its_processes_along(story):
 def test_the_same_command_says_that_it_goes_on(story, name):
     order = list(story.tries)
     earlier = story.tries[order[order.index(name) - 1]]
-    said = re.search(rf"going on after epoch (\d+) of {NUM_EPOCHS} from the last checkpoint", story.tries[name].text)
+    said = re.search(rf"resuming after epoch (\d+) of {NUM_EPOCHS} from the last checkpoint", story.tries[name].text)
     assert said, story.tries[name].text
     # A strike may fall while the next checkpoint is being written.
     assert int(said[1]) - earlier.struck_after in (0, 1)
@@ -157,7 +159,7 @@ def test_a_killed_worker_gives_a_clear_message(story):
     killed = story.tries["worker killed"]
     assert killed.code == 1, killed.text
     (message,) = [line for line in killed.text.splitlines() if line.startswith("shardmean: error: ")]
-    expected = r"worker [01] on .+, last heard of in round \d+, was lost: .+; the same command goes on"
+    expected = r"worker [01] on .+, last heard of in round \d+, was lost: .+; run the same command to resume"
     assert re.search(expected, message), message
     assert "org.apache.spark" not in message
     assert '"kind": "retryable"' in (story.home / "worker killed.json").read_text()

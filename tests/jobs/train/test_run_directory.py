@@ -60,7 +60,7 @@ def test_where_mlflow_is_corrected_at_the_end_no_epoch_is_trained_again(job, tmp
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "save", trained)
         result = train(job(tracking=other))
-    assert "going on after epoch 3 of 3 from the last checkpoint" in caplog.text
+    assert "resuming after epoch 3 of 3 from the last checkpoint" in caplog.text
     client = mlflow.MlflowClient(other.uri)
     assert client.get_run(result.run_id).info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(result.run_id, "train_loss")]
@@ -85,7 +85,7 @@ def test_a_run_with_a_key_stays_on_the_version_on_which_it_began(job, tmp_path, 
     second = publish(tmp_path / "set", num_images=50)
     caplog.set_level("INFO")
     result = train(keyed)
-    assert "going on after epoch 2 of 3 from the last checkpoint" in caplog.text
+    assert "resuming after epoch 2 of 3 from the last checkpoint" in caplog.text
     assert result.dataset_digest == first
     assert len(mlflow.MlflowClient(keyed.tracking.uri).search_runs(["1"])) == 1
     assert train(keyed) == result, "finished: its result again"

@@ -55,7 +55,8 @@ def classifier(dataset) -> Classifier:
 @pytest.fixture(scope="module")
 def folder(dataset, classifier, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "classifier"
-    image_model.save_model(folder, dataset.manifest, "small_cnn", dict(classifier.state_dict()))
+    model_spec = image_model.describe(dataset.manifest, "small_cnn")
+    image_model.save_model(folder, model_spec, dict(classifier.state_dict()))
     return folder
 
 
