@@ -11,7 +11,8 @@ from pathlib import Path
 
 from benchmarks.fashion import DEFAULT_SOURCE
 from benchmarks.measure import parsed, parser
-from shardmean.jobs.config.job import TrainJob, VectorizeJob, load_job
+from shardmean.jobs.config.job import TrainJob, VectorizeJob
+from shardmean.jobs.config.loading import load_job
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.dataset.reader import Dataset

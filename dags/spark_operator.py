@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
     from shardmean.jobs.config.airflow import AirflowConfig
-    from shardmean.jobs.config.job import Job
+    from shardmean.jobs.config.loading import Job
 
 DATASET = Asset(name="shardmean_dataset", uri="shardmean://dataset")
 MODEL = Asset(name="shardmean_model", uri="shardmean://model")

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Param
 
-from shardmean.jobs.config.job import config_folder, load_job
+from shardmean.jobs.config.loading import config_folder, load_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from shardmean.jobs.config.job import Job
+    from shardmean.jobs.config.loading import Job
 
 HIDDEN = {"schedule", "spark", "run_key", "airflow"}
 LIMITS = (

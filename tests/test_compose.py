@@ -7,7 +7,8 @@ import re
 import pytest
 import yaml
 
-from shardmean.jobs.config.job import TrainJob, load_job
+from shardmean.jobs.config.job import TrainJob
+from shardmean.jobs.config.loading import load_job
 from shardmean.jobs.local.stack import STOP_TIMEOUT_S
 from tests.paths import ROOT
 

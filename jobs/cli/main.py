@@ -147,7 +147,8 @@ def _root(
 @_command
 def vectorize(overrides: Overrides, config: Config = None, params: Params = "{}", result: Result = "") -> None:
     """Make or update a DataSet from images."""
-    from shardmean.jobs.config.job import VectorizeJob, load_job
+    from shardmean.jobs.config.job import VectorizeJob
+    from shardmean.jobs.config.loading import load_job
     from shardmean.jobs.vectorize import job
 
     _write_result(result, asdict(job.vectorize(load_job(VectorizeJob, config, overrides, params))))
@@ -156,7 +157,8 @@ def vectorize(overrides: Overrides, config: Config = None, params: Params = "{}"
 @_command
 def train(overrides: Overrides, config: Config = None, params: Params = "{}", result: Result = "") -> None:
     """Train, evaluate and register a model; resume a run that was interrupted."""
-    from shardmean.jobs.config.job import TrainJob, load_job
+    from shardmean.jobs.config.job import TrainJob
+    from shardmean.jobs.config.loading import load_job
     from shardmean.jobs.train import job
 
     _write_result(result, asdict(job.train(load_job(TrainJob, config, overrides, params))))

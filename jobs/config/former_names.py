@@ -1,61 +1,50 @@
-"""Names of settings in version 0.1.0: still accepted, with a message; run folders keep the names they gave."""
+"""Names of settings in version 0.1.0: accepted in this version, with a message; folders of runs keep their names."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 log = logging.getLogger(__name__)
-# Dotted keys: former to current.
-KEYS = {"normalisation": "normalization", "averaging.exchange": "averaging.comm_dtype"}
-VALUES = {
-    ("image.resize", "centre_crop"): "center_crop",
-    ("image.background", "grey"): "gray",
-    ("image.padding", "grey"): "gray",
+# Dotted keys, and keys with values.
+CURRENT = {
+    "normalisation": "normalization",
+    "averaging.exchange": "averaging.comm_dtype",
+    "image.resize=centre_crop": "image.resize=center_crop",
+    "image.background=grey": "image.background=gray",
+    "image.padding=grey": "image.padding=gray",
 }
 
 
-def with_current_names(document: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A copy of a config's document with current names; each former one is logged with its new name.
+def with_current_names(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's document with current names; each former one is logged with its current name.
 
     A key that stands under both names is left alone, so that the check of unknown keys refuses it.
     """
-    renamed = _moved(document, KEYS, where)
-    for (key, former), current in VALUES.items():
-        *path, last = key.split(".")
-        section = _section(renamed, path)
-        if section is not None and section.get(last) == former:
-            log.warning("%s: %s=%s is now called %s", where, key, former, current)
-            section[last] = current
-    return renamed
+    return _renamed(document, CURRENT, log.warning)
 
 
-def with_former_keys(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a job's settings with the keys of version 0.1.0, by which a run's folder is named."""
-    return _moved(document, {current: former for former, current in KEYS.items()}, None)
+def with_former_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's settings with the names of version 0.1.0, by which a run's folder is named."""
+    return _renamed(settings, {current: former for former, current in CURRENT.items()}, log.debug)
 
 
-def _moved(document: Mapping[str, Any], keys: Mapping[str, str], where: str | None) -> dict[str, Any]:
-    copied: dict[str, Any] = _copied(document)
-    for before, after in keys.items():
-        *path, old = before.split(".")
-        new = after.rsplit(".", 1)[-1]
-        section = _section(copied, path)
-        if section is None or old not in section or new in section:
-            continue
-        if where is not None:
-            log.warning("%s: %s is now called %s", where, before, after)
-        section[new] = section.pop(old)
-    return copied
+def _renamed(
+    document: Mapping[str, Any], names: Mapping[str, str], note: Callable[..., None], prefix: str = ""
+) -> dict[str, Any]:
+    def renamed(name: str) -> str:
+        if name in names:
+            note("%s is now called %s: change the config", name, names[name])
+        return names.get(name, name)
 
-
-def _copied(value: Any) -> Any:
-    return {key: _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
-
-
-def _section(document: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
-    found: Any = document
-    for name in path:
-        found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else None
+    result = {}
+    for key, value in document.items():
+        is_twice = names.get(f"{prefix}{key}", "").removeprefix(prefix) in document
+        name = f"{prefix}{key}" if is_twice else renamed(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            value = _renamed(value, names, note, f"{name}.")
+        elif isinstance(value, str):
+            value = renamed(f"{name}={value}").partition("=")[2]
+        result[name.removeprefix(prefix)] = value
+    return result

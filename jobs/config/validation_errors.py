@@ -1,9 +1,9 @@
-"""What is wrong in a config, said of its own keys: the value found, what was expected, and the nearest known key."""
+"""What is wrong in a config, in terms of its keys: the value found, what was expected, and the nearest known key."""
 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -13,71 +13,78 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
 
 
-def problems(kind: type[BaseModel], error: ValidationError) -> list[str]:
+def validation_errors(kind: type[BaseModel], error: ValidationError) -> list[str]:
     """A line for each key of a config class that pydantic refused."""
-    known = {key for key, _ in leaves(kind)}
-    texts: dict[tuple[str, str], list[str]] = {}
+    fields = dict(leaves(kind))
+    texts: dict[str, list[str]] = {}
     for one in error.errors():
         location = [str(part) for part in one["loc"]]
         # A value that may be of several types fails once for each, under names that only pydantic knows.
-        key = next((k for end in range(len(location), 0, -1) if (k := ".".join(location[:end])) in known), None)
-        inside = location[key.count(".") + 1 :] if key else []
-        if key and inside and inside[0].isdigit():
-            texts[key, " ".join([f"{key}, no. {int(inside[0]) + 1}", *inside[1:][-1:]])] = [_item_problem(dict(one))]
-            continue
-        start, _, text = _problem(kind, key or ".".join(location), dict(one)).partition(": ")
-        texts.setdefault((key or ".".join(location), start), []).append(text)
-    return [f"{start}: {' or '.join(options)}" for (_, start), options in texts.items()]
+        prefixes = [".".join(location[:end]) for end in range(len(location), 0, -1)]
+        key = next((prefix for prefix in prefixes if prefix in fields), ".".join(location))
+        inside = location[key.count(".") + 1 :]
+        if inside and inside[0].isdigit():
+            subject = " ".join([f"{key}, no. {int(inside[0]) + 1}", *inside[1:][-1:]])
+            value = _input_value(one)
+            text = f"{value}: {_message(one)}" if value else _message(one)
+        else:
+            subject, text = _described(fields, key, one)
+        texts.setdefault(subject, []).append(text)
+    return [": ".join(filter(None, (subject, " or ".join(options)))) for subject, options in texts.items()]
 
 
-def _item_problem(error: Mapping[str, Any]) -> str:
-    found = "" if isinstance(error["input"], dict) else f"{_found(error)}: "
-    return "unknown key" if error["type"] == "extra_forbidden" else found + _said(error)
-
-
-def _problem(kind: type[BaseModel], key: str, error: Mapping[str, Any]) -> str:
-    location = key.split(".")
+def _described(fields: Mapping[str, FieldInfo], key: str, error: ErrorDetails) -> tuple[str, str]:
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_hint(kind, location)}"
+        return key, f"{_message(error)}; {_hint(list(fields), key)}"
     if error["type"] == "missing":
-        needed = [k for k, field in leaves(kind) if (k + ".").startswith(key + ".") and field.is_required()]
-        return f"{key}: missing; set {' and '.join(f'{k}=VALUE' for k in needed or [key])}"
-    found = "" if isinstance(error["input"], dict) else f" = {_found(error)}"
-    if error["type"] == "model_type":
-        return f"{key}{found}: a section, which takes no value itself; {_keys_for(kind, key, error['input'])}"
-    return f"{key or kind.__name__}{found}: {_said(error)}"
+        needed = [name for name in fields if f"{name}.".startswith(f"{key}.") and fields[name].is_required()]
+        return key, f"missing; set {' and '.join(f'{name}=VALUE' for name in needed)}"
+    value = _input_value(error)
+    text = _section_hint(fields, key, error["input"]) if error["type"] == "model_type" else _message(error)
+    return f"{key} = {value}" if value else key, text
 
 
-def _found(error: Mapping[str, Any]) -> str:
-    value = error["input"]
-    return repr(redact(value)) if isinstance(value, str) else redact(repr(value))
-
-
-def _said(error: Mapping[str, Any]) -> str:
-    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+def _message(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return message[0].lower() + message[1:]
 
 
-def _hint(kind: type[BaseModel], location: list[str]) -> str:
-    known = sorted(key for key, _ in leaves(kind))
-    siblings = [key for key in known if len(location) > 1 and key.startswith(f"{location[0]}.")]
-    # Within a section its name says nothing: all keys there have it.
-    group = f"{location[0]}." if siblings else ""
-    names = [key.removeprefix(group) for key in siblings or known]
-    near = difflib.get_close_matches(".".join(location).removeprefix(group), names, 1, 0.6 if siblings else 0.5)
-    return f"did you mean {group}{near[0]}?" if near else f"known keys: {', '.join(siblings or known)}"
+def _input_value(error: ErrorDetails) -> str:
+    """The value found, without secrets; nothing for a section, or for a key that should not be there."""
+    value = error["input"]
+    if isinstance(value, dict) or error["type"] == "extra_forbidden":
+        return ""
+    return repr(redact(value)) if isinstance(value, str) else redact(repr(value))
 
 
-def _keys_for(kind: type[BaseModel], section: str, value: object) -> str:
+def _hint(known: list[str], key: str) -> str:
+    """The nearest known key: within a section only its keys are compared, by what follows the section's name."""
+    section = f"{key.split('.')[0]}."
+    siblings = [name.removeprefix(section) for name in known if name.startswith(section)]
+    if siblings:
+        near = difflib.get_close_matches(key.removeprefix(section), siblings, 1, 0.6)
+    else:
+        section, siblings = "", known
+        near = difflib.get_close_matches(key, known, 1, 0.5)
+    names = ", ".join(f"{section}{name}" for name in sorted(siblings))
+    return f"did you mean {section}{near[0]}?" if near else f"known keys: {names}"
+
+
+def _section_hint(fields: Mapping[str, FieldInfo], section: str, value: Any) -> str:
     """The keys of a section, and one that would take the value that was given to the section itself."""
-    fields = {key: field for key, field in leaves(kind) if key.startswith(f"{section}.")}
-    fitting = (f"{key}={redact(str(value))}" for key, field in fields.items() if _takes(field, value))
-    return f"for example {next(fitting, f'{next(iter(fields))}=VALUE')}; known keys: {', '.join(sorted(fields))}"
+    names = [name for name in fields if name.startswith(f"{section}.")]
+    fitting = next(
+        (f"{name}={redact(str(value))}" for name in names if _takes(fields[name], value)), f"{names[0]}=VALUE"
+    )
+    return f"a section, which takes no value itself; for example {fitting}; known keys: {', '.join(sorted(names))}"
 
 
-def _takes(field: FieldInfo, value: object) -> bool:
+def _takes(field: FieldInfo, value: Any) -> bool:
     kind: Any = Annotated[field.annotation, field]
     try:
         # Strict, or True would pass for a number.
@@ -87,26 +94,10 @@ def _takes(field: FieldInfo, value: object) -> bool:
     return isinstance(value, str | int | float)
 
 
-def plain_sections(kind: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every section of a config class that has a plain value in place of its keys, with that."""
-    for name, info in kind.model_fields.items():
-        nested, value = _section_of(info), values.get(name)
-        if nested is not None and isinstance(value, dict):
-            yield from plain_sections(nested, value, f"{prefix}{name}.")
-        elif nested is not None and value is not None:
-            yield prefix + name, value
-
-
 def leaves(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every dotted key of a config class with its pydantic field."""
     for name, info in kind.model_fields.items():
-        nested = _section_of(info)
-        if nested is None:
-            yield prefix + name, info
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from leaves(info.annotation, f"{prefix}{name}.")
         else:
-            yield from leaves(nested, f"{prefix}{name}.")
-
-
-def _section_of(info: FieldInfo) -> type[BaseModel] | None:
-    kinds = (info.annotation, *get_args(info.annotation))
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+            yield prefix + name, info

@@ -18,7 +18,8 @@ from rich.markup import escape
 
 from shardmean.jobs.common.local_paths import data_dir
 from shardmean.jobs.common.logging import LOG_MARK
-from shardmean.jobs.config.job import TrainJob, VectorizeJob, config_folder, load_job
+from shardmean.jobs.config.job import TrainJob, VectorizeJob
+from shardmean.jobs.config.loading import config_folder, load_job
 from shardmean.jobs.local import stack
 from shardmean.jobs.local.child_process import follow
 from shardmean.jobs.vectorize.source.scan import scan

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from shardmean.jobs.config.former_names import with_former_keys
+from shardmean.jobs.config.former_names import with_former_names
 from shardmean.jobs.tracking.run import TrainResult
 from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
@@ -91,7 +91,7 @@ def directory_of(job: TrainJob, digest: str) -> str:
 
     With a key and no version in the job it is one folder for all versions: the run keeps the one on which it began.
     """
-    settings = with_former_keys(job.model_dump(mode="json", exclude=_EXCLUDED))
+    settings = with_former_names(job.model_dump(mode="json", exclude=_EXCLUDED))
     if not _keeps_its_version(job):
         settings |= {"digest": digest}
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

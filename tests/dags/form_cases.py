@@ -12,7 +12,8 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from shardmean.dags.trigger_form import config_file, form
-from shardmean.jobs.config.job import TrainJob, VectorizeJob, load_job
+from shardmean.jobs.config.job import TrainJob, VectorizeJob
+from shardmean.jobs.config.loading import load_job
 from shardmean.jobs.config.validation_errors import leaves
 
 if TYPE_CHECKING:

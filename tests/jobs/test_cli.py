@@ -124,6 +124,14 @@ def test_the_result_of_a_mistake_is_written_as_json(command, tmp_path):
     assert "num_epochs = 0" in result["error"]
 
 
+def test_a_spark_master_on_the_command_line_is_used(run_cli, make_images, tmp_path):
+    images = make_images(tmp_path / "images", num_per_class=2)
+    ended = run_cli("vectorize", f"source.uri={images}", f"dataset_uri={tmp_path}/set", "spark.master=nowhere://host")
+    assert ended.code == 1
+    assert "Master must either be yarn or start with" in ended.err
+    assert not (tmp_path / "set" / "manifest.json").exists()
+
+
 @pytest.mark.usefixtures("spark")
 def test_the_result_of_a_success(command, tmp_path, make_images):
     images = make_images(tmp_path / "images")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from shardmean.jobs.config.job import EXAMPLE_COLUMNS, TrainJob, VectorizeJob, config_folder, load_job
+from shardmean.jobs.config.job import TrainJob, VectorizeJob
+from shardmean.jobs.config.loading import config_folder, load_job
+from shardmean.jobs.config.source import EXAMPLE_COLUMNS
 from shardmean.model.dataset.shard import SCHEMA
 from shardmean.model.errors import UserError
 
@@ -175,6 +179,22 @@ def test_a_mistake_of_many_is_told_with_all_others_and_the_file(write):
         assert part in message
 
 
+def test_without_a_file_an_example_of_one_is_named():
+    for kind, name in ((TrainJob, "train.yaml"), (VectorizeJob, "vectorize.yaml")):
+        remedy = refusal(kind).splitlines()[-1]
+        assert remedy.startswith("  give key=value, or a file of settings, such as --config ")
+        file = Path(remedy.rpartition(" ")[2])
+        assert (file.name, load_job(kind, file)) == (name, load_job(kind, CONFIGS / name))
+
+
+@pytest.mark.parametrize("file", CONFIGS.glob("*.yaml"))
+def test_a_config_file_says_what_runs_it(file, monkeypatch):
+    command = re.search(r"`shardmean (vectorize|train) --config (configs/\S+)`", file.read_text())
+    monkeypatch.chdir(CONFIGS.parent)
+    assert CONFIGS.parent / command[2] == file
+    load_job({"vectorize": VectorizeJob, "train": TrainJob}[command[1]], Path(command[2]))
+
+
 def test_missing_keys_are_named_as_they_must_be_set():
     assert "checkpoint_uri: missing; set checkpoint_uri=VALUE" in refusal(overrides=["dataset_uri=/x"])
     message = refusal(VectorizeJob)
@@ -278,9 +298,60 @@ def test_spark_settings_from_every_place(write):
     assert job.spark == {"spark.executor.memory": "2g", "spark.task.cpus": "2", "spark.master": "local[2]"}
 
 
-def test_spark_settings_as_plain_overrides():
-    """The help text says `key=value, for example averaging.frequency=10`: a Spark setting is such a key too."""
-    assert train_job("spark.spark.executor.memory=1g").spark == {"spark.executor.memory": "1g"}
+@pytest.mark.parametrize(
+    ("override", "setting"),
+    [
+        ("spark.master=yarn", {"spark.master": "yarn"}),
+        ("spark.master=local[2]", {"spark.master": "local[2]"}),
+        ("spark.master=spark://host:7077", {"spark.master": "spark://host:7077"}),
+        ("spark.executor.instances=2", {"spark.executor.instances": "2"}),
+        ("spark.speculation=true", {"spark.speculation": "true"}),
+        ("spark.memory.fraction=0.5", {"spark.memory.fraction": "0.5"}),
+        ("spark.spark.executor.memory=1g", {"spark.executor.memory": "1g"}),
+        ("spark={'spark.executor.memory': 1g}", {"spark.executor.memory": "1g"}),
+        ("spark={spark: {executor: {memory: 1g}}}", {"spark.executor.memory": "1g"}),
+        ("spark.executor.memory=null", {}),
+    ],
+)
+def test_spark_settings_on_the_command_line(override, setting):
+    """The help says `KEY=VALUE, such as averaging.frequency=10`: Spark's own keys are such keys too."""
+    assert train_job(override).spark == setting
+    key, _, value = override.partition("=")
+    if key != "spark":
+        assert train_job(**{key: yaml.safe_load(value)}).spark == setting, "so in --params"
+
+
+def test_later_spark_settings_win_in_whatever_form_they_are(write):
+    file = write(YAML + "spark: {spark.executor.memory: 1g, spark.speculation: true}\n")
+    overrides = ["spark.executor.memory=2g", "spark={'spark.executor.memory': 3g}", "spark.speculation.interval=1s"]
+    job = load_job(TrainJob, file, overrides)
+    assert job.spark == {
+        "spark.executor.memory": "3g", "spark.speculation": "true", "spark.speculation.interval": "1s"
+    }  # fmt: skip
+    assert load_job(TrainJob, file, overrides[:1]).spark["spark.executor.memory"] == "2g"
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "part"),
+    [
+        (
+            "spark: {master: yarn}",
+            "",
+            "spark: master is no setting of Spark's, whose names begin with spark.: write spark.",
+        ),
+        (
+            "",
+            "spark={master: yarn}",
+            "spark: master is no setting of Spark's, whose names begin with spark.: write spark.",
+        ),
+        ("", "spark={executor: {cores: 2}}", "executor.cores is no setting of Spark's"),
+        ("", "spark.jars=[a, b]", "spark: spark.jars is ['a', 'b']: expected text, a number, true or false"),
+        ("", "spark=yarn", "spark = 'yarn': expected Spark's keys with values"),
+        ("spark: yarn", "spark.master=yarn", "spark = 'yarn': expected Spark's keys with values"),
+    ],
+)
+def test_what_is_no_setting_of_sparks_is_refused(write, text, override, part):
+    assert part in refusal(file=write(YAML + text), overrides=[override] if override else [])
 
 
 def test_a_number_as_run_key():

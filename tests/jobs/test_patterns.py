@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmean.jobs.config.job import SourceConfig, VectorizeJob, load_job
+from shardmean.jobs.config.job import VectorizeJob
+from shardmean.jobs.config.loading import load_job
 from shardmean.jobs.config.patterns import extract, matches
+from shardmean.jobs.config.source import SourceConfig
 from shardmean.model.errors import UserError
 
 PATHS = st.lists(st.text("ab/.\n\xe9 *", min_size=1, max_size=12), min_size=1, max_size=5)

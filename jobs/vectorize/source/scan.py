@@ -28,7 +28,7 @@ from shardmean.model.images.decoder import SUFFIXES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from shardmean.jobs.config.job import SourceConfig
+    from shardmean.jobs.config.source import SourceConfig
     from shardmean.model.dataset.manifest import Split
 
 # What an example is made of, and what rejects it; not where it stands.
