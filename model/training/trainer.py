@@ -6,7 +6,7 @@ import itertools
 import logging
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,29 +34,11 @@ if TYPE_CHECKING:
     from ..config.training import MetricName, TrainingConfig
     from ..dataset.manifest import Split
     from ..dataset.reader import Dataset
-    from ..distributed.rendezvous import Rendezvous
     from ..distributed.store import Address, Progress
+    from .launcher import Launcher
 
 GRACE_S = 5
 log = logging.getLogger(__name__)
-
-
-class Launcher(Protocol):
-    """Runs workers' tasks: all of a call side by side, and each gives a report or a failure."""
-
-    rendezvous: Rendezvous
-
-    def num_slots(self) -> int:
-        """How many workers can run side by side now."""
-        ...
-
-    def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
-        """Run one task per worker. Raises RetryableError when workers were lost."""
-        ...
-
-    def cancel(self, reason: str) -> None:
-        """End the running tasks, from another thread; `run` then raises RetryableError with this reason."""
-        ...
 
 
 @dataclass(frozen=True)
