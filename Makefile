@@ -4,8 +4,7 @@ AIRFLOW_PORT ?= 8080
 MLFLOW_PORT ?= 5000
 BIN := .venv/bin
 # Words that the field has better ones for.
-GIVEN_UP := WorldError|OF_THE_WORLD|Meeting|Member|Board|Tally|Parcel|Leg|Dealing|Moment|RivalAccuracy|rival|complaints|\
-blame|mended|dealt_anew|normalisation|centre_crop|colours
+GIVEN_UP := WorldError|OF_THE_WORLD|Meeting|Member|Board|Tally|Parcel|Leg|Dealing|Moment|RivalAccuracy|rival|complaints|blame|mended|dealt_anew|normalisation|centre_crop|colours
 
 .PHONY: help demo test check up doctor clean clean-data
 
