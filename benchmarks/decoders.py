@@ -28,7 +28,7 @@ from benchmarks.measure import in_turn, parsed, parser, print_table
 from benchmarks.pictures import PHOTOGRAPH, photographs, saved
 from shardmean.model.config.image import ImageConfig
 from shardmean.model.images.decoder import decode
-from shardmean.model.images.resize import Placement, place
+from shardmean.model.images.resize import Placement, paste
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +161,7 @@ def resizers(found: dict[str, Any]) -> dict[str, Side]:
     where = Placement((0, 0, *PHOTOGRAPH), *LARGE)
     sides: dict[str, Side] = {
         "Pillow": lambda pixels: pillow_resized(pixels, LARGE),
-        "torch, as model.resizing": lambda pixels: place(pixels, where, config).transpose(1, 2, 0),
+        "torch, as model.resizing": lambda pixels: paste(pixels, where, config).transpose(1, 2, 0),
     }
     if cv2 := found.get("cv2"):
         sides["OpenCV, INTER_AREA"] = lambda pixels: cv2.resize(pixels, LARGE, interpolation=cv2.INTER_AREA)

@@ -16,7 +16,7 @@ from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, load_manifest, publish
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.errors import UserError
-from tests.model.shard_writer import ShardWriter
+from tests.model.dataset_writer import DatasetWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +71,7 @@ def official_dataset(folder: Path, source: Path = DEFAULT_SOURCE) -> Dataset:
 
 def write_dataset(uri: str, rows: Mapping[Split, Rows], *, copies: int = 1) -> Dataset:
     """Publish images (N, 28, 28) and labels (N,) of each split, `copies` times over, without the ETL."""
-    writer = ShardWriter(uri, shard_bytes=SHARD_BYTES)
+    writer = DatasetWriter(uri, shard_bytes=SHARD_BYTES)
     for split, (images_NHW, labels_N) in rows.items():
         for number in range(copies * len(labels_N)):
             row = number % len(labels_N)

@@ -30,7 +30,7 @@ from shardmean.model.dataset.reader import Dataset
 from shardmean.model.networks.classifier import build_classifier
 from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.trainer import Trainer
-from tests.model.shard_writer import ShardWriter
+from tests.model.dataset_writer import DatasetWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,7 +173,7 @@ def two_on_one_gpu(dataset: Dataset) -> float:
 def random_dataset(folder: str, shape: tuple[int, int, int], num_examples: int) -> Dataset:
     """Publish random images (C, H, W) of ten classes, all to train on."""
     generator = np.random.default_rng(0)
-    writer = ShardWriter(folder, shard_bytes=SHARD_BYTES)
+    writer = DatasetWriter(folder, shard_bytes=SHARD_BYTES)
     for row in range(num_examples):
         pixels_CHW = generator.integers(0, 256, shape, dtype=np.uint8)
         writer.add("train", pixels_CHW, row % 10, str(row), "")

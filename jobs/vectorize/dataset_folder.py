@@ -25,7 +25,7 @@ MAX_NAMED = 5
 
 
 def is_ours(folder: str, name: str) -> bool:
-    """Whether a file of this name in this folder is ours, or is one of ours in the making."""
+    """Whether a file of this name in this folder is ours, or is one of ours that is being written."""
     names = NAMES[folder]
     return re.fullmatch(rf"{names}|\.(?:new|{names})\.\w+\.tmp", name) is not None
 

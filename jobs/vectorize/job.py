@@ -50,13 +50,13 @@ if TYPE_CHECKING:
     from shardmean.jobs.vectorize.source.scan import Scan
     from shardmean.jobs.vectorize.update import Counts
 
-MAX_TOLD, MAX_TEXT = 20, 300
+MAX_SHOWN, MAX_TEXT = 20, 300
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class VectorizeResult:
-    """What a run did, for whoever started it. `changed` is false when the DataSet was up to date already."""
+    """What a run did. `changed` is false when the DataSet was up to date already."""
 
     dataset_uri: str
     digest: str
@@ -77,8 +77,8 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
     if previous is None:
         check_folder(job.dataset_uri)
     scan_result = _scan(job)
-    _tell(job, scan_result)
-    if previous is not None and _is_current(job, scan_result, previous):
+    _log_scan(job, scan_result)
+    if previous is not None and _is_up_to_date(job, scan_result, previous):
         return _nothing_new(job, previous, started)
     filesystem.check_writable(shards_uri(job.dataset_uri))
     with ExitStack() as ends:
@@ -108,8 +108,8 @@ def _scan(job: VectorizeJob) -> Scan:
     return scan_result
 
 
-def _is_current(job: VectorizeJob, scan_result: Scan, previous: Manifest) -> bool:
-    """Whether there is nothing to read: nothing differs, and no image waits for the world to be mended."""
+def _is_up_to_date(job: VectorizeJob, scan_result: Scan, previous: Manifest) -> bool:
+    """Whether there is nothing to read: nothing differs, and no rejected image is to be tried again."""
     has_no_retryable_rejections = not set(RETRYABLE_REASONS) & set(previous.num_rejected_by_reason)
     return not job.replace and has_no_retryable_rejections and previous.source.fingerprint == scan_result.fingerprint
 
@@ -139,24 +139,24 @@ def _publish(
     index = update.index()
     tables = {name: to_parquet(table) for name, table in (("index", index), ("rejected", rejected_table(index)))}
     manifest = manifest.model_copy(update={name: file for name, (file, _) in tables.items()})
-    # Whoever says replace=true may have been told so by a file that is damaged, so all of them are written.
+    # replace=true is the remedy for a damaged file, so then all of them are written.
     if manifest == previous and not job.replace:
         return _nothing_new(job, manifest, started)
-    for place, (name, data) in zip((index_uri, rejected_uri), tables.values(), strict=True):
+    for uri_of, (name, data) in zip((index_uri, rejected_uri), tables.values(), strict=True):
         lease.check()
-        filesystem.write_bytes(place(job.dataset_uri, name), data)
-    _check_there(manifest, job.dataset_uri)
+        filesystem.write_bytes(uri_of(job.dataset_uri, name), data)
+    _check_shards_exist(manifest, job.dataset_uri)
     report = make_report(Dataset(job.dataset_uri, manifest), index)
     lease.check()
     filesystem.write_bytes(report_uri(job.dataset_uri, manifest.digest), report)
     commit(manifest, job.dataset_uri)
     _summarize(job, manifest, update.counts(), time.monotonic() - started)
     log.info("  report: %s", report_uri(job.dataset_uri, manifest.digest))
-    # Files that were only touched give the same examples: the manifest notes their new times, and nobody need train.
+    # Files that were only touched give the same examples: the manifest notes their new times, and no training is due.
     return _result(job, manifest, changed=previous is None or previous.digest != manifest.digest)
 
 
-def _check_there(manifest: Manifest, dataset_uri: str) -> None:
+def _check_shards_exist(manifest: Manifest, dataset_uri: str) -> None:
     """Raise RetryableError for a shard that is kept from an earlier version and is gone or cut short."""
     sizes = filesystem.list_sizes(shards_uri(dataset_uri))
     for shard in manifest.shards:
@@ -201,10 +201,10 @@ def _differences(job: VectorizeJob, previous: Manifest) -> list[str]:
     return differences
 
 
-def _tell(job: VectorizeJob, scan_result: Scan) -> None:
+def _log_scan(job: VectorizeJob, scan_result: Scan) -> None:
     log.info("%s: %d images in %d classes", job.source.uri, len(scan_result.items), len(scan_result.class_names))
     if scan_result.num_other_files:
-        log.info("%d other files were passed over (not an image by their name)", scan_result.num_other_files)
+        log.info("%d other files were left out (not an image by their name)", scan_result.num_other_files)
     if scan_result.num_hidden:
         what = "hidden Parquet files" if job.source.layout == "table" else "hidden files and folders"
         log.info("%d %s were left out; rename what belongs to the source", scan_result.num_hidden, what)
@@ -229,23 +229,19 @@ def _check_listed(job: VectorizeJob, scan_result: Scan) -> None:
 
 
 def _check_rejected(job: VectorizeJob, update: Update) -> None:
-    """Tell what is rejected and was not before, for that reason; raise UserError where too much is rejected."""
+    """Log what is newly rejected, or for a new reason; raise UserError where too much is rejected."""
     index = update.index()
     rejected = rejected_table(index)
     is_old_N = pc.fill_null(pc.equal(index["reason"], update.reasons_before), fill_value=False)
-    news, olds = (rejected_table(index, is_chosen_N) for is_chosen_N in (pc.invert(is_old_N), is_old_N))
+    new, old = (rejected_table(index, is_chosen_N) for is_chosen_N in (pc.invert(is_old_N), is_old_N))
     share = rejected.num_rows / index.num_rows
     is_too_much = share > job.max_rejected_fraction or share == 1
-    # An error says "named above", so that something must be.
-    told = pa.concat_tables([news, olds]) if is_too_much else news
-    for row in told.slice(0, MAX_TOLD).to_pylist():
-        log.warning(
-            "rejected %s: %s: %s",
-            truncate_printable(row["path"], MAX_TEXT),
-            row["reason"],
-            truncate_printable(row["detail"], MAX_TEXT),
-        )
-    num_more = told.num_rows - MAX_TOLD
+    # The error says "listed above", so there must be some.
+    shown = pa.concat_tables([new, old]) if is_too_much else new
+    for row in shown.slice(0, MAX_SHOWN).to_pylist():
+        path, detail = (truncate_printable(row[name], MAX_TEXT) for name in ("path", "detail"))
+        log.warning("rejected %s: %s: %s", path, row["reason"], detail)
+    num_more = shown.num_rows - MAX_SHOWN
     if num_more > 0:
         log.warning("... and %d more", num_more)
     if not is_too_much:
@@ -254,17 +250,17 @@ def _check_rejected(job: VectorizeJob, update: Update) -> None:
     if share == 1:
         raise UserError(
             f"all {index.num_rows} images were rejected ({counts}): nothing was published; "
-            "mend the images named above, or correct source.uri or the settings of image"
+            "fix the images listed above, or correct source.uri or the settings of image"
         )
     raise UserError(
         f"{rejected.num_rows} of {index.num_rows} images were rejected ({share:.1%}: {counts}), over the limit "
         f"max_rejected_fraction={job.max_rejected_fraction:g}: nothing was published; "
-        "mend the images named above, or raise the limit"
+        "fix the images listed above, or raise the limit"
     )
 
 
 def _check_train(job: VectorizeJob, update: Update, manifest: Manifest) -> None:
-    """Raise UserError where nothing is to train on."""
+    """Raise UserError where there is nothing to train on."""
     if manifest.num_examples("train"):
         return
     num_images = manifest.source.num_files
@@ -278,7 +274,7 @@ def _check_train(job: VectorizeJob, update: Update, manifest: Manifest) -> None:
     numbers = ", ".join(f"{given[split]} to {split}" for split in SPLITS)
     raise UserError(
         f"split: no image is in train: of {num_images} images source.{key} gives {numbers}, and "
-        f"{manifest.num_rejected} were rejected; give some to train, mend those rejected, or correct source.{key}"
+        f"{manifest.num_rejected} were rejected; give some to train, fix those rejected, or correct source.{key}"
     )
 
 

@@ -13,13 +13,13 @@ import pyarrow as pa
 from blake3 import blake3
 
 from shardmean.jobs.vectorize.index.duplicates import HASH_BYTES
-from shardmean.jobs.vectorize.index.split_assignment import fixed_code, split_code
+from shardmean.jobs.vectorize.index.split_assignment import split_code
 from shardmean.jobs.vectorize.index.table import INDEX, REMEMBERED
 from shardmean.jobs.vectorize.source.items import path_hashes
 from shardmean.jobs.vectorize.source.reader import read_ahead
 from shardmean.model.dataset.manifest import SPLITS
 from shardmean.model.dataset.shard import one_chunk
-from shardmean.model.dataset.shard_writer import NewShard
+from shardmean.model.dataset.shard_writer import ShardWriter
 from shardmean.model.errors import ImageRejectedError
 from shardmean.model.images.decoder import decode_image
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from shardmean.model.dataset.manifest import Shard
 
 MAX_PARTITION_ITEMS = 4096
-# What a lost task costs, and how far apart its signs of life are: some seconds of decoding.
+# What a lost task costs, and the time between its signs of life: some seconds of decoding.
 MAX_PARTITION_BYTES = 256 * 2**20
 CORES = (64, 32, 16, 8, 4, 2, 1)
 REPORT = pa.schema(
     [
-        ("place", pa.int64()),
+        ("position", pa.int64()),
         ("shard_number", pa.int32()),
         ("is_same", pa.bool_()),
         *(INDEX.field(name) for name in REMEMBERED),
@@ -48,14 +48,15 @@ REPORT = pa.schema(
 
 @dataclass(frozen=True)
 class PartitionTask:
-    """Items with their places in the source, and for each the hash of the bytes that its example was made of, or None.
+    """Items, and for each its position in the source, the hash of its last example's bytes, and its fixed split.
 
-    An item whose bytes are still those is not decoded.
+    An item whose bytes still have that hash is not decoded; None: it is decoded in any case. -1: no split is fixed.
     """
 
     items: Sequence[Item]
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     known: Sequence[bytes | None]
+    fixed: NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,22 @@ class PartitionReport:
 
 
 def plan_tasks(
-    items: Items, is_read_N: NDArray[np.bool_], known: pa.Array, *, rows_per_shard: int
+    items: Items, is_read_N: NDArray[np.bool_], known: pa.Array, fixed_N: NDArray[np.int8], *, rows_per_shard: int
 ) -> list[PartitionTask]:
     """The tasks that read some of a source's items. They depend on the source alone.
 
-    `known` has the hash of each item's last example, null where it is to be decoded in any case.
+    `known` has the hash of each item's last example, null where it is to be decoded in any case; `fixed_N` the split
+    that does not depend on its bytes.
     """
-    places = np.flatnonzero(is_read_N)
+    positions = np.flatnonzero(is_read_N)
     # In the order of a hash, classes are mixed in every shard.
-    high, low = path_hashes(one_chunk(items.table["path"]).take(pa.array(places)))
-    places = places[np.lexsort((low, high))]
-    sizes_bytes = items.table["size_bytes"].to_numpy()[places]
+    high, low = path_hashes(one_chunk(items.table["path"]).take(pa.array(positions)))
+    positions = positions[np.lexsort((low, high))]
+    sizes_bytes = items.table["size_bytes"].to_numpy()[positions]
+    parts = partitions(sizes_bytes, num_items=max(1, min(rows_per_shard, MAX_PARTITION_ITEMS)))
     return [
-        PartitionTask(items.take(places[part]), places[part], known.take(pa.array(places[part])).to_pylist())
-        for part in partitions(sizes_bytes, num_items=max(1, min(rows_per_shard, MAX_PARTITION_ITEMS)))
+        PartitionTask(items.take(mine), mine, known.take(pa.array(mine)).to_pylist(), fixed_N[mine])
+        for mine in (positions[part] for part in parts)
     ]
 
 
@@ -116,59 +119,66 @@ def _filled(sizes_bytes_N: NDArray[np.int64], num_items: int) -> Iterator[slice]
 
 def vectorize_partition(task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> PartitionReport:
     """Make one partition's shards. Raises UserError and RetryableError when what it needs can't be read or written."""
-    read = zip(task.items, read_ahead(task.items, job.image), strict=True)
-    with _Made(task, job, class_names) as made:
-        for number, (item, content) in enumerate(read):
+    contents = zip(task.items, read_ahead(task.items, job.image), strict=True)
+    with ShardBuilder(task, job, class_names) as builder:
+        for number, (item, content) in enumerate(contents):
             try:
                 if isinstance(content, Exception):
                     raise content
-                made.take(number, item, content)
+                builder.add(number, item, content)
             except ImageRejectedError as error:
-                made.facts[number] |= {"reason": error.reason, "detail": error.detail}
-        shards = made.publish()
-    return PartitionReport(shards, pa.Table.from_pylist(made.facts, schema=REPORT))
+                builder.rows[number] |= {"reason": error.reason, "detail": error.detail}
+        shards = builder.publish()
+    return PartitionReport(shards, pa.Table.from_pylist(builder.rows, schema=REPORT))
 
 
-class _Made:
-    """What a task has made so far: a shard of each split that has examples, and facts of each item."""
+class ShardBuilder:
+    """Makes examples of a task's items: a shard of each split that has some. `rows` has what is known of each item."""
 
     def __init__(self, task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> None:
         self._task = task
         self._job = job
         self._labels = {name: label for label, name in enumerate(class_names)}
         self._ends = ExitStack()
-        self._shards: dict[int, NewShard] = {}
+        self._shards: dict[int, ShardWriter] = {}
         self._codes = np.full(len(task.items), -1)
-        self.facts: list[dict[str, Any]] = [
-            {"place": place, "shard_number": -1, "is_same": False} for place in task.places.tolist()
+        self.rows: list[dict[str, Any]] = [
+            {"position": position, "shard_number": -1, "is_same": False} for position in task.positions.tolist()
         ]
 
-    def take(self, number: int, item: Item, content: bytes) -> None:
+    def add(self, number: int, item: Item, content: bytes) -> None:
         """Make an example of an item's bytes, unless they are known. Raises ImageRejectedError."""
-        fact = self.facts[number]
-        fact["content_hash"] = content_hash = blake3(content).digest(length=HASH_BYTES)
-        fact["is_same"] = content_hash == self._task.known[number]
-        if fact["is_same"]:
+        row = self.rows[number]
+        row["content_hash"] = content_hash = blake3(content).digest(length=HASH_BYTES)
+        row["is_same"] = content_hash == self._task.known[number]
+        if row["is_same"]:
             return
         decoded = decode_image(content, self._job.image)
-        fact |= {"width": decoded.width_px, "height": decoded.height_px, "has_more_frames": decoded.has_more_frames}
-        self._codes[number] = code = _first_split(item, content_hash, self._job)
-        shard = self._shards.get(code) or self._begin(code)
-        example = example_id(content_hash, item.path)
-        shard.add(decoded.pixels_CHW, self._labels[item.class_name], example, item.path, item.extra)
+        row |= {"width": decoded.width_px, "height": decoded.height_px, "has_more_frames": decoded.has_more_frames}
+        self._codes[number] = code = self._first_split(number, content_hash)
+        if code not in self._shards:
+            writer = ShardWriter(
+                self._job.dataset_uri,
+                SPLITS[code],
+                shape=self._job.image.shape,
+                extra_columns=self._job.source.extra_columns,
+            )
+            self._shards[code] = self._ends.enter_context(writer)
+        label, example = self._labels[item.class_name], example_id(content_hash, item.path)
+        self._shards[code].add(decoded.pixels_CHW, label, example, item.path, item.extra)
 
-    def _begin(self, code: int) -> NewShard:
-        extra_columns = self._job.source.extra_columns
-        shard = NewShard(self._job.dataset_uri, SPLITS[code], shape=self._job.image.shape, extra_columns=extra_columns)
-        self._shards[code] = self._ends.enter_context(shard)
-        return shard
+    def _first_split(self, number: int, content_hash: bytes) -> int:
+        """Where an example is until all are known: most stay there."""
+        code = int(self._task.fixed[number])
+        if code < 0:
+            code = split_code(content_hash, self._job.split) if self._job.split.method == "random" else 0
+        return code
 
     def publish(self) -> list[Shard]:
         """Publish the shards. Raises RetryableError."""
         codes = sorted(self._shards)
-        for number, code in enumerate(self._codes.tolist()):
-            if code >= 0:
-                self.facts[number]["shard_number"] = codes.index(code)
+        for row, code in zip(self.rows, self._codes.tolist(), strict=True):
+            row["shard_number"] = codes.index(code) if code >= 0 else -1
         return [self._shards[code].publish() for code in codes]
 
     def __enter__(self) -> Self:
@@ -176,14 +186,6 @@ class _Made:
 
     def __exit__(self, *error: Any) -> bool | None:
         return self._ends.__exit__(*error)
-
-
-def _first_split(item: Item, content_hash: bytes, job: VectorizeJob) -> int:
-    """Where an example lies until all are known: for most that is where it stays."""
-    fixed = fixed_code(item.split, item.group, job.split)
-    if fixed >= 0:
-        return fixed
-    return split_code(content_hash, job.split) if job.split.method == "random" else 0
 
 
 def example_id(content_hash: bytes, path: str) -> str:

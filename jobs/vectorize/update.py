@@ -26,8 +26,8 @@ from shardmean.jobs.vectorize.index.table import (
     codes_of,
     compare,
     listed_table,
-    places_of,
     read_index,
+    rows_or_null,
 )
 from shardmean.jobs.vectorize.shard_task import (
     MAX_PARTITION_ITEMS,
@@ -61,7 +61,7 @@ SOURCE_SETTINGS = (
 
 @dataclass(frozen=True)
 class Counts:
-    """What a run found and did: images of the source, and shards."""
+    """What a run did: numbers of images of the source, and of shards."""
 
     num_new: int = 0
     num_changed: int = 0
@@ -74,10 +74,10 @@ class Counts:
 
 
 class Update:
-    """One run's work, step by step: compare, read, decide, rewrite, compose."""
+    """One run's work, step by step: compare, read, assign splits, rewrite, compose."""
 
     def __init__(self, job: VectorizeJob, scan: Scan, previous: Manifest | None, runner: Runner) -> None:
-        """`previous` is the version to go on from; None: all is made anew."""
+        """`previous` is the version to continue from; None: all is made anew."""
         self.job = job
         self.scan = scan
         self.runner = runner
@@ -100,11 +100,13 @@ class Update:
         self._restore_previous(previous_index)
 
     def _restore_previous(self, previous: pa.Table) -> None:
-        """Bring the state of the last version into the order of now; of new and changed images it is empty."""
-        recalled = previous.select(["shard", "published_split", *REMEMBERED]).take(places_of(self.comparison.at_N))
-        self.shard_N = codes_of(recalled["shard"], [shard.name for shard in self.shards.values()]).astype(np.int32)
-        self.published_N = codes_of(recalled["published_split"], SPLITS).astype(np.int8)
-        self.state = recalled.select(list(REMEMBERED)).combine_chunks()
+        """Bring the state of the last version into the order of the listing; of new and changed images it is empty."""
+        restored = previous.select(["shard", "published_split", *REMEMBERED]).take(
+            rows_or_null(self.comparison.previous_N)
+        )
+        self.shard_N = codes_of(restored["shard"], [shard.name for shard in self.shards.values()]).astype(np.int32)
+        self.published_N = codes_of(restored["published_split"], SPLITS).astype(np.int8)
+        self.state = restored.select(list(REMEMBERED)).combine_chunks()
         is_known_N = self.comparison.is_known_N
         self.reasons_before = reason = self.state["reason"]
         is_lost_N = (self.shard_N < 0) & reason.is_null().to_numpy()
@@ -127,9 +129,11 @@ class Update:
         is_touched_N = self.comparison.is_touched_N & (self.shard_N >= 0)
         known = pc.if_else(pa.array(is_touched_N), one_chunk(self.state["content_hash"]), None)
         rows_per_shard = job.shard_bytes // job.image.example_bytes
-        # Handed on without a name: nobody holds the tasks when they are done.
+        # Passed on without a name: nothing holds the tasks when they are done.
         reports = run_all(
-            self.runner, operation, plan_tasks(self.scan.items, is_chosen_N, known, rows_per_shard=rows_per_shard)
+            self.runner,
+            operation,
+            plan_tasks(self.scan.items, is_chosen_N, known, self.fixed_N, rows_per_shard=rows_per_shard),
         )
         self._merge_reports(reports)
         give_back_memory()
@@ -144,75 +148,75 @@ class Update:
             shard_numbers.append(np.where(numbers_M >= 0, numbers_M + first, -1))
             tables.append(report.rows)
         rows = _with_known_hashes(pa.concat_tables(tables), self.state)
-        places_M = rows["place"].to_numpy()
+        positions_M = rows["position"].to_numpy()
         is_same_M = rows["is_same"].to_numpy()
         self.num_same += int(is_same_M.sum())
         changed = np.flatnonzero(~is_same_M)
-        to_M = places_M[changed]
-        self.shard_N[to_M] = np.concatenate([np.zeros(0, np.int32), *shard_numbers])[changed]
+        changed_M = positions_M[changed]
+        self.shard_N[changed_M] = np.concatenate([np.zeros(0, np.int32), *shard_numbers])[changed]
         is_new_content = ~pc.fill_null(
-            pc.equal(rows["content_hash"], self.state["content_hash"].take(rows["place"])), fill_value=False
+            pc.equal(rows["content_hash"], self.state["content_hash"].take(rows["position"])), fill_value=False
         ).to_numpy()
         # With another name, label or group it is still the same image; with other bytes it is not.
-        found = pc.index_in(rows["content_hash"], value_set=self._published_splits["content_hash"].combine_chunks())
-        published_M = codes_of(self._published_splits["published_split"].take(found), SPLITS).astype(np.int8)
-        # Where the source gives the split, a file that was moved to another follows it.
-        published_M[self.fixed_N[places_M] >= 0] = -1
-        self.published_N[places_M[is_new_content]] = published_M[is_new_content]
-        # Rows of the reports take the place of those recalled.
+        known = pc.index_in(rows["content_hash"], value_set=self._published_splits["content_hash"].combine_chunks())
+        published_M = codes_of(self._published_splits["published_split"].take(known), SPLITS).astype(np.int8)
+        # Where the source assigns the split, a file that was moved to another follows it.
+        published_M[self.fixed_N[positions_M] >= 0] = -1
+        self.published_N[positions_M[is_new_content]] = published_M[is_new_content]
+        # Rows of the reports replace those of the last version.
         source_N = np.arange(self.state.num_rows)
-        source_N[to_M] = self.state.num_rows + changed
+        source_N[changed_M] = self.state.num_rows + changed
         both = pa.concat_tables([self.state, rows.select(self.state.column_names)])
         self.state = both.take(pa.array(source_N)).combine_chunks()
 
     def assign_splits(self) -> None:
-        """Give each example its split, and reject those whose bytes stand elsewhere already.
+        """Give each example its split, and reject copies that conflict.
 
-        One that was rejected for another's sake is read when that other is gone, and only then.
+        One that was rejected because of another is read when that other is gone, and only then.
         """
         while True:
             self.codes_N, rejected = self._assigned((self.shard_N >= 0) | self.is_decided_N)
             is_freed_N = self.is_decided_N & (self.codes_N >= 0)
             if not is_freed_N.any():
                 break
-            # What can't be read after all stands in nobody's way any more: that may free others.
+            # One that can't be read after all conflicts with none: that may free others.
             self.is_decided_N &= ~is_freed_N
             self.is_read_N |= is_freed_N
             self._read(is_freed_N)
         self.shard_N[self.codes_N < 0] = -1
         reasons, details = self.state["reason"].to_pylist(), self.state["detail"].to_pylist()
-        for place in np.flatnonzero(self.is_decided_N | (self.codes_N >= 0)).tolist():
-            reasons[place] = details[place] = None
-        for place, (reason, detail) in rejected.items():
-            reasons[place], details[place] = reason, detail
-        assert all(reasons[place] for place in np.flatnonzero(self.shard_N < 0)), "an image is an example or rejected"
+        for image in np.flatnonzero(self.is_decided_N | (self.codes_N >= 0)).tolist():
+            reasons[image] = details[image] = None
+        for image, (reason, detail) in rejected.items():
+            reasons[image], details[image] = reason, detail
+        assert all(reasons[image] for image in np.flatnonzero(self.shard_N < 0)), "an image is an example or rejected"
         for name, values in (("reason", reasons), ("detail", details)):
-            place = self.state.column_names.index(name)
-            self.state = self.state.set_column(place, name, pa.array(values, pa.string()))
+            column = self.state.column_names.index(name)
+            self.state = self.state.set_column(column, name, pa.array(values, pa.string()))
 
     def _assigned(self, is_candidate_N: NDArray[np.bool_]) -> tuple[NDArray[np.int8], dict[int, tuple[str, str]]]:
-        places = np.flatnonzero(is_candidate_N)
+        positions = np.flatnonzero(is_candidate_N)
         candidates = Candidates(
-            one_chunk(self.listed["path"]).take(pa.array(places)),
-            self.classes_N[places],
-            bytes_of(self.state["content_hash"].take(pa.array(places))),
-            self.fixed_N[places],
-            self.published_N[places],
+            one_chunk(self.listed["path"]).take(pa.array(positions)),
+            self.classes_N[positions],
+            bytes_of(self.state["content_hash"].take(pa.array(positions))),
+            self.fixed_N[positions],
+            self.published_N[positions],
         )
         codes, rejected = assign_splits(candidates, self.job.split)
         codes_N = np.full(len(is_candidate_N), -1, np.int8)
-        codes_N[places] = codes
-        return codes_N, {int(places[place]): why for place, why in rejected.items()}
+        codes_N[positions] = codes
+        return codes_N, {int(positions[number]): why for number, why in rejected.items()}
 
     def rewrite(self) -> None:
-        """Rewrite the shards that hold what is no longer theirs, and merge small ones."""
+        """Rewrite the shards with examples that are gone or moved, and merge small ones."""
         job = self.job
         wanted = pa.table(
             {
                 "path": self.listed["path"],
                 "split": pa.array(self.codes_N),
                 "label": pa.array(self.classes_N),
-                "place": pa.array(np.arange(len(self.codes_N))),
+                "position": pa.array(np.arange(len(self.codes_N))),
             }
         )
         operation: Operation[RewriteTask, RewriteReport] = Operation(
@@ -239,20 +243,20 @@ class Update:
             self.intermediates |= gone - self._names_before
             self.shards = {number: shard for number, shard in self.shards.items() if shard.name not in gone}
             for report in reports:
-                for shard, places in zip(report.shards, report.places, strict=True):
+                for shard, positions in zip(report.shards, report.positions, strict=True):
                     self.shards[self._num_shards] = shard
-                    self.shard_N[places] = self._num_shards
+                    self.shard_N[positions] = self._num_shards
                     self._num_shards += 1
-            stale = [number for number in stale if number in self.shards]
+            stale &= self.shards.keys()
 
     def index(self) -> pa.Table:
         """The index of the new version."""
         shards = {number: shard.name for number, shard in self.shards.items()}
         columns = {name: self.listed[name] for name in self.listed.column_names}
         columns |= {name: self.state[name] for name in self.state.column_names}
-        columns["split"] = pa.array(SPLITS).take(places_of(self.codes_N))
+        columns["split"] = pa.array(SPLITS).take(rows_or_null(self.codes_N))
         published_N = np.where(self.codes_N >= 0, self.codes_N, self.published_N)
-        columns["published_split"] = pa.array(SPLITS).take(places_of(published_N))
+        columns["published_split"] = pa.array(SPLITS).take(rows_or_null(published_N))
         columns["shard"] = pa.array([shards.get(number) for number in self.shard_N.tolist()], pa.string())
         return pa.table([columns[name] for name in INDEX.names], schema=INDEX)
 
@@ -290,16 +294,16 @@ class Update:
         return manifest
 
     def counts(self) -> Counts:
-        """What was found and done; call it at the end."""
+        """What was done; call it at the end."""
         compared: Comparison = self.comparison
-        num_new = int((compared.at_N < 0).sum())
+        num_new = int((compared.previous_N < 0).sum())
         num_changed = int((~compared.is_known_N).sum()) - num_new - self.num_same
         num_kept = sum(number < self._num_before for number in self.shards)
         return Counts(
             num_new=num_new,
             num_changed=num_changed,
             num_deleted=compared.num_deleted,
-            num_unchanged=len(compared.at_N) - num_new - num_changed,
+            num_unchanged=len(compared.previous_N) - num_new - num_changed,
             num_read=int(self.is_read_N.sum()),
             num_kept=num_kept,
             num_rewritten=self._num_before - num_kept,
@@ -308,8 +312,8 @@ class Update:
 
 
 def _with_known_hashes(rows: pa.Table, state: pa.Table) -> pa.Table:
-    """Reports of tasks, where an image that could not be read now keeps the hash of its bytes of before."""
-    hashes = pc.coalesce(rows["content_hash"], state["content_hash"].take(rows["place"]))
+    """Reports of tasks, where an image that could not be read now keeps the hash of its last bytes."""
+    hashes = pc.coalesce(rows["content_hash"], state["content_hash"].take(rows["position"]))
     is_unread = pc.fill_null(pc.is_in(rows["reason"], pa.array(RETRYABLE_REASONS + OF_THE_LISTING)), fill_value=False)
     kept = pc.if_else(is_unread, hashes, rows["content_hash"])
     return rows.set_column(rows.column_names.index("content_hash"), "content_hash", kept)

@@ -122,39 +122,39 @@ def mean_and_std(shards: Sequence[Shard], image: ImageConfig) -> tuple[list[floa
 
 
 def manifest_uri(dataset_uri: str, digest: str | None = None) -> str:
-    """Where the current manifest stands, or that of one version."""
+    """URI of the current manifest, or of that of one version."""
     return filesystem.join(dataset_uri, *(("versions", f"{digest}.json") if digest else (CURRENT,)))
 
 
 def shards_uri(dataset_uri: str) -> str:
-    """The folder of the shards."""
+    """URI of the folder of shards."""
     return filesystem.join(dataset_uri, "shards")
 
 
 def shard_uri(dataset_uri: str, name: str) -> str:
-    """Where a shard stands."""
+    """URI of a shard."""
     return filesystem.join(shards_uri(dataset_uri), name)
 
 
 def index_uri(dataset_uri: str, name: str) -> str:
-    """Where a table of all images of the source stands; a manifest's `index` is its name."""
+    """URI of a table of all images of the source; a manifest's `index` is its name."""
     return filesystem.join(dataset_uri, "index", name)
 
 
 def rejected_uri(dataset_uri: str, name: str) -> str:
-    """Where a table of rejected images stands (path, reason, detail, size_bytes); `rejected` is its name."""
+    """URI of a table of rejected images (path, reason, detail, size_bytes); a manifest's `rejected` is its name."""
     return filesystem.join(dataset_uri, "rejected", name)
 
 
 def report_uri(dataset_uri: str, digest: str) -> str:
-    """Where a version's report for people stands, an HTML page."""
+    """URI of a version's report for people, an HTML page."""
     return filesystem.join(dataset_uri, "reports", f"{digest}.html")
 
 
 def current_version(dataset_uri: str) -> str | None:
-    """What `publish` is told of the manifest that a new one was made from; None where there is none.
+    """The version of the file of the current manifest, for `publish`; None where there is none. Raises RetryableError.
 
-    Look before that manifest is loaded. Raises RetryableError.
+    Ask for it before that manifest is loaded.
     """
     return conditional.version_of(manifest_uri(dataset_uri))
 

@@ -1,4 +1,4 @@
-"""One shard: rows as an Arrow table, and the Parquet file they are read from. `new_shard` writes it.
+"""One shard: rows as an Arrow table, and the Parquet file they are read from. `shard_writer` writes it.
 
 Shapes: N examples of B bytes each (channels x height x width).
 """

@@ -26,13 +26,13 @@ _OURS = re.compile(rf"^\.?{SHARD_NAME.strip('^$')}(\.\w+\.tmp)?$")
 
 
 def cache_folder() -> Path:
-    """The user's own folder in SHARDMEAN_CACHE_DIR, else in the system's place for temporary files."""
-    place = os.environ.get("SHARDMEAN_CACHE_DIR") or tempfile.gettempdir()
-    return Path(place) / f"shardmean-shards-{os.getuid()}"
+    """The user's own folder in SHARDMEAN_CACHE_DIR, else in the system's folder for temporary files."""
+    parent = os.environ.get("SHARDMEAN_CACHE_DIR") or tempfile.gettempdir()
+    return Path(parent) / f"shardmean-shards-{os.getuid()}"
 
 
 class ShardCache:
-    """Keeps at most `max_bytes` of shards, those that were used last. A shard's name holds the hash of its content."""
+    """Keeps at most `max_bytes` of shards, the most recently used. A shard's name holds the hash of its content."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
@@ -41,8 +41,8 @@ class ShardCache:
     def read(self, name: str, fetch: Callable[[], pa.Buffer], is_whole: Callable[[pa.Buffer], bool]) -> pa.Buffer:
         """A shard's content, mapped into memory from the cache or fetched and kept.
 
-        What `is_whole` does not accept is fetched anew. A cache that can't be written, or is another user's, is done
-        without: what is mapped from it could be changed at any time.
+        What `is_whole` does not accept is fetched anew. If the cache is not writable, or belongs to another user, it is
+        bypassed: what is mapped from it could be changed at any time.
         """
         if not self._is_ours():
             return fetch()
@@ -63,35 +63,34 @@ class ShardCache:
     def _is_ours(self) -> bool:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = self._folder.lstat()
+            status = self._folder.lstat()
         except OSError as error:
             log.warning("the shard cache can't be used: %s", error)
             return False
-        if not stat.S_ISDIR(found.st_mode):
-            # Whoever made a link may turn it to another folder at any time.
+        if not stat.S_ISDIR(status.st_mode):
+            # A link may be turned to another folder at any time.
             log.warning("the shard cache can't be used: %s is a link, not a folder", self._folder)
             return False
-        owner = found.st_uid
-        if owner != os.getuid():
-            log.warning("the shard cache can't be used: %s belongs to user %d", self._folder, owner)
-        return owner == os.getuid()
+        if status.st_uid != os.getuid():
+            log.warning("the shard cache can't be used: %s belongs to user %d", self._folder, status.st_uid)
+        return status.st_uid == os.getuid()
 
     def _make_room(self, num_bytes: int) -> bool:
-        """Delete the shards whose use lies furthest back until there is room; False when there can be none."""
+        """Delete the least recently used shards until there is room; False when there can be none."""
         if num_bytes > self._max_bytes:
             return False
         files = sorted(self._files(), key=lambda pair: pair[0].st_mtime_ns)
-        excess = sum(found.st_size for found, _ in files) + num_bytes - self._max_bytes
-        for found, file in files:
+        excess = sum(status.st_size for status, _ in files) + num_bytes - self._max_bytes
+        for status, file in files:
             if excess <= 0:
                 break
             # Another worker may have deleted it; one that has it mapped keeps its content.
             file.unlink(missing_ok=True)
-            excess -= found.st_size
+            excess -= status.st_size
         return True
 
     def _files(self) -> Iterator[tuple[os.stat_result, Path]]:
-        """The shards that are kept; whatever else lies there is not ours to count or delete."""
+        """The shards that are kept; other files are not ours to count or delete."""
         for file in self._folder.iterdir():
             if _OURS.match(file.name):
                 with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""A shard in the making: examples are written a row group at a time, so that few are in memory at once.
+"""Writes a shard: examples go to its file a row group at a time, so that few are in memory at once.
 
 Shapes: N examples of B bytes each (channels x height x width), C channels, P pixels of one channel.
 """
@@ -33,7 +33,7 @@ ROW_GROUP_BYTES = 4 * 2**20
 _MAX_SUMMED = 2**16  # squares of so many bytes add up to less than 2**32, and a block stays in the cache
 
 
-class NewShard:
+class ShardWriter:
     """Add examples or write tables of them, then `publish`; a shard that is not published leaves nothing.
 
     Its name is the hash of its content, so that a task which runs twice writes the same file again. A `with` block
@@ -131,7 +131,7 @@ class NewShard:
             for left in range(0, num_values, _MAX_SUMMED):
                 block_NCP = planes_NCP[first : first + rows, :, left : left + _MAX_SUMMED].astype(np.uint32)
                 self._sums_C += block_NCP.sum(axis=(0, 2), dtype=np.uint32)
-                # Not by BLAS, whose threads would stand in the way of the other tasks'.
+                # Not by BLAS, whose threads would slow the other tasks down.
                 self._squares_C += np.einsum("ncp,ncp->c", block_NCP, block_NCP)
 
     def __enter__(self) -> Self:
@@ -147,7 +147,7 @@ class NewShard:
 def write_shard(dataset_uri: str, split: Split, table: pa.Table, *, shape: tuple[int, int, int]) -> Shard:
     """Write a table of examples of one shape (channels, height, width) as a shard. Raises RetryableError."""
     extra_columns = table.column_names[len(SCHEMA) :]
-    with NewShard(dataset_uri, split, shape=shape, extra_columns=extra_columns) as shard:
+    with ShardWriter(dataset_uri, split, shape=shape, extra_columns=extra_columns) as shard:
         shard.write(table)
         return shard.publish()
 

@@ -15,7 +15,7 @@ from ..errors import ImageRejectedError
 from .color import to_pixels
 from .jpeg import check_scans, jpeg_pixels, reduction
 from .pillow_limits import pillow_limits_lifted
-from .resize import place, placement
+from .resize import paste, placement
 from .time_limit import time_limit
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def decode_image(data: bytes, config: ImageConfig) -> Decoded:
 
 
 def check_file_bytes(num_bytes: int, config: ImageConfig) -> None:
-    """Raise ImageRejectedError, too_large, for a file of so many bytes; whoever knows them asks before it reads."""
+    """Raise ImageRejectedError, too_large, for a file of so many bytes; ask before reading where the size is known."""
     if num_bytes > config.max_file_bytes:
         detail = f"a file of {num_bytes} bytes, the limit image.max_file_bytes is {config.max_file_bytes}"
         raise ImageRejectedError("too_large", detail)
@@ -86,23 +86,23 @@ def _decode(data: bytes, config: ImageConfig) -> Decoded:
         _check_size(image, config)
         is_jpeg = image.format in ("JPEG", "MPO")  # MPO: a JPEG with more behind it, as many cameras write it
         if not is_jpeg:
-            image.load()  # before its orientation, which may stand at the file's end; TIFF turns itself upright
-        turn = _turn(image)
-        width, height = image.size if turn < 5 else image.size[::-1]
-        where, times = placement(width, height, config), 1
+            image.load()  # before its orientation, which may be at the file's end; TIFF turns itself upright
+        orientation = _orientation(image)
+        width, height = image.size if orientation < 5 else image.size[::-1]
+        where, factor = placement(width, height, config), 1
         pixels_HWC = None
         if is_jpeg:
             check_scans(data)
             left, top, right, bottom = where.box
-            times = reduction(right - left, bottom - top, where.width_px, where.height_px)
-            pixels_HWC = jpeg_pixels(data, image, channels=config.channels, times=times)
+            factor = reduction(right - left, bottom - top, where.width_px, where.height_px)
+            pixels_HWC = jpeg_pixels(data, image, channels=config.channels, factor=factor)
         if pixels_HWC is None:
             if is_jpeg and config.channels == 1 and image.mode == "RGB":
                 image.draft("L", image.size)  # the file's own brightness, as above
             image.load()
-            pixels_HWC, times = to_pixels(image, config), 1
-        where = replace(where, box=_reduced(where.box, width, height, turn, times))
-        example_CHW = place(_upright(pixels_HWC, turn), where, config)
+            pixels_HWC, factor = to_pixels(image, config), 1
+        where = replace(where, box=_reduced(where.box, width, height, orientation, factor))
+        example_CHW = paste(_upright(pixels_HWC, orientation), where, config)
         return Decoded(example_CHW, width, height, _has_more_frames(image), image.format or "")
 
 
@@ -119,36 +119,37 @@ def _check_size(image: Image.Image, config: ImageConfig) -> None:
         raise ImageRejectedError("too_small", detail)
 
 
-def _turn(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
-        turn = image.getexif().get(ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
     except ImageRejectedError:  # the time limit
         raise
     except Exception:  # a broken EXIF block says nothing about the picture
         return 1
-    return turn if turn in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _reduced(
-    box: tuple[float, float, float, float], width: int, height: int, turn: int, times: int
+    box: tuple[float, float, float, float], width: int, height: int, orientation: int, factor: int
 ) -> tuple[float, float, float, float]:
-    """The box of an upright picture of this size in one that was decoded `times` smaller and then turned upright.
+    """The box of an upright picture of this size in one that was decoded `factor` times smaller, then turned upright.
 
-    The smaller one is rounded up at the file's right and bottom; where a turn brings that part of a pixel to the left
-    or the top, the picture begins after it.
+    The smaller one is rounded up at the file's right and bottom; where the orientation brings that part of a pixel to
+    the left or the top, the picture begins after it.
     """
-    beyond_x = -(-width // times) - width / times if turn in (2, 3, 6, 7) else 0
-    beyond_y = -(-height // times) - height / times if turn in (3, 4, 7, 8) else 0
-    left, top, right, bottom = (edge / times for edge in box)
+    is_mirrored, is_flipped = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
+    beyond_x = (-(-width // factor) - width / factor) * is_mirrored
+    beyond_y = (-(-height // factor) - height / factor) * is_flipped
+    left, top, right, bottom = (edge / factor for edge in box)
     return left + beyond_x, top + beyond_y, right + beyond_x, bottom + beyond_y
 
 
-def _upright(pixels_HWC: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+def _upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Undo an EXIF orientation: 5 to 8 exchange rows and columns first; then left and right, top and bottom."""
-    if turn >= 5:
+    if orientation >= 5:
         pixels_HWC = pixels_HWC.transpose(1, 0, 2)
-    rows = slice(None, None, -1 if turn in (3, 4, 7, 8) else 1)
-    columns = slice(None, None, -1 if turn in (2, 3, 6, 7) else 1)
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
     return pixels_HWC[rows, columns]
 
 
@@ -166,7 +167,7 @@ def _too_slow(config: ImageConfig) -> ImageRejectedError:
 
 
 def printable(detail: str) -> str:
-    """Fit for a line of a log and the same in each run: a file can put anything into an error's text."""
+    """An error's text as one line, the same in each run: a file can put anything into it."""
     detail = re.sub(r" ?<_io\.BytesIO object at \w+>", "", detail)
     return "".join(c if c.isprintable() else " " for c in detail[: 2 * MAX_DETAIL])[:MAX_DETAIL]
 

@@ -1,4 +1,4 @@
-"""JPEG straight to an array by libjpeg-turbo: fast, reduced where allowed, and strict about damage."""
+"""Decodes JPEG to an array by libjpeg-turbo: fast, reduced where allowed, and strict about damage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Ordinary progressive files have 10. Each costs a walk over the whole picture, however few its bytes.
 MAX_SCANS = 100
 START_OF_SCAN, END_OF_IMAGE, TEMPORARY = 0xDA, 0xD9, 0x01
-# 0 is a stuffed byte of a scan's data, and restarts (D0 to D7) stand within it; FF before a marker fills space.
+# 0 is a stuffed byte of a scan's data, and restarts (D0 to D7) are within it; FF before a marker fills space.
 MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 LOST = ("premature end of data segment", "bad Huffman code", "bad arithmetic code", "instead of RST")
 REDUCTIONS = (8, 4, 2)
@@ -31,7 +31,7 @@ def check_scans(data: bytes) -> None:
 
 
 def _num_pairs(data: bytes, pair: bytes) -> int:
-    """How often two bytes stand in others: five times as fast as `bytes.count`, which took 4 % of all decoding."""
+    """How often two bytes are in others: five times as fast as `bytes.count`, which took 4 % of all decoding."""
     wanted = np.frombuffer(pair, np.uint16)[0]
     at_even, at_odd = (np.frombuffer(data, np.uint16, (len(data) - first) // 2, first) for first in (0, 1))
     return int(np.count_nonzero(at_even == wanted) + np.count_nonzero(at_odd == wanted))
@@ -39,14 +39,14 @@ def _num_pairs(data: bytes, pair: bytes) -> int:
 
 def _has_too_many_scans(data: bytes) -> bool:
     """Count as the decoder does: not inside other segments (a thumbnail's), nor after the end of the image."""
-    num_scans, place = 0, 2
-    while num_scans <= MAX_SCANS and (found := MARKER.search(data, place)):
-        marker, place = found[1][0], found.end()
+    num_scans, offset = 0, 2
+    while num_scans <= MAX_SCANS and (found := MARKER.search(data, offset)):
+        marker, offset = found[1][0], found.end()
         if marker == END_OF_IMAGE:
             break
         num_scans += marker == START_OF_SCAN
-        if marker != TEMPORARY:  # all others tell their length
-            place += int.from_bytes(data[place : place + 2], "big")
+        if marker != TEMPORARY:  # all others have a length
+            offset += int.from_bytes(data[offset : offset + 2], "big")
     return num_scans > MAX_SCANS
 
 
@@ -56,21 +56,21 @@ def reduction(box_width: float, box_height: float, width_px: int, height_px: int
     The part that is shown must stay at least twice the size that is wanted: the rest of the way is antialiased, and
     the pixels stay near those of the full way (docs/decoding.md).
     """
-    for times in REDUCTIONS:
-        if box_width / times >= 2 * width_px and box_height / times >= 2 * height_px:
-            return times
+    for factor in REDUCTIONS:
+        if box_width / factor >= 2 * width_px and box_height / factor >= 2 * height_px:
+            return factor
     return 1
 
 
-def jpeg_pixels(data: bytes, image: Image.Image, *, channels: int, times: int) -> NDArray[np.uint8] | None:
-    """Decode to uint8 of shape (height, width, channels), both sides `times` smaller and rounded up.
+def jpeg_pixels(data: bytes, image: Image.Image, *, channels: int, factor: int) -> NDArray[np.uint8] | None:
+    """Decode to uint8 of shape (height, width, channels), both sides `factor` times smaller and rounded up.
 
     `image` is the same file, opened by Pillow. None where this decoder does not take the file, and Pillow may.
     Raises ImageRejectedError where a part of the picture is lost.
     """
     wanted = "GRAY" if channels == 1 else "RGB"
-    height, width = -(-image.height // times), -(-image.width // times)
-    smallest = {"min_height": height, "min_width": width} if times > 1 else {}
+    height, width = -(-image.height // factor), -(-image.width // factor)
+    smallest = {"min_height": height, "min_width": width} if factor > 1 else {}
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
             data, colorspace="CMYK" if image.mode == "CMYK" else wanted, **smallest

@@ -1,4 +1,4 @@
-"""Where an image's pixels go in an example of fixed shape, and antialiased resizing to put them there."""
+"""Which part of an image an example of fixed shape shows, and antialiased resizing to put it there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placement:
-    """The part of an image that is shown (left, top, right, bottom, in pixels, fractions too), its size and place."""
+    """The part of an image to show (left, top, right, bottom, in pixels, fractions too); its size and position."""
 
     box: tuple[float, float, float, float]
     width_px: int
@@ -57,7 +57,7 @@ def _fitted(width_px: int, height_px: int, config: ImageConfig) -> Placement:
     return Placement((0, 0, width_px, height_px), width, height, left, top)
 
 
-def place(pixels_HWC: NDArray[np.uint8], where: Placement, config: ImageConfig) -> NDArray[np.uint8]:
+def paste(pixels_HWC: NDArray[np.uint8], where: Placement, config: ImageConfig) -> NDArray[np.uint8]:
     """The example, uint8 of shape (channels, height, width), with the box of `pixels_HWC` where it belongs."""
     part_CHW = _resize(pixels_HWC, where)
     if part_CHW.shape == config.shape:
@@ -85,7 +85,7 @@ def _resize(pixels_HWC: NDArray[np.uint8], where: Placement) -> NDArray[np.uint8
     if part_HWC.shape[:2] == (where.height_px, where.width_px):
         return part_HWC.transpose(2, 0, 1)
     # Not above: what needs no resizing, digits of 28 x 28 say, does not wait for torch.
-    with unlimited():  # no image's fault, and an import that is broken off spoils torch for the whole process
+    with unlimited():  # it is no fault of the image, and an interrupted import spoils torch for the whole process
         from torch import from_numpy
         from torch.nn.functional import interpolate
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def time_limit(limit_s: float, too_slow: Callable[[], Exception]) -> Iterator[None]:
     """Raise `too_slow()` inside the block once `limit_s` seconds have passed.
 
-    It acts between two steps of Python: one long call of a C library is not cut short, and is told of when it ends.
-    Python gives signals to the main thread alone, so in another thread there is no limit. An alarm that somebody
-    else had set (a test's own time limit, say) goes on as if this had not been here.
+    It acts between two steps of Python: one long call of a C library is not cut short, and is reported when it ends.
+    Python gives signals to the main thread alone, so in another thread there is no limit. An alarm that was set before
+    (a test's own time limit, say) goes on afterwards.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -47,7 +47,7 @@ def time_limit(limit_s: float, too_slow: Callable[[], Exception]) -> Iterator[No
 
 @contextmanager
 def unlimited() -> Iterator[None]:
-    """Stop the clock of `time_limit` for a block that must not be broken off: an import, whose module stays half made.
+    """Stop the clock of `time_limit` for a block that must not be interrupted, such as an import.
 
     Afterwards it goes on with the time that was left. Outside a limit, and in other threads, this does nothing.
     """

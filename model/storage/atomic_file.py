@@ -1,4 +1,4 @@
-"""A local file in the making: it has a temporary name until all of it is on the disk, so a reader sees it whole."""
+"""Writes a local file so that readers see all of it or nothing: it has a temporary name until it is on the disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class LocalFile:
     """Write bytes, then publish it by its name; it is deleted if it was not published when the `with` block ends."""
 
     def __init__(self, folder: Path, *, prefix: str = "new") -> None:
-        """Begin a file in a folder, which is made where there is none. Raises OSError, as do all other calls."""
+        """Begin a file in a folder, which is created where there is none. All methods raise OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         handle, name = tempfile.mkstemp(prefix=f".{prefix}.", suffix=".tmp", dir=folder)
@@ -27,7 +27,7 @@ class LocalFile:
         self._file.write(data)
 
     def flush(self) -> None:
-        """Let the disk begin with what was written so far, and do not wait for it."""
+        """Let the disk begin to write what there is so far, without waiting for it."""
         self._file.flush()
         begun, self._begun = self._begun, self._file.tell()
         if hasattr(os, "posix_fadvise"):  # not everywhere

@@ -225,7 +225,7 @@ def replaces_at_once(uri: str) -> bool:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a name is the temporary one of a file in the making; a killed process leaves such files behind."""
+    """Whether a name is the temporary one of a file that is being written; a killed process leaves such files."""
     return name.startswith(".") and name.endswith(".tmp")
 
 

@@ -17,7 +17,7 @@ from shardmean.jobs.vectorize.index.table import INDEX
 from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, publish
 from shardmean.model.dataset.reader import Dataset
-from tests.model.shard_writer import ShardWriter
+from tests.model.dataset_writer import DatasetWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def publish_indexed(
     """Write the accepted images to shards, publish them, and give the DataSet with its index table."""
     class_names = sorted({item.class_name for item in items})
     accepted = [item for item in items if item.reason is None]
-    writer = ShardWriter(str(folder), shard_bytes=shard_bytes)
+    writer = DatasetWriter(str(folder), shard_bytes=shard_bytes)
     labels = {name: label for label, name in enumerate(class_names)}
     shard_of: dict[str, str] = {}
     waiting: dict[str, list[str]] = {}

@@ -55,8 +55,8 @@ def test_rows_without_a_file_are_rejected_with_where_it_was_looked_for(pile):
     assert sum(result.num_examples.values()) == 12
     assert result.num_rejected_by_reason == {"missing": 2}
     assert rejected(pile) == {
-        "/no/where.ppm": ("missing", "no file stands at /no/where.ppm"),
-        "images/a/late.ppm": ("missing", f"no file stands at {pile.home}/images/a/late.ppm"[:200]),
+        "/no/where.ppm": ("missing", "no file at /no/where.ppm"),
+        "images/a/late.ppm": ("missing", f"no file at {pile.home}/images/a/late.ppm"[:200]),
     }
     check_whole(pile.uri)
     assert not run(pile, NoRunner()).changed, "and are not looked for again by tasks"

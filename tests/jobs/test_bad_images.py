@@ -162,11 +162,11 @@ def test_a_file_that_vanishes_between_scan_and_read(images, run, monkeypatch):
 
 
 def test_a_link_to_nowhere_is_counted(images, run, caplog):
-    """Nothing is dropped in silence: it is rejected, or told as a file passed over."""
+    """Nothing is dropped in silence: it is rejected, or logged as left out."""
     (images / "low" / "link.png").symlink_to(images / "nowhere.png")
     caplog.set_level("INFO")
     rejected, _ = run()
-    assert "low/link.png" in rejected.index or "files were passed over" in caplog.text
+    assert "low/link.png" in rejected.index or "files were left out" in caplog.text
 
 
 def test_too_many_rejections_publish_nothing(images, tmp_path, run):

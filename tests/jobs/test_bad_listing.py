@@ -38,7 +38,7 @@ def test_a_link_to_a_folder_above_is_passed_over_and_said(images, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(scanned(images).items) == 20
     for link in ("a/round", "b/self"):
-        assert f"{images}/{link} leads to a folder of the source itself, or above it, and is passed" in caplog.text
+        assert f"{images}/{link} leads to a folder of the source itself, or above it, and is left out" in caplog.text
 
 
 def test_links_to_one_another_end(images, tmp_path, caplog):
@@ -54,7 +54,7 @@ def test_links_to_one_another_end(images, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         found = scanned(images)
     assert len(found.items) == 20 + len(names)
-    assert "is a folder that was listed already, and is passed over" in caplog.text
+    assert "is a folder that was listed already, and is left out" in caplog.text
 
 
 def test_links_to_files_and_folders_are_followed(images, tmp_path):
@@ -88,7 +88,7 @@ def test_pipes_and_devices_are_rejected_unopened(images, tmp_path, vectorize_job
     assert sum(result.num_examples.values()) == 20
     manifest = check_whole(job.dataset_uri)
     (row,) = pq.read_table(rejected_uri(job.dataset_uri, manifest.rejected)).to_pylist()
-    detail = f"a folder, pipe, socket or device stands at {odd}"[:200]
+    detail = f"a folder, pipe, socket or device, not a file, at {odd}"[:200]
     assert row == {"path": "a/x.png", "reason": "not_a_file", "detail": detail, "size_bytes": None}
     assert not vectorize(job, runner=LocalRunner()).changed
 
@@ -254,7 +254,7 @@ def test_links_among_the_folders_of_a_source_list_nothing_twice(images, caplog):
             (images / name / f"to {other}").symlink_to(images / other)
     found = scanned(images).items
     assert len(found) == 20
-    assert "leads to a folder of the source itself, or above it, and is passed over" in caplog.text
+    assert "leads to a folder of the source itself, or above it, and is left out" in caplog.text
 
 
 def test_a_name_writes_no_lines_into_the_log(tmp_path, make_images, vectorize_job, caplog):

@@ -60,7 +60,7 @@ def test_images_outside_class_folders(tmp_path, make_images, refusal):
     images = make_images(tmp_path / "images", num_per_class=2)
     shutil.copy(images / "low" / "000.png", images / "loose.png")
     message = refusal(images)
-    for part in ("1 images stand outside any class folder (first: loose.png)", "source.layout=table"):
+    for part in ("1 images are outside any class folder (first: loose.png)", "source.layout=table"):
         assert part in message
 
 
@@ -102,8 +102,8 @@ ROWS = "path,label\na/000.png,x\nb/000.png,y\n"
             "path,label\na/no.png,x\nno/1.png,y\n",
             ["none of its 2 paths is a file (first: ", "a/no.png); correct the table; relative paths start at its fol"],
         ),
-        (ROWS + "a/000.png,y\n", ["a/000.png stands in more than one row; keep one"]),
-        (ROWS + "./a/000.png,y\n", ["a/000.png stands in more than one row; keep one"]),
+        (ROWS + "a/000.png,y\n", ["a/000.png is in more than one row; keep one"]),
+        (ROWS + "./a/000.png,y\n", ["a/000.png is in more than one row; keep one"]),
         (ROWS + "a/001.png,\n", ["1 of 3 rows have no label; fill them in"]),
         (ROWS + ",x\n", ["1 of 3 rows have no path; fill them in"]),
         (ROWS.replace("label", "class"), ["no column 'label' among path, class", "set source.path_column"]),
@@ -187,7 +187,7 @@ def test_a_folder_of_no_parquet_files(table):
         (
             ["train/1.png", "test/2.png"],
             {"split_folders": True},
-            "2 images stand outside any class folder (first: test/2.png)",
+            "2 images are outside any class folder (first: test/2.png)",
         ),
         (["a/1.png", "b/2.jpg"], {"include": ["*.gif"]}, "leave none of 2 files; correct the patterns"),
         (["a/1.png", "b/2.png"], {"exclude": ["b/"]}, "only one class, 'a'"),

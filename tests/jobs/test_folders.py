@@ -22,7 +22,7 @@ def test_classes_are_the_first_and_the_last_folder(paths):
         if loose:
             with pytest.raises(UserError) as caught:
                 Folders(pa.array(paths)).classes(which)
-            assert f"{len(loose)} images stand outside any class folder (first: {loose[0]})" in str(caught.value)
+            assert f"{len(loose)} images are outside any class folder (first: {loose[0]})" in str(caught.value)
         else:
             assert Folders(pa.array(paths)).classes(which).to_pylist() == [parts[place] for parts in folders]
 

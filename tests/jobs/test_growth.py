@@ -179,9 +179,7 @@ def test_a_rejected_image_is_read_again_only_when_it_changed_or_the_world_may_ha
 
     def refuse(uri, **more):
         if uri == locked:
-            raise filesystem._refused("read", uri, PermissionError(13, "Permission denied")) from PermissionError(
-                13, "no"
-            )
+            raise RetryableError(f"cannot read {uri}") from PermissionError(13, "no")
         return original(uri, **more)
 
     original = filesystem.read_bytes

@@ -79,7 +79,7 @@ def test_copies_given_to_two_splits_stay_in_the_published_one(pile):
     assert index.split["test/a/copy.ppm"] == "test"
     assert index.reason["train/a/copy.ppm"] == "duplicate_in_other_split"
     assert index.detail["train/a/copy.ppm"].endswith(
-        "the same bytes stand in test, and this is of train: test/a/copy.ppm"
+        "the same bytes are in test, and this is of train: test/a/copy.ppm"
     )
     pile.write({"validation/a/another": 1, "test/a/copy": GONE, "test/b/last": 77, "train/b/last": 78})
     pile.run(source=source)

@@ -40,7 +40,7 @@ def reasons(tmp_path, vectorize_job):
     def reasons(source: Path | str, meddle=lambda: None) -> Counter[str | None]:
         items = scan(SourceConfig(uri=str(source))).items
         meddle()
-        task = PartitionTask(items, np.arange(len(items)), [None] * len(items))
+        task = PartitionTask(items, np.arange(len(items)), [None] * len(items), np.full(len(items), -1))
         report = vectorize_partition(task, vectorize_job(source, tmp_path / "set"), ["a", "b"])
         assert report.num_rejected == sum(reason is not None for reason in report.rows["reason"].to_pylist())
         return Counter(report.rows["reason"].to_pylist())

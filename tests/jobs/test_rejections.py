@@ -40,7 +40,7 @@ def test_a_rejection_is_told_once_and_again_when_its_reason_changes(pile, told):
 def test_a_rejection_that_is_not_published_is_told_again(pile, told):
     pile.write({"a/bad": EMPTY})
     for _ in range(2):
-        with pytest.raises(UserError, match="mend the images named above, or raise the limit"):
+        with pytest.raises(UserError, match="fix the images listed above, or raise the limit"):
             pile.run(max_rejected_fraction=0)
         assert told() == ["a/bad"]
 
@@ -50,7 +50,7 @@ def test_over_a_lowered_limit_known_rejections_are_named_after_the_new_ones(pile
     pile.run()
     told()
     pile.write({"a/good": 1})
-    with pytest.raises(UserError, match=r"8 of 21 images were rejected .* mend the images named above"):
+    with pytest.raises(UserError, match=r"8 of 21 images were rejected .* fix the images listed above"):
         pile.run(max_rejected_fraction=0.05)
     assert told() == [f"a/bad {number}" for number in range(8)]
     pile.write({"b/bad": EMPTY})
@@ -62,7 +62,7 @@ def test_over_a_lowered_limit_known_rejections_are_named_after_the_new_ones(pile
 @pytest.mark.parametrize("limit", [1, 0.05])
 def test_all_rejected_is_said_so(pile, told, limit):
     pile.write({f"{name}/always {number}": EMPTY for name in "ab" for number in range(6)})
-    said = r"all 12 images were rejected \(12 empty\): nothing was published; mend the images named above, or correct"
+    said = r"all 12 images were rejected \(12 empty\): nothing was published; fix the images listed above, or correct"
     with pytest.raises(UserError, match=said):
         pile.run(max_rejected_fraction=limit)
     assert len(told()) == 12
@@ -89,5 +89,5 @@ def test_no_image_in_train_by_the_source(pile):
         pile.run(source={"split_folders": True})
     assert str(caught.value) == (
         "split: no image is in train: of 4 images source.split_folders gives 1 to train, 1 to validation, 2 to test, "
-        "and 1 were rejected; give some to train, mend those rejected, or correct source.split_folders"
+        "and 1 were rejected; give some to train, fix those rejected, or correct source.split_folders"
     )

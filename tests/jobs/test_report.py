@@ -175,7 +175,7 @@ def test_no_empty_boxes(tmp_path):
         assert heading not in page.text
     assert page.tags["section"] == 3
     assert page.tags["svg"] == 0, "one value needs no chart"
-    assert "Width: all 40 px . Height: all 30 px . Aspect ratio: all 1.33 . File size: all 700 B" in page.text
+    assert "Width: all 40 px . Height: all 30 px . Aspect ratio: all 1.33 . File size: all 700 bytes" in page.text
 
 
 def test_a_split_that_is_not_wanted_is_not_lacking(tmp_path):

@@ -12,7 +12,7 @@ from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.dataset.manifest import Manifest, Source, publish
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.training.local_launcher import LocalLauncher
-from tests.model.shard_writer import ShardWriter
+from tests.model.dataset_writer import DatasetWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def random_dataset(
     """Publish random uint8 images under `folder`; `rows` gives the number of examples of each split."""
     generator = np.random.default_rng(seed)
     names = class_names or [f"class {number}" for number in range(num_classes)]
-    writer = ShardWriter(str(folder), shard_bytes=shard_bytes)
+    writer = DatasetWriter(str(folder), shard_bytes=shard_bytes)
     for split, num_rows in rows.items():
         for row in range(num_rows):
             pixels_CHW = generator.integers(0, 256, shape, dtype=np.uint8)

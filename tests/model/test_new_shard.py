@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shardmean.model.dataset import shard_writer
 from shardmean.model.dataset.shard import read_shard, rows_table
-from shardmean.model.dataset.shard_writer import NewShard, write_shard
+from shardmean.model.dataset.shard_writer import ShardWriter, write_shard
 from shardmean.model.errors import RetryableError
 from shardmean.model.storage.atomic_file import LocalFile
 
@@ -42,7 +42,7 @@ def test_rows_come_back_and_one_by_one_give_the_same_file(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_writer, "ROW_GROUP_BYTES", group_bytes)
         shard = write_shard(folder, "train", table, shape=shape)
-        with NewShard(folder, "train", shape=shape, extra_columns=list(extras)) as one_by_one:
+        with ShardWriter(folder, "train", shape=shape, extra_columns=list(extras)) as one_by_one:
             for row in range(num_rows):
                 extra = [column[row] for column in extras.values()]
                 one_by_one.add(pixels_NB[row].reshape(shape), int(labels_N[row]), ids[row], paths[row], extra)
@@ -62,7 +62,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch, where):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write() -> None:
-        with NewShard(str(tmp_path), "train", shape=(1, 8, 8)) as shard:
+        with ShardWriter(str(tmp_path), "train", shape=(1, 8, 8)) as shard:
             shard.add(np.zeros((1, 8, 8), np.uint8), 0, "first", "first")
             monkeypatch.setattr(LocalFile, "write" if where == "in the middle" else "publish", full)
             shard.add(np.zeros((1, 8, 8), np.uint8), 0, "second", "second")
@@ -77,7 +77,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch, where):
 
 def test_what_ends_the_work_on_a_shard_stays_what_it_was(tmp_path):
     def write() -> None:
-        with NewShard(str(tmp_path), "train", shape=(1, 8, 8)) as shard:
+        with ShardWriter(str(tmp_path), "train", shape=(1, 8, 8)) as shard:
             shard.add(np.zeros((1, 8, 8), np.uint8), 0, "first", "first")
             raise KeyError("the caller's own")
 

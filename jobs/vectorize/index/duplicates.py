@@ -18,10 +18,9 @@ CONFLICT, IN_OTHER_SPLIT = "conflicting_labels", "duplicate_in_other_split"
 
 
 def copies(hashes: NDArray[np.uint8], *keys_N: NDArray[np.generic]) -> list[list[int]]:
-    """Places of equal hashes (N, HASH_BYTES), two or more, in the order of the keys, the last first, then of place."""
+    """Positions of equal hashes (N, HASH_BYTES), two or more, sorted by the keys, the last first, then by position."""
     high_N, low_N = hashes.view(">u8").reshape(-1, 2).T
     order = np.lexsort((*keys_N, low_N, high_N))
     differs = (np.diff(high_N[order]) != 0) | (np.diff(low_N[order]) != 0)
-    bounds = np.concatenate([[0], np.flatnonzero(differs) + 1, [len(order)]])
-    is_copied = np.diff(bounds) > 1
-    return [order[start:end].tolist() for start, end in zip(bounds[:-1][is_copied], bounds[1:][is_copied], strict=True)]
+    groups = np.split(order, np.flatnonzero(differs) + 1)
+    return [group.tolist() for group in groups if len(group) > 1]

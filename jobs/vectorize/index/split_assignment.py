@@ -1,4 +1,4 @@
-"""Who stands in which split: by what is given, by group, by hash or stratified, and copies always side by side.
+"""The split of each image: as the source assigns it, by group, by hash or stratified; copies always share one.
 
 Shapes: N images that may become examples, S splits.
 """
@@ -22,34 +22,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from shardmean.model.config.image import SplitConfig
-    from shardmean.model.dataset.manifest import Split
 
 
 def split_code(key: bytes, config: SplitConfig) -> int:
-    """The split (its place in SPLITS) that a hash falls into: by it and the seed alone, so it stays for ever."""
+    """The split, an index into SPLITS, by a hash and the seed alone: it never changes."""
     salted = hashlib.blake2b(key, digest_size=8, salt=config.seed.to_bytes(8, "big")).digest()
-    place = int.from_bytes(salted, "big") / 2**64
-    if place < config.train:
-        return 0
-    return 1 if place < config.train + config.validation else 2
-
-
-def fixed_code(given: Split | None, group: str | None, config: SplitConfig) -> int:
-    """The split that is given, else that of the group; -1 where there is neither."""
-    if given is not None:
-        return SPLITS.index(given)
-    if group is None:
-        return -1
-    return split_code(hashlib.blake2b(group.encode(), digest_size=HASH_BYTES).digest(), config)
+    fraction = int.from_bytes(salted, "big") / 2**64
+    return int(fraction >= config.train) + int(fraction >= config.train + config.validation)
 
 
 def fixed_codes(splits: pa.StringArray, groups: pa.StringArray, config: SplitConfig) -> NDArray[np.int8]:
-    """What `fixed_code` gives for each image (N,)."""
-    given = pc.index_in(splits, value_set=pa.array(SPLITS)).cast(pa.int8())
+    """The split that the source assigns to each image (N,), else that of its group; -1 where there is neither."""
+    assigned = pc.index_in(splits, value_set=pa.array(SPLITS)).cast(pa.int8())
     encoded = groups.dictionary_encode()
-    of_groups = [fixed_code(None, group, config) for group in encoded.dictionary.to_pylist()]
-    by_group = pa.array(of_groups, pa.int8()).take(encoded.indices)
-    codes_N: NDArray[np.int8] = pc.fill_null(pc.coalesce(given, by_group), -1).to_numpy()
+    hashes = (hashlib.blake2b(group.encode(), digest_size=HASH_BYTES) for group in encoded.dictionary.to_pylist())
+    of_groups = pa.array([split_code(one.digest(), config) for one in hashes], pa.int8())
+    by_group = of_groups.take(encoded.indices)
+    codes_N: NDArray[np.int8] = pc.fill_null(pc.coalesce(assigned, by_group), -1).to_numpy()
     return codes_N
 
 
@@ -57,7 +46,7 @@ def fixed_codes(splits: pa.StringArray, groups: pa.StringArray, config: SplitCon
 class Candidates:
     """Images that were decoded, now or before, in the order of their paths.
 
-    `fixed_N` is what `fixed_code` gave. `published_N` is the split of the last version, -1 for a new image.
+    `fixed_N` is what `fixed_codes` gave. `published_N` is the split of the last version, -1 for a new image.
     """
 
     paths: pa.LargeStringArray
@@ -70,27 +59,27 @@ class Candidates:
 def assign_splits(images: Candidates, config: SplitConfig) -> tuple[NDArray[np.int8], dict[int, tuple[str, str]]]:
     """The split of each image (-1: rejected), and for each rejected one the reason and a detail.
 
-    The same bytes in two classes are all rejected. Copies share a split: that of a published one, else of one whose
-    split is given or of a group, else of the first by path; a copy that is given to another split is rejected.
+    A published image keeps its split unless the source assigns it, or a copy of it, to another. The same bytes in two
+    classes are all rejected. Copies share a split: that of a published one, else of one whose split is assigned or of a
+    group, else of the first by path; a copy that is assigned to another split is rejected.
     """
     codes_N = np.where(images.fixed_N >= 0, images.fixed_N, images.published_N)
     rejected: dict[int, tuple[str, str]] = {}
-    # The one that leads the others comes first.
+    # The one whose split the others take comes first.
     groups = copies(images.hashes, images.fixed_N < 0, images.published_N < 0)
     for group in groups:
         _settle_copies(images, group, codes_N, rejected)
     is_open = codes_N < 0
     is_open[list(rejected)] = False
-    # A copy follows the first of its group: only the firsts are dealt.
+    # A copy follows the first of its group: only the firsts are assigned.
     followers = {follower: group[0] for group in groups for follower in group[1:] if is_open[follower]}
     is_open[list(followers)] = False
     weights_N = np.ones(len(codes_N), np.int64)
     for first in followers.values():
         weights_N[first] += 1
     codes_N[list(rejected)] = -1
-    _deal(images, config, codes_N, np.flatnonzero(is_open), weights_N)
-    for follower, first in followers.items():
-        codes_N[follower] = codes_N[first]
+    _assign_open(images, config, codes_N, np.flatnonzero(is_open), weights_N)
+    codes_N[list(followers)] = codes_N[list(followers.values())]
     return codes_N, rejected
 
 
@@ -98,47 +87,47 @@ def _settle_copies(
     images: Candidates, group: list[int], codes_N: NDArray[np.int8], rejected: dict[int, tuple[str, str]]
 ) -> None:
     first = group[0]
-    # By path, so that what is said of a conflict does not depend on who came when.
+    # By path, so that the detail of a conflict does not depend on which came first.
     by_path = sorted(group)
     other = next((p for p in by_path if images.classes_N[p] != images.classes_N[by_path[0]]), None)
-    for place in group:
+    for image in group:
         if other is not None:
-            rival = other if images.classes_N[place] == images.classes_N[by_path[0]] else by_path[0]
-            rejected[place] = CONFLICT, f"the same bytes stand in another class too: {images.paths[rival]}"
-        elif images.fixed_N[place] >= 0 and images.fixed_N[place] != codes_N[first]:
-            there, here = SPLITS[codes_N[first]], SPLITS[images.fixed_N[place]]
-            detail = f"the same bytes stand in {there}, and this is of {here}: {images.paths[first]}"
-            rejected[place] = IN_OTHER_SPLIT, detail
+            opponent = other if images.classes_N[image] == images.classes_N[by_path[0]] else by_path[0]
+            rejected[image] = CONFLICT, f"the same bytes are in another class too: {images.paths[opponent]}"
+        elif images.fixed_N[image] >= 0 and images.fixed_N[image] != codes_N[first]:
+            there, here = SPLITS[codes_N[first]], SPLITS[images.fixed_N[image]]
+            detail = f"the same bytes are in {there}, and this is of {here}: {images.paths[first]}"
+            rejected[image] = IN_OTHER_SPLIT, detail
         else:
-            codes_N[place] = codes_N[first]
+            codes_N[image] = codes_N[first]
 
 
-def _deal(
+def _assign_open(
     images: Candidates,
     config: SplitConfig,
     codes_N: NDArray[np.int8],
-    places: NDArray[np.int64],
+    chosen: NDArray[np.int64],
     weights_N: NDArray[np.int64],
 ) -> None:
-    """Give each open place a split."""
+    """Give each of the chosen images a split."""
     if config.method == "random":
-        for place in places.tolist():
-            codes_N[place] = split_code(images.hashes[place].tobytes(), config)
+        for image in chosen.tolist():
+            codes_N[image] = split_code(images.hashes[image].tobytes(), config)
         return
-    shares = (config.train, config.validation, config.test)
     num_classes = int(images.classes_N.max(initial=-1)) + 1
     counts = np.zeros((num_classes, len(SPLITS)), np.int64)
     is_set = codes_N >= 0
     np.add.at(counts, (images.classes_N[is_set], codes_N[is_set]), 1)
     by_class: dict[int, list[int]] = {}
-    for place in sorted(places.tolist(), key=lambda place: images.hashes[place].tobytes()):
-        by_class.setdefault(int(images.classes_N[place]), []).append(place)
-    for number, mine in by_class.items():
-        there = counts[number]
-        wanted = apportion(int(there.sum() + weights_N[mine].sum()), shares)
-        for place in mine:
-            codes_N[place] = lacking = int(np.argmax(wanted - there))
-            there[lacking] += weights_N[place]
+    for image in sorted(chosen.tolist(), key=lambda image: images.hashes[image].tobytes()):
+        by_class.setdefault(int(images.classes_N[image]), []).append(image)
+    for label, mine in by_class.items():
+        counts_S = counts[label]
+        total = int(counts_S.sum() + weights_N[mine].sum())
+        wanted_S = apportion(total, (config.train, config.validation, config.test))
+        for image in mine:
+            codes_N[image] = code = int(np.argmax(wanted_S - counts_S))
+            counts_S[code] += weights_N[image]
 
 
 def apportion(total: int, shares: Sequence[float]) -> NDArray[np.int64]:

@@ -48,27 +48,27 @@ INDEX = pa.schema(
         ("extra_hash", pa.int64()),
     ]
 )
-# What is written at once must be held at once.
+# A row group is held in memory while it is written.
 ROWS_PER_GROUP = 2**14
-# What reading an image tells of it.
+# The columns that are known once an image was read.
 REMEMBERED = ("content_hash", "reason", "detail", "width", "height", "has_more_frames")
 REJECTED = ("path", "reason", "detail", "size_bytes")
+REPAIR_HINT = "the index is damaged: restore the DataSet, or run vectorize with replace=true"
 _LISTED = ("path", "row", "size_bytes", "modified_ns", "class_name", "group", "extra_hash")
 
 
 def listed_table(items: Items) -> pa.Table:
-    """What the listing of the source says of its images: the columns of the index that need no reading."""
+    """The columns of the index that are known without reading an image."""
     columns = {name: items.table[name] for name in _LISTED if name in items.table.column_names}
-    # What is no file has neither size nor time.
+    # Where there is no file, there is neither size nor time.
     is_file = pc.is_null(items.table["reason"])
     for name in ("size_bytes", "modified_ns"):
         columns[name] = pc.if_else(is_file, columns[name], None)
-    columns["extra_hash"] = pa.array(map(_hash, rows_of(items.table, ["extra"])), pa.int64())
+    columns["extra_hash"] = pa.array((_hash(extra) for (extra,) in rows_of(items.table, ["extra"])), pa.int64())
     return pa.table([columns[name] for name in _LISTED], schema=pa.schema([INDEX.field(name) for name in _LISTED]))
 
 
-def _hash(facts: tuple[list[str | None] | None]) -> int | None:
-    (extra,) = facts
+def _hash(extra: list[str | None] | None) -> int | None:
     if not extra:
         return None
     digest = hashlib.blake2b(repr(tuple(extra)).encode(), digest_size=8).digest()
@@ -77,13 +77,13 @@ def _hash(facts: tuple[list[str | None] | None]) -> int | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The images of now beside those of the last version.
+    """The listed images beside those of the last version.
 
-    `at_N` is the place in the last index, -1 for a new path. `is_known_N`: nothing changed. `is_touched_N`: only size
-    or modification time did, so the same bytes may stand there.
+    `previous_N` is the row in the last index, -1 for a new path. `is_known_N`: nothing changed. `is_touched_N`: only
+    size or modification time did, so the bytes may be the same.
     """
 
-    at_N: NDArray[np.int64]
+    previous_N: NDArray[np.int64]
     is_known_N: NDArray[np.bool_]
     is_touched_N: NDArray[np.bool_]
     num_deleted: int
@@ -91,27 +91,22 @@ class Comparison:
 
 def compare(listed: pa.Table, index: pa.Table) -> Comparison:
     """Find each listed image in an index."""
-    found = pc.index_in(listed["path"], value_set=index["path"].combine_chunks())
-    is_there = pc.is_valid(found)
-    is_alike, is_as_old = (
-        _all_equal(listed, index, found, names)
-        for names in (("class_name", "group", "row", "extra_hash"), ("size_bytes", "modified_ns"))
-    )
-    at_N = pc.fill_null(found, -1).to_numpy().astype(np.int64)
-    alike_N = pc.and_(is_there, is_alike).to_numpy(zero_copy_only=False)
-    as_old_N = is_as_old.to_numpy(zero_copy_only=False)
-    num_there = int((at_N >= 0).sum())
-    return Comparison(at_N, alike_N & as_old_N, alike_N & ~as_old_N, index.num_rows - num_there)
+    rows = pc.index_in(listed["path"], value_set=index["path"].combine_chunks())
+    previous_N = pc.fill_null(rows, -1).to_numpy().astype(np.int64)
+    is_alike_N = (previous_N >= 0) & _are_equal(listed, index, rows, ("class_name", "group", "row", "extra_hash"))
+    is_untouched_N = _are_equal(listed, index, rows, ("size_bytes", "modified_ns"))
+    num_deleted = index.num_rows - int((previous_N >= 0).sum())
+    return Comparison(previous_N, is_alike_N & is_untouched_N, is_alike_N & ~is_untouched_N, num_deleted)
 
 
-def _all_equal(one: pa.Table, other: pa.Table, found: pa.ChunkedArray, names: Sequence[str]) -> pa.Array:
-    equal = pa.array(np.ones(one.num_rows, np.bool_))
+def _are_equal(listed: pa.Table, index: pa.Table, rows: pa.ChunkedArray, names: Sequence[str]) -> NDArray[np.bool_]:
+    are_equal_N = np.ones(listed.num_rows, np.bool_)
     for name in names:
         # A column at a time: of the whole table there would be another copy.
-        a, b = one[name].combine_chunks(), other[name].take(found).combine_chunks()
-        same = pc.fill_null(pc.equal(a, b), fill_value=False)
-        equal = pc.and_(equal, pc.or_(same, pc.and_(pc.is_null(a), pc.is_null(b))))
-    return equal
+        one, other = listed[name].combine_chunks(), index[name].take(rows).combine_chunks()
+        is_equal = pc.coalesce(pc.equal(one, other), pc.and_(pc.is_null(one), pc.is_null(other)))
+        are_equal_N &= is_equal.to_numpy(zero_copy_only=False)
+    return are_equal_N
 
 
 def to_parquet(table: pa.Table) -> tuple[str, pa.Buffer]:
@@ -149,8 +144,8 @@ def read_index(dataset_uri: str, name: str | None) -> pa.Table:
     if not is_named_by(name, data):
         raise RetryableError(f"{uri}: damaged (its SHA-256 is not its name); {REPAIR_HINT}")
     table = pq.read_table(pa.BufferReader(data))
-    # As version 0.1.0 called it.
-    table = table.rename_columns({"home": "published_split"}) if "home" in table.column_names else table
+    if "home" in table.column_names:  # of version 0.1.0
+        table = table.rename_columns({"home": "published_split"})
     return table.select(INDEX.names).cast(INDEX)
 
 
@@ -163,16 +158,13 @@ def bytes_of(hashes: pa.ChunkedArray) -> NDArray[np.uint8]:
     )
 
 
-def places_of(places_N: NDArray[np.signedinteger]) -> pa.Array:
-    """Places to take rows from, for Arrow: null where they are below zero."""
-    return pa.array(places_N.astype(np.int64), mask=places_N < 0)
+def rows_or_null(rows_N: NDArray[np.signedinteger]) -> pa.Array:
+    """Rows to take, for Arrow: null where they are below zero."""
+    return pa.array(rows_N.astype(np.int64), mask=rows_N < 0)
 
 
 def codes_of(texts: pa.ChunkedArray, names: Iterable[str]) -> NDArray[np.int64]:
-    """The place of each text among some names, -1 for none."""
-    found = pc.index_in(texts.combine_chunks(), value_set=pa.array(list(names), pa.string()))
-    codes_N: NDArray[np.int64] = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    """The index of each text among some names, -1 for none."""
+    codes = pc.index_in(texts.combine_chunks(), value_set=pa.array(list(names), pa.string()))
+    codes_N: NDArray[np.int64] = pc.fill_null(codes, -1).to_numpy().astype(np.int64)
     return codes_N
-
-
-REPAIR_HINT = "the index is damaged: restore the DataSet, or run vectorize with replace=true"

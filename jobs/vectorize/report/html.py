@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from jinja2 import Environment, StrictUndefined
 
 from shardmean.jobs.common.redaction import truncate_printable
-from shardmean.jobs.vectorize.report.histogram import say_bytes, say_number
+from shardmean.jobs.vectorize.report.histogram import format_bytes, format_number
 from shardmean.jobs.vectorize.report.statistics import NUM_PATHS, DatasetStatistics, compute_statistics
 from shardmean.jobs.vectorize.report.thumbnails import draw
 from shardmean.model.dataset.manifest import SPLITS
@@ -31,7 +31,7 @@ MAX_LACKING = 50
 
 def make_report(dataset: Dataset, index: pa.Table) -> bytes:
     """The page of a DataSet, published or about to be; `index` is its index table. Raises RetryableError."""
-    found = compute_statistics(dataset.manifest, index)
+    statistics = compute_statistics(dataset.manifest, index)
     template = _environment().from_string(
         (files("shardmean.jobs.vectorize.report") / "report.html").read_text(encoding="utf-8")
     )
@@ -39,36 +39,36 @@ def make_report(dataset: Dataset, index: pa.Table) -> bytes:
         name=_last_name(dataset.uri),
         uri=dataset.uri,
         manifest=dataset.manifest,
-        statistics=found,
+        statistics=statistics,
         pictures=draw(dataset),
-        splits=[split for split in SPLITS if found.num_examples(split)],
-        groups=_class_groups(found),
-        facts=facts(dataset.manifest, found),
+        splits=[split for split in SPLITS if statistics.num_examples(split)],
+        groups=_class_groups(statistics),
+        facts=facts(dataset.manifest, statistics),
         num_paths=NUM_PATHS,
         max_lacking=MAX_LACKING,
     )
     return page.encode()
 
 
-def facts(manifest: Manifest, found: DatasetStatistics | None) -> dict[str, str]:
-    """What a DataSet is made of and how, in words, for the page and the terminal."""
+def facts(manifest: Manifest, statistics: DatasetStatistics | None) -> dict[str, str]:
+    """What a DataSet is made of and how, for the page and the terminal."""
     channels, height, width = manifest.image.shape
     source = manifest.source
-    told = {
+    facts = {
         "version": manifest.digest,
         "source": f"{source.uri} ({source.layout}, {plural(source.num_files, 'image')})",
         "examples": f"{channels} x {height} x {width} (channels, height, width), uint8, resize {manifest.image.resize}",
-        "shards": f"{len(manifest.shards):,}, {say_bytes(sum(shard.num_bytes for shard in manifest.shards))}",
+        "shards": f"{len(manifest.shards):,}, {format_bytes(sum(shard.num_bytes for shard in manifest.shards))}",
         "mean": ", ".join(f"{value:.4f}" for value in manifest.mean),
         "std": ", ".join(f"{value:.4f}" for value in manifest.std),
     }
     hidden = "hidden files" if source.layout == "table" else "hidden files and folders"
     left_out = ((source.num_hidden, hidden), (source.num_left_out, "images by max_per_class"))
     if any(number for number, _ in left_out):
-        told["left out"] = ", ".join(f"{number:,} {what}" for number, what in left_out if number)
-    if found is not None and found.newest_ns:
-        told["newest image"] = f"{datetime.fromtimestamp(found.newest_ns // 10**9, UTC):%Y-%m-%d %H:%M} UTC"
-    return told
+        facts["left out"] = ", ".join(f"{number:,} {what}" for number, what in left_out if number)
+    if statistics is not None and statistics.newest_ns:
+        facts["newest image"] = f"{datetime.fromtimestamp(statistics.newest_ns // 10**9, UTC):%Y-%m-%d %H:%M} UTC"
+    return facts
 
 
 def _last_name(uri: str) -> str:
@@ -83,11 +83,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{ending}"
 
 
-def _class_groups(found: DatasetStatistics) -> list[tuple[str, list[ClassCount]]]:
+def _class_groups(statistics: DatasetStatistics) -> list[tuple[str, list[ClassCount]]]:
     """The classes to list, in one group or, where they are many, the largest and the smallest."""
-    if len(found.classes) <= MAX_CLASSES:
-        return [("", found.classes)]
-    order = sorted(found.classes, key=lambda one: (-one.num_examples, one.name))
+    if len(statistics.classes) <= MAX_CLASSES:
+        return [("", statistics.classes)]
+    order = sorted(statistics.classes, key=lambda one: (-one.num_examples, one.name))
     return [
         (f"The {NUM_EXTREME} largest", order[:NUM_EXTREME]),
         (f"The {NUM_EXTREME} smallest", order[-NUM_EXTREME:]),
@@ -97,8 +97,8 @@ def _class_groups(found: DatasetStatistics) -> list[tuple[str, list[ClassCount]]
 def _environment() -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "number": say_number,
-        "bytes": say_bytes,
+        "number": format_number,
+        "bytes": format_bytes,
         "plural": plural,
         "name": lambda text: truncate_printable(text, MAX_NAME),
         "path": lambda text: truncate_printable(text, MAX_PATH),

@@ -1,10 +1,10 @@
-"""What a DataSet's manifest and index tell in figures: counts, rejected images, copies, conflicts. Reads no pixels."""
+"""Numbers of a DataSet, from its manifest and index: counts, rejected images, copies, conflicts. Reads no pixels."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,13 @@ import pyarrow.compute as pc
 
 from shardmean.jobs.vectorize.index.duplicates import CONFLICT, copies
 from shardmean.jobs.vectorize.index.table import bytes_of
-from shardmean.jobs.vectorize.report.histogram import Histogram, aspect_histogram, histogram, say_bytes, say_number
+from shardmean.jobs.vectorize.report.histogram import (
+    Histogram,
+    aspect_histogram,
+    format_bytes,
+    format_number,
+    histogram,
+)
 from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
@@ -63,7 +69,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class Conflict:
-    """Images whose bytes stand in more than one class: in which, how many contents in how many files, and some."""
+    """Images whose bytes are in more than one class: in which, how many contents in how many files, and some paths."""
 
     class_names: tuple[str, ...]
     num_contents: int
@@ -73,7 +79,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """All that the report says but for its pictures. Lists are in the order in which they are shown."""
+    """All that the report says, without its pictures. Lists are in the order in which they are shown."""
 
     classes: list[ClassCount]
     num_rejected: int
@@ -98,7 +104,7 @@ class DatasetStatistics:
 
 
 def compute_statistics(manifest: Manifest, index: pa.Table) -> DatasetStatistics:
-    """Count. `index` has a row for each image of the source, sorted by path (see `jobs.index.INDEX`)."""
+    """Count. `index` has a row for each image of the source, sorted by path (see `index.table.INDEX`)."""
     # Rows of millions of images are not copied: of those accepted, only what a figure needs is.
     is_accepted = pc.is_valid(index["split"])
     rejected = index.filter(pc.is_valid(index["reason"]))
@@ -127,12 +133,12 @@ def compute_statistics(manifest: Manifest, index: pa.Table) -> DatasetStatistics
 
 def lacking(manifest: Manifest) -> dict[str, list[str]]:
     """For each split that has examples or was to have some, the classes without one in it; none for the others."""
-    found = {}
-    for split in SPLITS:
-        if manifest.num_examples(split) or getattr(manifest.split, split):
-            counts = manifest.num_per_class(split)
-            found[split] = [name for name, n in zip(manifest.class_names, counts, strict=True) if n == 0]
-    return {split: names for split, names in found.items() if names}
+    lacking = {
+        split: [name for name, n in zip(manifest.class_names, manifest.num_per_class(split), strict=True) if n == 0]
+        for split in SPLITS
+        if manifest.num_examples(split) or getattr(manifest.split, split)
+    }
+    return {split: names for split, names in lacking.items() if names}
 
 
 def _classes(manifest: Manifest, rejected: pa.Table) -> list[ClassCount]:
@@ -149,12 +155,12 @@ def _counts(column: pa.ChunkedArray) -> dict[Any, int]:
 
 
 def _rejections(rejected: pa.Table) -> list[Rejection]:
-    found = []
+    rejections = []
     for reason, number in sorted(_counts(rejected["reason"]).items(), key=lambda pair: (-pair[1], pair[0])):
         first = rejected.filter(pc.equal(rejected["reason"], reason)).slice(0, NUM_PATHS)
         pairs = zip(first["path"].to_pylist(), first["detail"].to_pylist(), strict=True)
-        found.append(Rejection(reason, number, [(path, detail or "") for path, detail in pairs]))
-    return found
+        rejections.append(Rejection(reason, number, [(path, detail or "") for path, detail in pairs]))
+    return rejections
 
 
 def _copies(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[int, int, list[Copies]]:
@@ -165,35 +171,27 @@ def _copies(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[int, int, li
     num_copies = sum(len(group) - 1 for group in groups)
     # By the number of images, then by the first's path, by which the index is sorted.
     groups.sort(key=lambda group: (-len(group), group[0]))
-    return num_copies, len(groups), [_group(index, read[group]) for group in groups[:NUM_GROUPS]]
-
-
-def _group(index: pa.Table, places: NDArray[np.int64]) -> Copies:
-    members = index.take(pa.array(places[:NUM_PATHS_A_GROUP]))
-    return Copies(
-        len(places), members["class_name"][0].as_py(), members["split"][0].as_py(), members["path"].to_pylist()
-    )
+    most_copied = []
+    for group in groups[:NUM_GROUPS]:
+        some = index.take(pa.array(read[group[:NUM_PATHS_A_GROUP]]))
+        class_name, split = some["class_name"][0].as_py(), some["split"][0].as_py()
+        most_copied.append(Copies(len(group), class_name, split, some["path"].to_pylist()))
+    return num_copies, len(groups), most_copied
 
 
 def _conflicts(rejected: pa.Table) -> tuple[int, list[Conflict]]:
     """How many sets of classes share contents, and those that share the most."""
     found = rejected.filter(pc.and_(pc.equal(rejected["reason"], CONFLICT), pc.is_valid(rejected["content_hash"])))
-    class_names, paths = defaultdict(set), defaultdict(list)
-    for row in found.select(["content_hash", "class_name", "path"]).to_pylist():
-        class_names[row["content_hash"]].add(row["class_name"])
-        paths[row["content_hash"]].append(row["path"])
+    by_content = found.group_by("content_hash").aggregate([("class_name", "distinct"), ("path", "list")])
     # By the set of classes rather than by pairs: one black image in 10,000 classes would make 50 million pairs.
-    num_contents: Counter[tuple[str, ...]] = Counter()
-    shared: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for content_hash, names in class_names.items():
-        key = tuple(sorted(names))
-        num_contents[key] += 1
-        shared[key] += paths[content_hash]
-    order = sorted(num_contents, key=lambda key: (-num_contents[key], key))
-    return len(order), [
-        Conflict(key, num_contents[key], len(shared[key]), sorted(shared[key])[:NUM_PATHS_A_GROUP])
-        for key in order[:NUM_GROUPS]
-    ]
+    shared: defaultdict[tuple[str, ...], list[list[str]]] = defaultdict(list)
+    for names, paths in zip(*(by_content[name].to_pylist() for name in by_content.column_names[1:]), strict=True):
+        shared[tuple(sorted(names))].append(paths)
+    conflicts = []
+    for names in sorted(shared, key=lambda names: (-len(shared[names]), names))[:NUM_GROUPS]:
+        paths = sorted(chain.from_iterable(shared[names]))
+        conflicts.append(Conflict(names, len(shared[names]), len(paths), paths[:NUM_PATHS_A_GROUP]))
+    return len(shared), conflicts
 
 
 def _known_sizes(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -212,20 +210,18 @@ def _sizes(widths: NDArray[np.int32], heights: NDArray[np.int32]) -> tuple[int, 
 def _per_class(classes: list[ClassCount]) -> Histogram | None:
     if len(classes) < MANY_CLASSES:
         return None
-    found = histogram("Examples of a class", np.array([one.num_examples for one in classes]), say_number)
-    return None if found is None or found.is_single else found
+    chart = histogram("Examples of a class", np.array([one.num_examples for one in classes]), format_number)
+    return None if chart is None or chart.is_single else chart
 
 
 def _histograms(widths: NDArray[np.int32], heights: NDArray[np.int32], sizes_bytes: pa.ChunkedArray) -> list[Histogram]:
-    say_pixels = partial(_with_unit, unit="px")
-    found = [
-        histogram("Width", widths, say_pixels),
-        histogram("Height", heights, say_pixels),
+    def format_pixels(value: float) -> str:
+        return f"{format_number(value)} px"
+
+    charts = [
+        histogram("Width", widths, format_pixels),
+        histogram("Height", heights, format_pixels),
         aspect_histogram("Aspect ratio", widths, heights),
-        histogram("File size", sizes_bytes.drop_null().to_numpy(), say_bytes),
+        histogram("File size", sizes_bytes.drop_null().to_numpy(), format_bytes),
     ]
-    return [one for one in found if one is not None]
-
-
-def _with_unit(value: float, unit: str) -> str:
-    return f"{say_number(value)} {unit}"
+    return [chart for chart in charts if chart is not None]

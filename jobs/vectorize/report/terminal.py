@@ -50,7 +50,7 @@ def _statistics(dataset: Dataset, console: Console) -> DatasetStatistics | None:
     try:
         index = read_index(dataset.uri, dataset.manifest.index)
     except (RetryableError, OSError, ValueError) as error:
-        # The manifest alone says a lot, and --verify goes on to all other files.
+        # The manifest alone is useful, and --verify goes on to all other files.
         text = f"the index cannot be read ({truncate_printable(str(error), MAX_PATH)})"
         console.print(Text(text, "red"), soft_wrap=True)
         return None
@@ -63,21 +63,21 @@ class _Screen:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def show(self, dataset: Dataset, found: DatasetStatistics | None) -> None:
+    def show(self, dataset: Dataset, statistics: DatasetStatistics | None) -> None:
         manifest = dataset.manifest
-        self._overview(dataset, found)
-        self._console.print(_classes(manifest, found, self._console.encoding))
+        self._overview(dataset, statistics)
+        self._console.print(_classes(manifest, statistics, self._console.encoding))
         for split, names in lacking(manifest).items():
             self._line(f"{split} has no example of {plural(len(names), 'class')}: {_some(names, MAX_LACKING)}")
-        if found is None:
+        if statistics is None:
             self._heading(f"Rejected: {manifest.num_rejected:,}")
             for reason, number in manifest.num_rejected_by_reason.items():
                 self._line(f"  {number:,} {truncate_printable(reason, MAX_NAME)}")
             return
-        self._originals(found)
-        self._rejected(found)
-        self._conflicts(found)
-        self._copies(found)
+        self._originals(statistics)
+        self._rejected(statistics)
+        self._conflicts(statistics)
+        self._copies(statistics)
 
     def _line(self, text: str, style: str = "") -> None:
         # A path that is broken into lines can't be copied: the terminal wraps it, and a pipe gets it whole.
@@ -87,18 +87,18 @@ class _Screen:
         self._console.print()
         self._line(text, "bold")
 
-    def _overview(self, dataset: Dataset, found: DatasetStatistics | None) -> None:
+    def _overview(self, dataset: Dataset, statistics: DatasetStatistics | None) -> None:
         self._line(truncate_printable(dataset.uri, MAX_PATH), "bold")
         report = report_uri(dataset.uri, dataset.manifest.digest)
-        rows = facts(dataset.manifest, found) | {"report": report if filesystem.exists(report) else "none"}
+        rows = facts(dataset.manifest, statistics) | {"report": report if filesystem.exists(report) else "none"}
         for name, text in rows.items():
             self._line(f"  {name:13} {truncate_printable(text, MAX_PATH)}")
         self._console.print()
 
-    def _originals(self, found: DatasetStatistics) -> None:
-        if found.histograms:
+    def _originals(self, statistics: DatasetStatistics) -> None:
+        if statistics.histograms:
             self._heading("Original images, of those accepted")
-        for one in found.histograms:
+        for one in statistics.histograms:
             self._line(f"  {one.title}: {one.summary}")
             if not one.is_single:
                 for line in self._bars(one):
@@ -107,37 +107,37 @@ class _Screen:
     def _bars(self, one: Histogram) -> Iterable[str]:
         block = "█" if self._console.encoding.startswith("utf") else "#"
         width, top = max(map(len, one.labels)), max(one.counts)
-        filled = [place for place, count in enumerate(one.counts) if count]
-        for place in range(filled[0], filled[-1] + 1):
-            count = one.counts[place]
+        filled = [number for number, count in enumerate(one.counts) if count]
+        for number in range(filled[0], filled[-1] + 1):
+            count = one.counts[number]
             bar = block * max(round(BAR * count / top), 1 if count else 0)
-            yield f"    {one.labels[place]:>{width}}  {bar}{' ' if bar else ''}{count:,}"
+            yield f"    {one.labels[number]:>{width}}  {bar}{' ' if bar else ''}{count:,}"
 
-    def _rejected(self, found: DatasetStatistics) -> None:
-        self._heading(f"Rejected: {found.num_rejected:,}")
-        for one in found.rejections:
+    def _rejected(self, statistics: DatasetStatistics) -> None:
+        self._heading(f"Rejected: {statistics.num_rejected:,}")
+        for one in statistics.rejections:
             self._line(f"  {one.num_images:,} {truncate_printable(one.reason, MAX_NAME)}")
             for path, detail in one.first[:MAX_PATHS]:
                 self._line(f"    {truncate_printable(path, MAX_PATH)}: {truncate_printable(detail, MAX_PATH)}")
             self._more(one.num_images - MAX_PATHS)
 
-    def _conflicts(self, found: DatasetStatistics) -> None:
-        if not found.conflicts:
+    def _conflicts(self, statistics: DatasetStatistics) -> None:
+        if not statistics.conflicts:
             return
         self._heading("Conflicting labels: the same bytes in more than one class")
-        for one in found.conflicts[:MAX_GROUPS]:
+        for one in statistics.conflicts[:MAX_GROUPS]:
             shared = f"{plural(one.num_contents, 'image')} in {plural(one.num_images, 'file')}"
             self._line(f"  {_some(one.class_names, MAX_PATHS)}: {shared}")
-        self._more(found.num_conflicts - MAX_GROUPS, indent="  ")
+        self._more(statistics.num_conflicts - MAX_GROUPS, indent="  ")
 
-    def _copies(self, found: DatasetStatistics) -> None:
-        self._heading(f"Exact copies: {found.num_copies:,}")
-        for one in found.copies[:MAX_GROUPS]:
+    def _copies(self, statistics: DatasetStatistics) -> None:
+        self._heading(f"Exact copies: {statistics.num_copies:,}")
+        for one in statistics.copies[:MAX_GROUPS]:
             self._line(f"  {one.num_images:,} x {truncate_printable(one.class_name, MAX_NAME)}, {one.split}")
             for path in one.paths[:MAX_PATHS]:
                 self._line(f"    {truncate_printable(path, MAX_PATH)}")
             self._more(one.num_images - MAX_PATHS)
-        self._more(found.num_copied - MAX_GROUPS, indent="  ", what=" groups")
+        self._more(statistics.num_copied - MAX_GROUPS, indent="  ", what=" groups")
 
     def _more(self, number: int, *, indent: str = "    ", what: str = "") -> None:
         if number > 0:
@@ -150,14 +150,14 @@ def _encodable(text: str, encoding: str) -> str:
 
 
 def _some(names: Iterable[str], limit: int) -> str:
-    told = [truncate_printable(name, MAX_NAME) for name in names]
-    return ", ".join(told[:limit]) + (f" and {len(told) - limit:,} more" if len(told) > limit else "")
+    shown = [truncate_printable(name, MAX_NAME) for name in names]
+    return ", ".join(shown[:limit]) + (f" and {len(shown) - limit:,} more" if len(shown) > limit else "")
 
 
-def _classes(manifest: Manifest, found: DatasetStatistics | None, encoding: str) -> Table:
+def _classes(manifest: Manifest, statistics: DatasetStatistics | None, encoding: str) -> Table:
     counts = [manifest.num_per_class(split) for split in SPLITS]
-    if found is not None and found.num_rejected:
-        counts.append([one.num_rejected for one in found.classes])
+    if statistics is not None and statistics.num_rejected:
+        counts.append([one.num_rejected for one in statistics.classes])
     names = [_encodable(truncate_printable(name, MAX_NAME), encoding) for name in manifest.class_names]
     rows = list(zip(names, *counts, strict=True))
     table = Table("class")
@@ -183,13 +183,12 @@ def _add(table: Table, rows: Iterable[tuple[str, *tuple[int, ...]]]) -> None:
 def _verify(console: Console, dataset: Dataset) -> int:
     verification, total = Verification(dataset), len(dataset.manifest.shards)
 
-    def say() -> None:
-        console.print(
-            f"verified {verification.num_shards} of {total} shards", end="\r" if console.is_terminal else "\n"
-        )
+    def log_progress() -> None:
+        end = "\r" if console.is_terminal else "\n"
+        console.print(f"verified {verification.num_shards} of {total} shards", end=end)
 
     console.print()
-    with run_periodically(INTERVAL_S, say):
+    with run_periodically(INTERVAL_S, log_progress):
         verification.run()
     for damage in verification.damages:
         console.print(Text(damage, "red"), soft_wrap=True)

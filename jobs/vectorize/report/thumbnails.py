@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shardmean.model.dataset.manifest import Manifest, Shard
     from shardmean.model.dataset.reader import Dataset, Examples
 
+T = TypeVar("T")
 MAX_CLASSES, MAX_PER_CLASS = 30, 8
 MAX_MEAN_EXAMPLES = 2000
 # Half are spread over the training split, half are for the classes that those lack.
@@ -58,7 +59,7 @@ class ClassPictures:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was drawn, and of how much: `num_read` examples of `num_shards` shards."""
+    """The pictures, and what they were drawn from: `num_read` examples of `num_shards` shards."""
 
     mean: Picture | None
     num_mean: int
@@ -98,8 +99,8 @@ class _Collector:
     class_means: dict[int, _Sum] = field(default_factory=dict)
     num_read: int = 0
 
-    def take(self, examples: Examples, num_mean: int) -> None:
-        """Take some examples in; the first `num_mean` count for the means."""
+    def add(self, examples: Examples, num_mean: int) -> None:
+        """Add some examples; the first `num_mean` count for the means."""
         self.num_read += len(examples.labels_N)
         self.mean.add(examples.features_NCHW[:num_mean])
         for label in self.labels:
@@ -127,10 +128,9 @@ class _Collector:
 def draw(dataset: Dataset) -> Pictures:
     """Read at most 16 shards and about 256 MiB of examples. Raises RetryableError for a damaged shard."""
     manifest = dataset.manifest
-    train = manifest.shards_of("train")
-    spread = [train[place] for place in _spread(len(train), MAX_SHARDS // 2)]
+    spread = _spread(manifest.shards_of("train"), MAX_SHARDS // 2)
     labels = _labels(manifest, spread)
-    shards = spread + _for_the_rest(manifest, spread, labels)
+    shards = spread + _shards_for_rest(manifest, spread, labels)
     collector = _Collector(manifest, labels)
     step = max(1, WINDOW_BYTES // manifest.image.example_bytes)
     rows_a_shard = max(1, MAX_READ_BYTES // len(shards) // manifest.image.example_bytes)
@@ -142,21 +142,21 @@ def draw(dataset: Dataset) -> Pictures:
         for first in range(0, num_rows, step):
             examples = dataset.read(shard, first, min(first + step, num_rows))
             num_mean = min(wanted, len(examples.labels_N))
-            collector.take(examples, num_mean)
+            collector.add(examples, num_mean)
             wanted -= num_mean
-    found = [collector.pictures(label) for label in labels]
+    classes = [collector.pictures(label) for label in labels]
     return Pictures(
         mean=collector.mean.picture(MEAN_PX),
         num_mean=collector.mean.num,
-        classes=[one for one in found if one.examples],
+        classes=[one for one in classes if one.examples],
         num_read=collector.num_read,
         num_shards=len(shards),
     )
 
 
-def _spread(num_items: int, limit: int) -> list[int]:
-    """At most `limit` places of a list, evenly spaced."""
-    return [place * num_items // limit for place in range(limit)] if num_items > limit else list(range(num_items))
+def _spread(items: list[T], limit: int) -> list[T]:
+    """At most `limit` items of a list, evenly spaced."""
+    return [items[number * len(items) // limit] for number in range(limit)] if len(items) > limit else items
 
 
 def _labels(manifest: Manifest, spread: list[Shard]) -> list[int]:
@@ -164,21 +164,23 @@ def _labels(manifest: Manifest, spread: list[Shard]) -> list[int]:
     labels = _labels_in(manifest.shards)
     if len(labels) > MAX_CLASSES:
         labels = _labels_in(spread) or labels
-    return [labels[place] for place in _spread(len(labels), MAX_CLASSES)]
+    return _spread(labels, MAX_CLASSES)
 
 
 def _labels_in(shards: list[Shard]) -> list[int]:
     return sorted({label for shard in shards for label in shard.num_per_class})
 
 
-def _for_the_rest(manifest: Manifest, spread: list[Shard], labels: list[int]) -> list[Shard]:
+def _shards_for_rest(manifest: Manifest, spread: list[Shard], labels: list[int]) -> list[Shard]:
     """Further shards, each the one that has most of what is still missing of the examples to show."""
     names = {shard.name for shard in spread}
     others = [shard for shard in manifest.shards if shard.name not in names]
-    counts_SK = np.array([[shard.num_per_class.get(label, 0) for label in labels] for shard in others], dtype=np.int64)
-    missing_K = np.full(len(labels), MAX_PER_CLASS)
-    for shard in spread:
-        missing_K -= np.array([shard.num_per_class.get(label, 0) for label in labels])
+
+    def counts_of(shard: Shard) -> list[int]:
+        return [shard.num_per_class.get(label, 0) for label in labels]
+
+    counts_SK = np.array([counts_of(shard) for shard in others], dtype=np.int64)
+    missing_K = MAX_PER_CLASS - np.array([counts_of(shard) for shard in spread], np.int64).sum(axis=0)
     chosen: list[Shard] = []
     while len(chosen) < min(len(others), MAX_SHARDS - len(spread)):
         gains_S = np.minimum(counts_SK, missing_K.clip(0)).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Whether every file of a DataSet is as it was published and agrees with the others: all that is wrong, not the first.
+"""Checks that every file of a DataSet is as it was published and agrees with the others, and lists all that is wrong.
 
 Memory: 16 bytes an example, for what must be unique.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 HASH_DIGITS = 2 * HASH_BYTES  # of the hash of an image's bytes, with which its id begins
 MAX_FAULTS = 5
 _DAMAGES = (RetryableError, OSError, ValueError, KeyError, pa.ArrowException)
-_MEND = "restore the DataSet, or run vectorize with replace=true"
+REPAIR_HINT = "restore the DataSet, or run vectorize with replace=true"
 
 
 class Verification:
@@ -55,19 +55,19 @@ class Verification:
             self.num_shards += 1
         self.damages += self._together()
         tables = ((manifest.index, index_uri, index_faults), (manifest.rejected, rejected_uri, rejected_faults))
-        for name, place, faults in tables:
+        for name, uri_of, faults in tables:
             if name is not None:
-                uri = place(self.dataset.uri, name)
+                uri = uri_of(self.dataset.uri, name)
                 self._try(uri, partial(self._table, uri, name, faults))
 
     def _try(self, uri: str, check: Callable[[], Iterator[str]]) -> None:
         try:
-            self.damages += [f"{uri}: {fault}; {_MEND}" for fault in check()]
+            self.damages += [f"{uri}: {fault}; {REPAIR_HINT}" for fault in check()]
         except FileNotFoundError:
-            self.damages.append(f"{uri}: missing; {_MEND}")
+            self.damages.append(f"{uri}: missing; {REPAIR_HINT}")
         except _DAMAGES as error:
             text = str(error).splitlines()[0]
-            self.damages.append(text if uri in text else f"{uri}: damaged ({text}); {_MEND}")
+            self.damages.append(text if uri in text else f"{uri}: damaged ({text}); {REPAIR_HINT}")
 
     def _shard(self, shard: Shard) -> Iterator[str]:
         manifest = self.dataset.manifest
@@ -95,14 +95,14 @@ class Verification:
 
     def _together(self) -> Iterator[str]:
         ids = np.concatenate([np.zeros(0, dtype=np.uint64), *self._ids])
-        num_twice = len(ids) - len(np.unique(ids))
-        if num_twice:
-            yield f"{self.dataset.uri}: {num_twice} ids stand there more than once; {_MEND}"
+        num_repeated = len(ids) - len(np.unique(ids))
+        if num_repeated:
+            yield f"{self.dataset.uri}: {num_repeated} ids are there more than once; {REPAIR_HINT}"
         contents = {split: np.unique(np.concatenate(parts)) for split, parts in self._contents.items() if parts}
         for one, other in combinations(contents, 2):
             num_shared = len(np.intersect1d(contents[one], contents[other], assume_unique=True))
             if num_shared:
-                yield f"{self.dataset.uri}: {one} and {other} share the bytes of {num_shared} images; {_MEND}"
+                yield f"{self.dataset.uri}: {one} and {other} share the bytes of {num_shared} images; {REPAIR_HINT}"
 
 
 def _keys(texts: list[str]) -> NDArray[np.uint64]:
@@ -114,32 +114,28 @@ def _keys(texts: list[str]) -> NDArray[np.uint64]:
 def index_faults(index: pa.Table, manifest: Manifest) -> Iterator[str]:
     """What an index says that its manifest does not."""
     if pc.count_distinct(index["path"]).as_py() != index.num_rows:
-        yield "a path stands in it more than once"
+        yield "a path is in it more than once"
     accepted = index.filter(pc.is_valid(index["split"]))
-    found = Counter(zip(accepted["split"].to_pylist(), accepted["class_name"].to_pylist(), strict=True))
-    said = {
+    counts = Counter(zip(accepted["split"].to_pylist(), accepted["class_name"].to_pylist(), strict=True))
+    expected = Counter({
         (split, name): number
         for split in SPLITS
         for name, number in zip(manifest.class_names, manifest.num_per_class(split), strict=True)
-    }
-    differing = [key for key in {**said, **found} if found[key] != said.get(key, 0)]
+    })  # fmt: skip
+    differing = [key for key in expected | counts if counts[key] != expected[key]]
     for split, name in differing[:MAX_FAULTS]:
-        number = said.get((split, name), 0)
-        yield f"{found[split, name]} images of {name!r} in {split}, the manifest says {number}"
+        number = expected[split, name]
+        yield f"{counts[split, name]} images of {name!r} in {split}, the manifest says {number}"
     if len(differing) > MAX_FAULTS:
-        yield f"so it is with {len(differing) - MAX_FAULTS} more classes of splits"
+        yield f"the same for {len(differing) - MAX_FAULTS} more classes of splits"
     in_shards = {shard.name: shard.num_examples for shard in manifest.shards}
     if Counter(accepted["shard"].to_pylist()) != in_shards:
         yield "the images of the shards are not as many as the manifest says"
-    yield from _reason_faults(index.filter(pc.is_valid(index["reason"])), manifest)
+    yield from rejected_faults(index.filter(pc.is_valid(index["reason"])), manifest)
 
 
 def rejected_faults(rejected: pa.Table, manifest: Manifest) -> Iterator[str]:
     """What the table of rejected images says that its manifest does not."""
-    yield from _reason_faults(rejected, manifest)
-
-
-def _reason_faults(rejected: pa.Table, manifest: Manifest) -> Iterator[str]:
-    found = Counter(rejected["reason"].to_pylist())
-    if found != manifest.num_rejected_by_reason:
-        yield f"rejected are {dict(found)}, the manifest says {manifest.num_rejected_by_reason}"
+    counts = Counter(rejected["reason"].to_pylist())
+    if counts != manifest.num_rejected_by_reason:
+        yield f"rejected are {dict(counts)}, the manifest says {manifest.num_rejected_by_reason}"

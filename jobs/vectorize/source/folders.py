@@ -32,7 +32,7 @@ def named_split(name: str) -> Split | None:
 
 
 class Folders:
-    """The folders that N paths stand in. Their names are looked at once each, however many images they hold."""
+    """The folders of N paths. Each folder's name is looked at once, however many images it holds."""
 
     def __init__(self, paths: pa.LargeStringArray) -> None:
         """Take the folders off the paths."""
@@ -53,19 +53,18 @@ class Folders:
         Raises UserError for a path without folders.
         """
         level = self._split_level if are_split else None
-        place = 0 if which == "top_folder" else -1
-        found = [_folder(name, place, level) for name in self._names]
-        loose = [code for code, folder in enumerate(found) if folder is None]
+        class_names = [_class_name(name, 0 if which == "top_folder" else -1, level) for name in self._names]
+        loose = [code for code, class_name in enumerate(class_names) if class_name is None]
         if loose:
-            places = np.flatnonzero(np.isin(self._codes_N.to_numpy(), loose))
+            rows = np.flatnonzero(np.isin(self._codes_N.to_numpy(), loose))
             raise UserError(
-                f"{len(places)} images stand outside any class folder (first: {self._paths[places[0]]}); put each "
+                f"{len(rows)} images are outside any class folder (first: {self._paths[rows[0]]}); put each "
                 "image in a folder that names its class, leave such out by source.exclude, or source.layout=table"
             )
-        return self._each(found)
+        return self._each(class_names)
 
     def _each(self, of_folders: Sequence[str | None]) -> pa.StringArray:
-        """What was found for each folder, for each path."""
+        """Give each path what its folder has."""
         return pa.array(of_folders, pa.string()).take(self._codes_N)
 
     @cached_property
@@ -80,14 +79,14 @@ class Folders:
         first = min(without or self._names) or "the source itself"
         what = "in no folder of a split" if without else "in folders of a split, but not all at the same level"
         raise UserError(
-            f"source.split_folders: images stand {what} (first: {first}); every path needs a folder named {WORDS} at "
+            f"source.split_folders: images are {what} (first: {first}); every path needs a folder named {WORDS} at "
             "one level, above or below the class; move the images, or leave them out by source.exclude"
         )
 
 
-def _folder(name: str, place: int, level: int | None) -> str | None:
+def _class_name(name: str, index: int, level: int | None) -> str | None:
     """The first or last of the folders in a name, without the one at a level; None where no folder is left."""
     parts = name.split("/")
     if level is not None:
         del parts[level]
-    return parts[place] if any(parts) else None
+    return parts[index] if any(parts) else None

@@ -36,17 +36,17 @@ _SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "test
 
 
 def pair_up(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of (images, labels) among a folder's files, by what stands before `-images-` and `-labels-`.
+    """Pairs of (images, labels) among a folder's files, by what is before `-images-` and `-labels-`.
 
     Raises UserError when one has no partner, or a set is there both plain and packed.
     """
-    found = {kind: _by_stem(paths, kind) for kind in (IMAGES, LABELS)}
-    if not found[IMAGES] or set(found[IMAGES]) != set(found[LABELS]):
+    images, labels = _by_stem(paths, IMAGES), _by_stem(paths, LABELS)
+    if not images or images.keys() != labels.keys():
         raise UserError(
-            f"expected pairs of NAME{IMAGES} and NAME{LABELS} files (or .gz), found {len(found[IMAGES])} and "
-            f"{len(found[LABELS])}: images of {sorted(found[IMAGES])}, labels of {sorted(found[LABELS])}"
+            f"expected pairs of NAME{IMAGES} and NAME{LABELS} files (or .gz), found {len(images)} and "
+            f"{len(labels)}: images of {sorted(images)}, labels of {sorted(labels)}"
         )
-    return [(found[IMAGES][stem], found[LABELS][stem]) for stem in sorted(found[IMAGES])]
+    return [(images[stem], labels[stem]) for stem in sorted(images)]
 
 
 def split_of(path: str) -> Split:
@@ -82,8 +82,8 @@ def _by_stem(paths: Sequence[str], kind: str) -> dict[str, str]:
 class IdxFile:
     """An IDX file of items of unsigned bytes; `shape` is their number and the shape of one.
 
-    A plain file is read where an item stands. A packed one is in memory, and so is a small one of a store, where each
-    reading is a request.
+    Of a plain file, parts are read. A packed one is in memory, and so is a small one of a store, where each read is a
+    request.
     """
 
     uri: str
@@ -134,8 +134,8 @@ def _open(uri: str, kind: str, *, num_dimensions: int) -> IdxFile:
         shape = _shape(uri, file.read_at(head_bytes, 0), kind, head_bytes)
         expected = head_bytes + math.prod(shape)
         if num_bytes != expected:
-            told = f"{' x '.join(map(str, shape))} bytes after a head of {head_bytes}, so {expected} in all"
-            raise UserError(f"{uri}: not an IDX file, or cut short: its head tells of {told}; it has {num_bytes}")
+            promised = f"{' x '.join(map(str, shape))} bytes after a head of {head_bytes}, so {expected} in all"
+            raise UserError(f"{uri}: not an IDX file, or cut short: its head says {promised}; it has {num_bytes}")
         if filesystem.local_path(uri) is None and num_bytes <= _WHOLE_BYTES:
             data = file.read_at(num_bytes, 0)[head_bytes:]
             return IdxFile(uri, shape, lambda size, first: data[first : first + size])
@@ -145,8 +145,8 @@ def _open(uri: str, kind: str, *, num_dimensions: int) -> IdxFile:
 
 
 def _shape(uri: str, head: bytes, kind: str, head_bytes: int) -> tuple[int, ...]:
-    found, *shape = struct.unpack(f">{head_bytes // 4}I", head) if len(head) == head_bytes else (0,)
-    if found != _MAGIC[kind]:
+    magic, *shape = struct.unpack(f">{head_bytes // 4}I", head) if len(head) == head_bytes else (0,)
+    if magic != _MAGIC[kind]:
         raise UserError(f"{uri}: not an IDX file of unsigned bytes with {head_bytes // 4 - 1} dimensions, or cut short")
     return tuple(shape)
 
@@ -157,13 +157,13 @@ def _unpacked(uri: str, file: pa.NativeFile, kind: str, head_bytes: int) -> tupl
     try:
         with gzip.GzipFile(fileobj=file) as stream:
             shape = _shape(uri, stream.read(head_bytes), kind, head_bytes)
-            # No more is unpacked than the head tells, and it is believed only as far as the file's size makes likely.
+            # No more is unpacked than the head says, and it is believed only as far as the file's size makes likely.
             _check_packing(uri, num_bytes=math.prod(shape), packed_bytes=packed_bytes)
             data = stream.read(math.prod(shape) + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{uri}: not an IDX file: its gzip archive is damaged ({error})") from error
     if len(data) != math.prod(shape):
-        raise UserError(f"{uri}: not an IDX file, or cut short: its head tells of {' x '.join(map(str, shape))} bytes")
+        raise UserError(f"{uri}: not an IDX file, or cut short: its head says {' x '.join(map(str, shape))} bytes")
     return shape, data
 
 

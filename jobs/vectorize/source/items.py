@@ -62,7 +62,7 @@ ITEMS = pa.schema(
 
 
 class Items(Sequence[Item]):
-    """Items by their places; one alone takes twenty times as long as in a loop over all.
+    """Items by their positions; one alone takes twenty times as long as in a loop over all.
 
     `table` holds them in the columns of ITEMS; `root` is the source's URI.
     """
@@ -80,21 +80,21 @@ class Items(Sequence[Item]):
             rows.append(values(item))
         return cls(rows.table())
 
-    def take(self, places: NDArray[np.integer]) -> Items:
-        """The items at some places, in that order: a copy, so that a task is sent no others."""
-        return Items(self.table.take(pa.array(places)), self.root)
+    def take(self, positions: NDArray[np.integer]) -> Items:
+        """The items at some positions, in that order: a copy, so that a task is sent no others."""
+        return Items(self.table.take(pa.array(positions)), self.root)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     @overload
-    def __getitem__(self, place: int) -> Item: ...
+    def __getitem__(self, index: int) -> Item: ...
     @overload
-    def __getitem__(self, place: slice) -> Items: ...
-    def __getitem__(self, place: int | slice) -> Item | Items:
-        if isinstance(place, slice):
-            return self.take(np.arange(len(self))[place])
-        return self._item(*(self.table[name][range(len(self))[place]].as_py() for name in ITEMS.names))
+    def __getitem__(self, index: slice) -> Items: ...
+    def __getitem__(self, index: int | slice) -> Item | Items:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        return self._item(*(self.table[name][range(len(self))[index]].as_py() for name in ITEMS.names))
 
     def __iter__(self) -> Iterator[Item]:
         return starmap(self._item, rows_of(self.table, ITEMS.names))
@@ -108,7 +108,7 @@ class Items(Sequence[Item]):
 
 
 def path_hashes(paths: pa.LargeStringArray) -> NDArray[np.uint64]:
-    """What orders images by chance, yet always alike: the hash of each path, its upper and its lower half (2, N)."""
+    """A random but repeatable order: the hash of each path, its upper and its lower half (2, N)."""
     digests = bytearray()
     for some in batches(paths.cast(pa.large_binary())):
         for path in some:

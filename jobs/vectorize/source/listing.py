@@ -1,4 +1,4 @@
-"""The files of a source, before anyone asks what they are: all below a folder, or those that a table names."""
+"""The files of a source, whatever they are: all below a folder, or those that a table names."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from shardmean.jobs.common.arrow_tables import Rows, batches
 from shardmean.jobs.common.redaction import truncate_printable
+from shardmean.jobs.vectorize.source.items import ITEMS
 from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_PATH = 300
-# Why a listed path cannot be read: nothing stands there; or a folder, pipe, socket or device does.
+# Why a listed path cannot be read: there is nothing; or there is a folder, pipe, socket or device.
 MISSING, NOT_A_FILE = "missing", "not_a_file"
 # A path up to its first name with a dot before it.
 _HIDDEN = re.compile(r"(?:(?!\.)[^/]*/)*\.[^/]*")
@@ -35,7 +36,7 @@ class File(NamedTuple):
     """One file: its path below the source, where it is, its size, and when it was written.
 
     `uri` is None where it is the path below the source's.
-    With a `reason` (MISSING or NOT_A_FILE) it is none: size and time are 0, and it must not be opened.
+    With a `reason` (MISSING or NOT_A_FILE) it is no file: size and time are 0, and it must not be opened.
     """
 
     path: str
@@ -45,15 +46,7 @@ class File(NamedTuple):
     reason: str | None = None
 
 
-FILES = pa.schema(
-    [
-        ("path", pa.large_string()),
-        ("uri", pa.large_binary()),
-        ("size_bytes", pa.int64()),
-        ("modified_ns", pa.int64()),
-        ("reason", pa.string()),
-    ]
-)
+FILES = pa.schema([ITEMS.field(name) for name in File._fields])
 
 
 class Listing(NamedTuple):
@@ -92,14 +85,14 @@ def _list_folder(root: str) -> Listing:
     while waiting:
         folder, below = waiting.pop()
         try:
-            found = os.stat(folder)  # noqa: PTH116 - strings are several times faster than paths
+            status = os.stat(folder)  # noqa: PTH116 - strings are several times faster than paths
             entries = os.scandir(folder)
         except FileNotFoundError:
             _warn(folder, "vanished while the source was listed")
             continue
-        here = (found.st_dev, found.st_ino)
+        here = (status.st_dev, status.st_ino)
         if here in listed:
-            _warn(folder, "is a folder that was listed already, and is passed over")
+            _warn(folder, "is a folder that was listed already, and is left out")
             entries.close()
             continue
         listed.add(here)
@@ -109,7 +102,7 @@ def _list_folder(root: str) -> Listing:
                 if entry.name.startswith("."):
                     num_hidden += 1
                 elif entry.is_symlink() and _leads_inside(entry.path, root):
-                    _warn(entry.path, "leads to a folder of the source itself, or above it, and is passed over")
+                    _warn(entry.path, "leads to a folder of the source itself, or above it, and is left out")
                 elif _is_folder(entry):
                     waiting.append((entry.path, f"{path}/"))
                 elif (file := _file(entry, path, start)) is not None:
@@ -140,14 +133,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _file(entry: os.DirEntry[str], path: str, start: str) -> File | None:
     try:
-        found = _stat(entry)
+        status = _stat(entry)
     except FileNotFoundError:
         _warn(entry.path, "vanished while the source was listed")
         return None
     uri = None if entry.path == start + path else entry.path
-    if not S_ISREG(found.st_mode):
-        return File(path, uri, 0, 0, MISSING if S_ISLNK(found.st_mode) else NOT_A_FILE)
-    return File(path, uri, found.st_size, found.st_mtime_ns)
+    if not S_ISREG(status.st_mode):
+        return File(path, uri, 0, 0, MISSING if S_ISLNK(status.st_mode) else NOT_A_FILE)
+    return File(path, uri, status.st_size, status.st_mtime_ns)
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result:
@@ -155,7 +148,7 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result:
         return entry.stat()
     except OSError as error:
         if entry.is_symlink() and error.errno in (errno.ELOOP, errno.ENOENT):
-            # A link to nowhere, or in a ring, is listed as itself.
+            # A broken link, or one in a ring, is listed as itself.
             return entry.stat(follow_symlinks=False)
         raise
 
@@ -168,7 +161,7 @@ def _printable(name: str) -> str:
 def _list_store(uri: str) -> Listing:
     system, root = filesystem.locate(uri)
     try:
-        found = system.get_file_info(fs.FileSelector(root, recursive=True))
+        infos = system.get_file_info(fs.FileSelector(root, recursive=True))
     except FileNotFoundError:
         raise UserError("no such folder; correct source.uri") from None
     except pa.ArrowInvalid as error:
@@ -180,11 +173,11 @@ def _list_store(uri: str) -> Listing:
     start = len(root.rstrip("/")) + 1
     files = Rows(FILES)
     hidden: set[str] = set()
-    for info in found:
+    for info in infos:
         path = info.path[start:]
         if at := _HIDDEN.match(path):
             hidden.add(at[0])
-        elif info.type == fs.FileType.File:
+        elif info.is_file:
             files.append(File(path, None, info.size, info.mtime_ns or 0))
     return Listing(files.table(), len(hidden), uri)
 
@@ -192,39 +185,32 @@ def _list_store(uri: str) -> Listing:
 def find_files(table_uri: str, names: pa.LargeStringArray) -> pa.Table:
     """The files (FILES) that a table names: by a URI, from the root of its store, or from the table's folder.
 
-    Those that are not there have a reason. Raises UserError when none is there or one stands twice, RetryableError when
-    the store can't be asked.
+    Those that are not there have a reason. Raises UserError when none is there or one is named twice, RetryableError
+    when the store can't be asked.
     """
     folder_uri = _parent(table_uri)
     uris = pa.array((_resolved(folder_uri, n).encode() for some in batches(names) for n in some), pa.large_binary())
-    if (twice := _first_twice(uris)) is not None:
-        raise UserError(f"the path {uris[twice].as_py().decode()} stands in more than one row; keep one")
+    # Codes are numbered by first appearance: the first that is not its row's number has appeared before.
+    codes_N = uris.dictionary_encode().indices.to_numpy()
+    repeated = np.flatnonzero(codes_N != np.arange(len(codes_N)))
+    if len(repeated):
+        raise UserError(f"the path {uris[repeated[0]].as_py().decode()} is in more than one row; keep one")
     files = Rows(FILES)
     for some, encoded in zip(batches(names), batches(uris), strict=True):
-        there = [uri.decode() for uri in encoded]
-        for facts in zip(some, there, _look_up(there), strict=True):
-            files.append(_named(*facts))
-    found = files.table()
-    if not found["reason"].null_count:
+        batch = [uri.decode() for uri in encoded]
+        for name, uri, info in zip(some, batch, _infos(batch), strict=True):
+            if info.is_file:
+                files.append(File(name, uri, info.size, info.mtime_ns or 0))
+            else:
+                reason = MISSING if info.type == fs.FileType.NotFound else NOT_A_FILE
+                files.append(File(name, uri, 0, 0, reason))
+    table = files.table()
+    if not table["reason"].null_count:
         raise UserError(
             f"none of its {len(names)} paths is a file (first: {uris[0].as_py().decode()}); "
             "correct the table; relative paths start at its folder"
         )
-    return found
-
-
-def _first_twice(texts: pa.Array) -> int | None:
-    """The first place of a text that stands before it already; None where each stands once."""
-    _, firsts = np.unique(texts.dictionary_encode().indices.to_numpy(), return_index=True)
-    is_first_N = np.zeros(len(texts), np.bool_)
-    is_first_N[firsts] = True
-    return None if is_first_N.all() else int(np.argmin(is_first_N))
-
-
-def _named(name: str, uri: str, info: fs.FileInfo) -> File:
-    if info.type == fs.FileType.File:
-        return File(name, uri, info.size, info.mtime_ns or 0)
-    return File(name, uri, 0, 0, MISSING if info.type == fs.FileType.NotFound else NOT_A_FILE)
+    return table
 
 
 def _parent(uri: str) -> str:
@@ -243,25 +229,21 @@ def _resolved(folder_uri: str, name: str) -> str:
     return parts._replace(path=posixpath.normpath(posixpath.join(f"{parts.path}/", quote(name)))).geturl()
 
 
-def _look_up(uris: Sequence[str]) -> list[fs.FileInfo]:
-    # One question for each store, which it answers for many files at once.
-    by_store: dict[int, tuple[fs.FileSystem, list[int], list[str]]] = {}
-    for number, uri in enumerate(uris):
-        system, path = filesystem.locate(uri)
-        _, numbers, paths = by_store.setdefault(id(system), (system, [], []))
-        numbers.append(number)
-        paths.append(path)
-    infos: list[fs.FileInfo | None] = [None] * len(uris)
+def _infos(uris: Sequence[str]) -> list[fs.FileInfo]:
+    # One request to each store, which it answers for many files at once.
+    located = [filesystem.locate(uri) for uri in uris]
+    by_store: dict[int, list[int]] = {}
+    for number, (system, _) in enumerate(located):
+        by_store.setdefault(id(system), []).append(number)
+    infos: dict[int, fs.FileInfo] = {}
     try:
-        for system, numbers, paths in by_store.values():
-            for number, info in zip(numbers, system.get_file_info(paths), strict=True):
-                infos[number] = info
+        for numbers in by_store.values():
+            system = located[numbers[0]][0]
+            infos |= zip(numbers, system.get_file_info([located[number][1] for number in numbers]), strict=True)
     except pa.ArrowInvalid as error:
         raise UserError(f"a path is no path: {error}; correct the table") from error
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"a path is too long: {str(error)[:200]}; correct the table") from error
-        raise RetryableError(
-            f"the table's files cannot be found out about: {error}; check permission and network"
-        ) from error
-    return infos
+        raise RetryableError(f"the table's files cannot be looked up: {error}; check permission and network") from error
+    return [infos[number] for number in range(len(uris))]

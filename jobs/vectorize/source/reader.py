@@ -1,4 +1,4 @@
-"""The bytes of items, one after the other, or why there are none. Those of a store are fetched ahead."""
+"""Reads the bytes of items in order, or says why there are none. Those of a store are fetched in advance."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 NUM_READ_AHEAD = 16
 READ_AHEAD_BYTES = 64 * 2**20
-# What stores say of one object that may not be read, and of no object but of the way to them.
-REFUSED, NO_WAY = "ACCESS_DENIED", "NETWORK_CONNECTION"
+# What pyarrow's errors hold where S3 refuses one object, and where S3 itself is out of reach.
+ACCESS_DENIED, OUT_OF_REACH = "ACCESS_DENIED", "NETWORK_CONNECTION"
 
 
 def read_ahead(items: Sequence[Item], config: ImageConfig) -> Iterator[bytes | Exception]:
-    """The items' bytes in order, or for each the reason why there are none. Remote files are fetched ahead."""
-    remote = any(filesystem.local_path(item.uri) is None for item in (*items[:1], *items[-1:]))
-    return _ahead(items, config) if remote else (_content(item, config) for item in items)
+    """The items' bytes in order, or for each the reason why there are none. Remote files are fetched in advance."""
+    is_remote = any(filesystem.local_path(item.uri) is None for item in (*items[:1], *items[-1:]))
+    return _read_remote(items, config) if is_remote else (_content(item, config) for item in items)
 
 
-def _ahead(items: Iterable[Item], config: ImageConfig) -> Iterator[bytes | Exception]:
-    """Many small files or few large ones at a time: those that wait have READ_AHEAD_BYTES, or are one."""
+def _read_remote(items: Iterable[Item], config: ImageConfig) -> Iterator[bytes | Exception]:
+    """Many small files or few large ones at a time: those in flight have READ_AHEAD_BYTES, or are one."""
     waiting: deque[tuple[int, Future[bytes | Exception]]] = deque()
     with ThreadPoolExecutor(NUM_READ_AHEAD) as pool:
         num_bytes = 0
@@ -41,7 +41,7 @@ def _ahead(items: Iterable[Item], config: ImageConfig) -> Iterator[bytes | Excep
                 first_bytes, first = waiting.popleft()
                 yield first.result()
                 num_bytes -= first_bytes
-                del first  # the next is not waited for with this one in memory
+                del first  # it must not be in memory while the next is awaited
             waiting.append((size_bytes, pool.submit(_content, item, config)))
             num_bytes += size_bytes
         while waiting:
@@ -61,11 +61,11 @@ def _content(item: Item, config: ImageConfig) -> bytes | Exception:
 
 
 def classify_read_error(error: RetryableError) -> Exception:
-    """What cannot be read is that image's trouble alone, and the next run tries again; a store out of reach is not."""
+    """An image that cannot be read is rejected, and the next run tries again; a store out of reach stops this run."""
     cause = error.__cause__
-    if not isinstance(cause, OSError) or NO_WAY in str(cause):
+    if not isinstance(cause, OSError) or OUT_OF_REACH in str(cause):
         return error
-    if isinstance(cause, PermissionError) or REFUSED in str(cause):
+    if isinstance(cause, PermissionError) or ACCESS_DENIED in str(cause):
         return ImageRejectedError("no_permission", "the file may not be read")
     return ImageRejectedError("not_readable", printable(f"{cause.strerror or cause}; the next run tries again"))
 
@@ -77,8 +77,8 @@ def read_item(item: Item) -> bytes:
     not of the size that it was, and RetryableError when it can't be read.
     """
     if item.reason is not None:
-        what = "no file stands at" if item.reason == MISSING else "a folder, pipe, socket or device stands at"
-        raise ImageRejectedError(item.reason, printable(f"{what} {item.uri}"))
+        what = "no file" if item.reason == MISSING else "a folder, pipe, socket or device, not a file,"
+        raise ImageRejectedError(item.reason, printable(f"{what} at {item.uri}"))
     if item.row is not None:
         images = idx.open_images(item.uri, item.modified_ns)
         num_rows, height, width = images.shape
@@ -91,7 +91,7 @@ def read_item(item: Item) -> bytes:
     # One byte more shows that a file has grown, and a file that never ends does no harm.
     content = filesystem.read_bytes(item.uri, max_bytes=item.size_bytes + 1)
     if len(content) != item.size_bytes:
-        found = f"more than {item.size_bytes}" if len(content) > item.size_bytes else str(len(content))
-        detail = f"{item.size_bytes} bytes when the source was listed, {found} when it was read; the next run reads it"
+        size = f"more than {item.size_bytes}" if len(content) > item.size_bytes else str(len(content))
+        detail = f"{item.size_bytes} bytes when the source was listed, {size} when it was read; the next run reads it"
         raise ImageRejectedError("changed", detail)
     return content

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shardmean.jobs.config.source import SourceConfig
     from shardmean.model.dataset.manifest import Split
 
-# What an example is made of, and what rejects it; not where it stands.
+# What an example is made of, and what rejects it; not where it is.
 FINGERPRINTED = ("path", "class_name", "size_bytes", "modified_ns", "split", "group", "extra", "reason")
 _SUFFIX = rf"(?:{'|'.join(map(re.escape, sorted(SUFFIXES)))})$"
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scan:
-    """All items of a source in the order of their paths, the class names in order, and what was passed over.
+    """All items of a source in the order of their paths, the class names in order, and what was left out.
 
     `num_left_out` images are not among the items because their classes have enough others; `num_hidden` files and
     folders because they are hidden.
@@ -62,7 +62,7 @@ class Scan:
         return digest.hexdigest()[:32]
 
 
-class Found(NamedTuple):
+class LayoutScan(NamedTuple):
     """What one layout gives: see Scan."""
 
     items: Items
@@ -108,10 +108,10 @@ def _check(items: Items, class_names: Sequence[str]) -> None:
             f"only one class, {class_names[0]!r}; a classifier needs two or more: add a folder (or label) per class"
         )
     paths = one_chunk(items.table["path"])
-    twice = pc.index(pc.equal(paths[1:], paths[:-1]), True).as_py()
-    if twice >= 0:
+    repeated = pc.index(pc.equal(paths[1:], paths[:-1]), True).as_py()
+    if repeated >= 0:
         raise UserError(
-            f"two files have the path {paths[twice].as_py()!r} where odd bytes are shown by their codes; rename one"
+            f"two files have the path {paths[repeated].as_py()!r} where odd bytes are shown by their codes; rename one"
         )
     _check_groups(items)
 
@@ -128,7 +128,7 @@ def _check_groups(items: Items) -> None:
             raise UserError(f"the group {group!r} is given to {given} (first there: {path}); one group needs one split")
 
 
-def _scan_folders(config: SourceConfig) -> Found:
+def _scan_folders(config: SourceConfig) -> LayoutScan:
     files, num_hidden, root = list_files(config.uri)
     num_files = files.num_rows
     _check_links(config, files)
@@ -140,15 +140,15 @@ def _scan_folders(config: SourceConfig) -> Found:
         raise UserError(f"{seen}; expected FOLDER/CLASS/IMAGE with {', '.join(sorted(SUFFIXES))}")
     files = by_path(kept(files, _chosen(config, one_chunk(files["path"]))))
     paths = one_chunk(files["path"])
-    found = Folders(paths)
+    folders = Folders(paths)
     facts = {}
     if config.split_folders:
-        facts["split"] = found.splits()
+        facts["split"] = folders.splits()
     if config.label_pattern is not None:
         facts["class_name"] = _extracted(paths, config.label_pattern, "label")
     else:
         is_parent = config.label_from == "parent_folder"
-        classes = found.classes("parent_folder" if is_parent else "top_folder", are_split=config.split_folders)
+        classes = folders.classes("parent_folder" if is_parent else "top_folder", are_split=config.split_folders)
         facts["class_name"] = classes
         names = sorted(classes.unique().to_pylist())
         if not config.split_folders and all(map(named_split, names)):
@@ -158,7 +158,7 @@ def _scan_folders(config: SourceConfig) -> Found:
             )
     if config.group_pattern is not None:
         facts["group"] = _extracted(paths, config.group_pattern, "group")
-    return Found(_items(files, facts, root), num_other_files, num_hidden)
+    return LayoutScan(_items(files, facts, root), num_other_files, num_hidden)
 
 
 def _are_images(paths: pa.LargeStringArray) -> pa.BooleanArray:
@@ -166,7 +166,7 @@ def _are_images(paths: pa.LargeStringArray) -> pa.BooleanArray:
 
 
 def _check_links(config: SourceConfig, files: pa.Table) -> None:
-    """Raise RetryableError for broken links that may stand for folders, of a class even, unless they are excluded."""
+    """Raise RetryableError for broken links that may lead to folders, even of a class, unless they are excluded."""
     paths = one_chunk(files.filter(pc.equal(files["reason"], MISSING))["path"])
     paths = paths.filter(pc.invert(_are_images(paths)))
     if config.exclude:
@@ -180,7 +180,7 @@ def _check_links(config: SourceConfig, files: pa.Table) -> None:
         )
 
 
-def _scan_table(config: SourceConfig) -> Found:
+def _scan_table(config: SourceConfig) -> LayoutScan:
     label_column = config.label_column if config.label_from == "layout" else None
     names = (config.path_column, label_column, config.split_column, config.group_column, *config.extra_columns)
     columns, num_hidden = table.read_columns(config.uri, list(dict.fromkeys(name for name in names if name)))
@@ -201,18 +201,18 @@ def _scan_table(config: SourceConfig) -> Found:
         facts["group"] = _extracted(paths, config.group_pattern, "group")
     if config.extra_columns:
         facts["extra"] = _side_by_side([one_chunk(columns[name]) for name in config.extra_columns])
-    return Found(_items(find_files(config.uri, paths), facts), 0, num_hidden)
+    return LayoutScan(_items(find_files(config.uri, paths), facts), 0, num_hidden)
 
 
 def _side_by_side(columns: Sequence[pa.LargeStringArray]) -> pa.LargeListArray:
     """For each row a list of its values."""
     num_rows, num_columns = len(columns[0]), len(columns)
-    places = np.arange(num_rows * num_columns).reshape(num_columns, num_rows).T.ravel()
+    order = np.arange(num_rows * num_columns).reshape(num_columns, num_rows).T.ravel()
     offsets = np.arange(num_rows + 1) * num_columns
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.concat_arrays(columns).take(pa.array(places)))
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.concat_arrays(columns).take(pa.array(order)))
 
 
-def _scan_idx(config: SourceConfig) -> Found:
+def _scan_idx(config: SourceConfig) -> LayoutScan:
     listed, num_hidden, root = list_files(config.uri)
     _check_links(config, listed)
     # Files of many images each, so of no one class.
@@ -221,7 +221,7 @@ def _scan_idx(config: SourceConfig) -> Found:
     is_chosen = _chosen(config, pa.array([images for images, _ in pairs], pa.string())).to_pylist()
     chosen = [(files[images], files[labels]) for images, labels in compress(pairs, is_chosen)]
     items = Items.of(item for images, labels in chosen for item in _idx_items(config, images, labels))
-    return Found(items, len(files) - 2 * len(pairs), num_hidden)
+    return LayoutScan(items, len(files) - 2 * len(pairs), num_hidden)
 
 
 def _idx_items(config: SourceConfig, images: Item, labels: Item) -> Iterator[Item]:
@@ -280,9 +280,9 @@ def _named_splits(values: pa.LargeStringArray, column: str) -> pa.StringArray:
     splits = [named_split(word) for word in words]
     wrong = [code for code, word in enumerate(words) if word and splits[code] is None]
     if wrong:
-        places = np.flatnonzero(np.isin(encoded.indices.to_numpy(), wrong))
+        rows = np.flatnonzero(np.isin(encoded.indices.to_numpy(), wrong))
         raise UserError(
-            f"{len(places)} of {len(values)} rows have no split in {column} (first: {values[places[0]].as_py()!r}); "
+            f"{len(rows)} of {len(values)} rows have no split in {column} (first: {values[rows[0]].as_py()!r}); "
             f"expected {WORDS}, or nothing for a split by hash"
         )
     return pa.array(splits, pa.string()).take(encoded.indices)

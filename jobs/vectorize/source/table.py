@@ -74,17 +74,16 @@ def _read_parquet(system: fs.FileSystem, path: str, files: Sequence[str], names:
     # Spark's folders like label=01 are columns too, and text: left to itself, Arrow would make it a number.
     below = PurePosixPath(files[0]).relative_to(path).parts[:-1]
     keys = pa.schema([(part.partition("=")[0], pa.string()) for part in below if "=" in part])
-    found = ds.dataset(files, filesystem=system, format="parquet", partitioning=ds.partitioning(keys, flavor="hive"))
-    _check_columns(names, found.schema.names)
-    return found.to_table(columns=list(dict.fromkeys(names)))
+    table = ds.dataset(files, filesystem=system, format="parquet", partitioning=ds.partitioning(keys, flavor="hive"))
+    _check_columns(names, table.schema.names)
+    return table.to_table(columns=list(dict.fromkeys(names)))
 
 
 def _parquet_files(system: fs.FileSystem, folder: str) -> tuple[list[str], int]:
     infos = system.get_file_info(fs.FileSelector(folder, recursive=True))
-    found = [info.path for info in infos if info.type == fs.FileType.File and info.path.endswith(".parquet")]
-    start = len(folder)
-    files = [path for path in found if not any(part[:1] in ("_", ".") for part in path[start:].split("/"))]
-    num_hidden = len(found) - len(files)
+    paths = [info.path for info in infos if info.is_file and info.path.endswith(".parquet")]
+    files = [path for path in paths if not any(part[:1] in ("_", ".") for part in path[len(folder) :].split("/"))]
+    num_hidden = len(paths) - len(files)
     if not files:
         but = f" but {num_hidden} hidden ones (. or _ before the name)" if num_hidden else ""
         raise UserError(f"a folder without Parquet files (*.parquet){but}; correct source.uri or source.layout")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardmean.model.dataset.shard_writer import NewShard
+from shardmean.model.dataset.shard_writer import ShardWriter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from shardmean.model.dataset.manifest import Shard, Split
 
 
-class ShardWriter:
+class DatasetWriter:
     """Collects examples one by one and writes a shard whenever a split has `shard_bytes` of them."""
 
     def __init__(self, dataset_uri: str, *, shard_bytes: int) -> None:
@@ -38,7 +38,7 @@ class ShardWriter:
     def _flush(self, split: Split) -> None:
         rows = self._rows.pop(split)
         channels, height, width = rows[0][0].shape
-        with NewShard(self._dataset_uri, split, shape=(channels, height, width)) as shard:
+        with ShardWriter(self._dataset_uri, split, shape=(channels, height, width)) as shard:
             for row in rows:
                 shard.add(*row)
             self.shards.append(shard.publish())
