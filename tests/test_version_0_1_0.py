@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from shardmean.jobs.cli.main import main
-from shardmean.jobs.config.job import TrainJob, load_job
+from shardmean.jobs.config.job import TrainJob
+from shardmean.jobs.config.loading import load_job
 from shardmean.jobs.train.run_directory import directory_of
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.dataset.manifest import load_manifest
