@@ -1,4 +1,4 @@
-"""What events of the DataSet asset tell: a DataSet and its version. Any DataSet's events are of that one asset."""
+"""What an event of the DataSet asset holds: a DataSet and its version. All DataSets share that one asset."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ def triggering_version(events: Iterable[Event], dataset_uri: str) -> str | None:
     URIs are compared as configs hold them. Raises UserError for one that a config would not take.
     """
     wanted = absolute(dataset_uri)
-    told = [(event.timestamp, version) for event in events for uri, version in _told(event) if _place(uri) == wanted]
-    return max(told)[1] if told else None
+    versions = [
+        (event.timestamp, digest) for event in events for uri, digest in _published(event) if _absolute(uri) == wanted
+    ]
+    return max(versions)[1] if versions else None
 
 
 def published_datasets(events: Iterable[Event]) -> str:
     """The DataSets of events, for a message."""
-    return ", ".join(sorted({uri for event in events for uri, _ in _told(event)})) or "no DataSet that has a name"
+    return ", ".join(sorted({uri for event in events for uri, _ in _published(event)})) or "no DataSet that has a name"
 
 
-def _place(dataset_uri: str) -> str:
+def _absolute(dataset_uri: str) -> str:
     try:
         return absolute(dataset_uri)
     except UserError:
         return dataset_uri  # no config holds it, so it equals none
 
 
-def _told(event: Event) -> list[tuple[str, str]]:
-    """The DataSet and version that an event tells, if any: one that was made by hand holds anything."""
+def _published(event: Event) -> list[tuple[str, str]]:
+    """The DataSet and the version in an event, if any: an event that was made by hand holds anything."""
     extra = event.extra or {}
     dataset_uri, digest = extra.get("dataset_uri"), str(extra.get("digest"))
     # The digest becomes an argument of the job.

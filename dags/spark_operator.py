@@ -1,4 +1,4 @@
-"""One Spark job of Shardmean as an Airflow task: submits it, then shows its result as XCom, link and asset event."""
+"""One Spark job as an Airflow task: checks what the run gives, submits, shows the result as XCom, link, asset event."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import re
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +20,30 @@ from airflow.sdk.exceptions import (
     AirflowSkipException,
 )
 
-import shardmean.jobs.config.job
+import shardmean.jobs
 from shardmean.dags.asset_events import published_datasets, triggering_version
 from shardmean.jobs.common.local_paths import data_dir
 from shardmean.jobs.config.airflow import MAX_RETRY_DELAY_S
+from shardmean.jobs.config.former_names import current_key
+from shardmean.jobs.config.loading import load_job
+from shardmean.jobs.config.uris import check_servers
 from shardmean.model.errors import UserError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow.sdk import Context
     from airflow.sdk.types import TaskInstanceKey
 
     from shardmean.jobs.config.airflow import AirflowConfig
+    from shardmean.jobs.config.job import SparkJob
     from shardmean.jobs.config.loading import Job
 
 DATASET = Asset(name="shardmean_dataset", uri="shardmean://dataset")
 MODEL = Asset(name="shardmean_model", uri="shardmean://model")
 MAX_NAME = 180  # characters of a run's name before its hash; a run_key may have 200
-MAX_EVENTS = 100  # that are looked back to, since those of other DataSets lie between
+MAX_EVENTS = 100  # of any DataSet, among which the newest of this one is looked for
 
 
 class ResultLink(BaseOperatorLink):
@@ -52,9 +59,10 @@ class ResultLink(BaseOperatorLink):
 class SparkJobOperator(SparkSubmitOperator):
     """Submits `shardmean COMMAND` to the Spark connection.
 
-    The job writes its result, or its error, to a JSON file: that holds on any cluster and in any deploy mode. The
-    user's mistake fails the task at once, the world's leaves it to Airflow's retries, and a DataSet's version of which
-    Airflow has heard already skips it.
+    A run sets what the DAG declares as params, its form, and `run_key`; all else is the deployment's, in the config
+    file: who may only trigger a DAG must not run code on the executors, or send credentials elsewhere. The job writes
+    its result, or its error, to a JSON file, as any cluster and deploy mode allows. The user's mistake fails the task
+    at once, other failures are left to Airflow's retries, and a version that Airflow knows already skips the task.
     """
 
     operator_extra_links = (ResultLink(),)
@@ -63,16 +71,14 @@ class SparkJobOperator(SparkSubmitOperator):
         self.command = command
         self.config_file = config_file
         self.asset = asset
+        self.deployed: SparkJob = job
+        self.load_job: Callable[..., SparkJob] = partial(load_job, type(job), config_file)
         self.link_url = ""
         super().__init__(
-            application=str(Path(shardmean.jobs.config.job.__file__).parents[1] / "cli" / "__main__.py"),
-            application_args=[
-                command,
-                f"--config={config_file}",
-                "--params={{ params | tojson }}",
-            ],
+            application=str(Path(shardmean.jobs.__file__).with_name("cli") / "__main__.py"),
+            application_args=[command, f"--config={config_file}"],
             name=f"shardmean {command}",
-            # An inlet too: a task sees earlier events of its inlets alone.
+            # An inlet too: a task sees the earlier events of its inlets only.
             inlets=[asset] if asset == DATASET else [],
             outlets=[asset],
             conf=job.spark,
@@ -83,12 +89,14 @@ class SparkJobOperator(SparkSubmitOperator):
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override] # the provider's returns nothing
         """Run the job and return its result, which Airflow keeps as XCom."""
         self._check_connection()
-        assert isinstance(self.application_args, list)
+        params = self._params_of_run(context)
         name = run_name(context["dag_run"].dag_id, context["dag_run"].run_id)
         result_uri = filesystem.join(results_uri(), self.command, f"{name}-{context['ti'].try_number}.json")
-        self.application_args.append(f"--result={result_uri}")
+        assert isinstance(self.application_args, list)
+        self.application_args += [f"--params={json.dumps(params)}", f"--result={result_uri}"]
         if self.command == "train":
-            self.application_args += self._settings_of_run(context, run_key=name)
+            self.application_args += [] if params.get("run_key") else [f"run_key={name}"]
+            self.application_args += self._version_of_run(context, params["dataset_uri"])
         try:
             super().execute(context)
         except AirflowException as error:
@@ -104,31 +112,41 @@ class SparkJobOperator(SparkSubmitOperator):
             )
         return self._report(result, context)
 
-    def _settings_of_run(self, context: Context, *, run_key: str) -> list[str]:
-        """The run's key, and the version that the asset's event tells where one started the run."""
-        params, dag_run = context["params"], context["dag_run"]
-        settings = [] if params.get("run_key") else [f"run_key={run_key}"]
-        grouped = context["triggering_asset_events"]
+    def _params_of_run(self, context: Context) -> dict[str, Any]:
+        """What the run gives the job. Raises AirflowFailException for what it may not set, and for wrong values."""
+        params = dict(context["params"])
+        refused = [key for key in params if current_key(key) not in {*self.dag.params, "run_key"}]
+        try:
+            if refused:
+                raise UserError(
+                    f"{', '.join(refused)}: not in the form of {self.dag.dag_id}, so a run may not set it: leave it "
+                    f"out of the run's conf, or change it for all runs in {self.config_file}"
+                )
+            job = self.load_job(params=json.dumps(params))
+            check_servers(job.uris(), [*self.deployed.uris().values(), *self.deployed.airflow.allowed_roots])
+        except UserError as error:
+            raise AirflowFailException(str(error)) from error
+        return params
+
+    def _version_of_run(self, context: Context, trained_on: str) -> list[str]:
+        """The version that the asset's event names where one started the run, as an argument."""
+        dag_id, grouped = context["dag_run"].dag_id, context["triggering_asset_events"]
         events = [event for asset, group in grouped.items() if asset.name == DATASET.name for event in group]
         if not events:
-            return settings
-        trained_on = params["dataset_uri"]
-        try:
-            digest = triggering_version(events, trained_on)
-        except UserError as error:
-            raise AirflowFailException(f"dataset_uri: {error}") from error
+            return []
+        digest = triggering_version(events, trained_on)
         if digest is None:
             raise AirflowSkipException(
-                f"published: {published_datasets(events)}; but {dag_run.dag_id} trains on {trained_on}. To train on "
-                f"another DataSet, trigger {dag_run.dag_id} by hand with its dataset_uri and a "
+                f"published: {published_datasets(events)}; but {dag_id} trains on {trained_on}. To train on "
+                f"another DataSet, trigger {dag_id} by hand with its dataset_uri and a "
                 f"tracking.registered_model of its own, or change both in {self.config_file}"
             )
         # In quotes, or YAML would take a digest of digits alone for a number.
-        return [*settings, f'dataset_digest="{digest}"']
+        return [f'dataset_digest="{digest}"']
 
     def _report(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         if self.asset == DATASET:
-            # Not whether this try has published: one that was cut off may have, or a command line.
+            # Not `changed`: an earlier try that was killed, or a command line, may have published this version.
             events = context["inlet_events"][self.asset].ascending(False).limit(MAX_EVENTS)
             if triggering_version(events, result["dataset_uri"]) == result["digest"]:
                 raise AirflowSkipException(f"nothing new: {result['dataset_uri']} stays at version {result['digest']}")
@@ -137,7 +155,7 @@ class SparkJobOperator(SparkSubmitOperator):
         return result
 
     def _check_connection(self) -> None:
-        # The provider takes an unknown connection for YARN, and that fails far away from the cause.
+        # The provider takes an unknown connection for YARN, which fails far away from the cause.
         try:
             BaseHook.get_connection(self._conn_id)
         except AirflowNotFoundException:
@@ -148,7 +166,7 @@ class SparkJobOperator(SparkSubmitOperator):
 
 
 def run_name(dag_id: str, run_id: str) -> str:
-    """A run's name as part of a path: ids hold ':' and '+', which HDFS takes in none. A hash keeps names apart."""
+    """A run's name as part of a path. Ids hold ':' and '+', which HDFS refuses in paths; a hash keeps names apart."""
     given = f"{dag_id}-{run_id}"
     return f"{re.sub('[^A-Za-z0-9._-]', '-', given)[:MAX_NAME]}-{hashlib.sha256(given.encode()).hexdigest()[:8]}"
 
@@ -156,7 +174,7 @@ def run_name(dag_id: str, run_id: str) -> str:
 def results_uri() -> str:
     """Where jobs leave results: SHARDMEAN_RESULTS_URI, which Spark drivers and Airflow's workers must both reach."""
     airflow_home = os.environ.get("AIRFLOW_HOME")
-    # A service of Airflow's may have any working directory, where `home` would look.
+    # `data_dir` would use the working directory, which differs between Airflow's services.
     folder = Path(airflow_home).absolute() if airflow_home and not os.environ.get("SHARDMEAN_HOME") else data_dir()
     try:
         return filesystem.absolute(os.environ.get("SHARDMEAN_RESULTS_URI") or str(folder / "results"))
@@ -179,7 +197,7 @@ def _task_options(config: AirflowConfig) -> dict[str, Any]:
 
 
 def _result(result_uri: str) -> dict[str, Any]:
-    """What the job has left, by the code that wrote it: Airflow's own would need a package for each store."""
+    """The job's result or error, read by the code that wrote it: Airflow's own needs a package for each store."""
     try:
         document: dict[str, Any] = json.loads(filesystem.read_bytes(result_uri))
     except FileNotFoundError:

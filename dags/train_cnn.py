@@ -31,7 +31,7 @@ MAIN = [
 def train_cnn() -> None:
     """Train a CNN by parameter averaging on the newest version of its DataSet (or, by hand, on any DataSet).
 
-    The model is evaluated and registered in MLflow. A retry goes on from the last checkpoint, in the same MLflow run.
+    The model is evaluated and registered in MLflow. A retry resumes from the last checkpoint, in the same MLflow run.
     When another DataSet than that of the config was published, the task is skipped and says how to train on it.
     """
     SparkJobOperator(

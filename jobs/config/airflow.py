@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from shardmean.jobs.config.uris import Uri
 from shardmean.model.config.base import Settings
 
 MAX_RETRY_DELAY_S = 600
@@ -13,7 +14,7 @@ Name = Annotated[str, Field(min_length=1, max_length=250)]
 
 
 class AirflowConfig(Settings):
-    """How Airflow runs the DAG's task; of no account to the job itself."""
+    """How Airflow runs the DAG's task, and what a run of it may name."""
 
     connection_id: Name = "spark_default"
     """Airflow's connection to Spark."""
@@ -27,3 +28,5 @@ class AirflowConfig(Settings):
     """Pause before the first retry, in seconds, at least; it doubles with each further one, up to ten minutes."""
     timeout_s: Annotated[float, Field(gt=0, le=10**8)] | None = None
     """A try that takes longer, in seconds, is stopped and counts as failed; null: none is."""
+    allowed_roots: Annotated[list[Uri], Field(max_length=100)] = []
+    """Folders and URI prefixes below which everything lies that the job reads and writes; empty: anywhere."""

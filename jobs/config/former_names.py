@@ -30,6 +30,12 @@ def with_former_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     return _renamed(settings, {current: former for former, current in CURRENT.items()}, log.debug)
 
 
+def current_key(key: str) -> str:
+    """A dotted key by its current name."""
+    section, dot, rest = key.partition(".")
+    return CURRENT.get(key, f"{CURRENT.get(section, section)}{dot}{rest}")
+
+
 def _renamed(
     document: Mapping[str, Any], names: Mapping[str, str], note: Callable[..., None], prefix: str = ""
 ) -> dict[str, Any]:

@@ -6,18 +6,20 @@ Imports no torch, Spark or MLflow: Airflow parses it with the DAGs.
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from shardmean.jobs.common.redaction import holds_password
 from shardmean.jobs.config.airflow import AirflowConfig
 from shardmean.jobs.config.source import SourceConfig
 from shardmean.jobs.config.spark_settings import SparkSettings
-from shardmean.jobs.config.uris import Uri
+from shardmean.jobs.config.uris import AllowedRoots, Uri
 from shardmean.model.config.base import Fraction, Settings
+from shardmean.model.config.fine_tuning import REGISTERED
 from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.config.training import TrainingConfig
+from shardmean.model.errors import UserError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")]
 DIGEST = "^[0-9a-f]{32}$"
@@ -31,11 +33,25 @@ def _checked_run_key(run_key: str) -> str:
 
 
 class SparkJob(Settings):
-    """How Spark and Airflow run a job."""
+    """How Spark and Airflow run a job, and where it may read and write."""
 
     spark: SparkSettings = {}
     """Spark settings of this job, such as spark.cores.max."""
     airflow: AirflowConfig = AirflowConfig()
+
+    def uris(self) -> dict[str, str]:
+        """Every place that the job reads or writes, by its key."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _uses_allowed_places(self) -> Self:
+        roots = AllowedRoots(self.airflow.allowed_roots)
+        for key, uri in self.uris().items():
+            try:
+                roots.check(uri)
+            except UserError as error:
+                raise ValueError(f"{key}: {error}") from None
+        return self
 
 
 class VectorizeJob(SparkJob):
@@ -58,6 +74,10 @@ class VectorizeJob(SparkJob):
     """Files that no kept version refers to, and versions no longer in use, are deleted once this many hours old."""
     schedule: str | None = "0 3 * * *"
     """Cron expression by which the DAG vectorize_images runs; null: by hand only."""
+
+    def uris(self) -> dict[str, str]:
+        """See SparkJob; the images that a table names are checked when they are listed."""
+        return {"source.uri": self.source.uri, "dataset_uri": self.dataset_uri}
 
 
 def _without_password(uri: str) -> str:
@@ -98,3 +118,9 @@ class TrainJob(TrainingConfig, SparkJob):
     run_key: Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_checked_run_key)] | None = None
     """Names one run: repeating it resumes or repeats its result. Null: by settings, while unfinished."""
     tracking: TrackingConfig = TrackingConfig()
+
+    def uris(self) -> dict[str, str]:
+        """See SparkJob; a registered model is no place of the job's."""
+        uris = {"dataset_uri": self.dataset_uri, "checkpoint_uri": self.checkpoint_uri}
+        start = self.fine_tuning.start_from
+        return uris if start is None or start.startswith(REGISTERED) else uris | {"fine_tuning.start_from": start}

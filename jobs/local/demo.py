@@ -96,7 +96,7 @@ def _dataset_is_current(job: VectorizeJob) -> bool:
         return False
     manifest = load_manifest(job.dataset_uri)
     same_settings = (manifest.image, manifest.split) == (job.image, job.split)
-    return same_settings and manifest.source.fingerprint == scan(job.source).fingerprint
+    return same_settings and manifest.source.fingerprint == scan(job.source, job.airflow.allowed_roots).fingerprint
 
 
 def _memory() -> Path:

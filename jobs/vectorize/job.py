@@ -103,7 +103,7 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
 
 
 def _scan(job: VectorizeJob) -> Scan:
-    scan_result = scan(job.source)
+    scan_result = scan(job.source, job.airflow.allowed_roots)
     _check_listed(job, scan_result)
     return scan_result
 

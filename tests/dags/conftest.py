@@ -143,3 +143,30 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("operator")
+    write_configs(home / "configs")
+    return home
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Any:
+    """Runs tasks (see `operator_cases`), each given as a dict, in one process, and gives their outcomes."""
+
+    def run(*cases: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.dags.operator_cases"],
+            env=clean_environment(
+                home, AIRFLOW_HOME=str(home), AIRFLOW_CONN_SPARK_DEFAULT='{"conn_type": "spark", "host": "local"}',
+                **{"SHARDMEAN_CONFIG_DIR": str(home / "configs")} | environment,
+            ),
+            input="".join(f"{json.dumps(case)}\n" for case in cases),
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()[-len(cases) :]]
+
+    return run

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.sdk.definitions.param import process_params
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import AssetEventDagRunReferenceResult, AssetEventsResult
@@ -34,12 +35,11 @@ DAGS = {"train_cnn": train_cnn, "vectorize_images": vectorize_images}
 def run(case: dict[str, Any]) -> dict[str, Any]:
     dag = DAGS[case["dag"]]()
     (task,) = dag.tasks
-    params = {key: dag.params.get_param(key).value for key in dag.params} | case.get("params", {})
+    params = process_params(dag, task, case.get("conf"), suppress_exception=False)
     ran: list[str] = []
 
     def submit(self: Any, _context: Any) -> None:
         ran.extend(self.application_args)
-        ran[ran.index("--params={{ params | tojson }}")] = f"--params={json.dumps(params)}"
         if case.get("result"):
             place = next(argument for argument in ran if argument.startswith("--result="))
             filesystem.write_bytes(place.removeprefix("--result="), json.dumps(case["result"]).encode())
@@ -47,7 +47,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
             raise AirflowException("spark-submit ended with another code than 0")
 
     SparkSubmitOperator.execute = submit
-    task_runner.SUPERVISOR_COMMS = SimpleNamespace(send=lambda question: told(question, case.get("told", [])))
+    task_runner.SUPERVISOR_COMMS = SimpleNamespace(send=lambda question: asked(question, case.get("known", [])))
     outlets = OutletEventAccessors()
     context = {
         "params": params,
@@ -77,7 +77,7 @@ def described(extras: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def told(question: Any, extras: list[dict[str, Any]]) -> AssetEventsResult:
+def asked(question: Any, extras: list[dict[str, Any]]) -> AssetEventsResult:
     events = [
         {"id": number, "created_dagruns": [], **{key: event[key] for key in ("timestamp", "extra")}}
         | {"asset": {"name": question.name, "uri": question.uri, "group": "asset"}}

@@ -69,9 +69,25 @@ def test_fields_carry_the_schemas_limits(parsed: dict[str, dict[str, list]]) -> 
     assert fields["optimizer.momentum"][1]["exclusiveMaximum"] == 1
     assert fields["normalization.mean"][1]["maxItems"] == 3
     assert fields["averaging.frequency"][0] == "5"
-    assert fields["tracking.uri"][1]["type"] == ["null", "string"]
-    assert not any(key.startswith(("airflow.", "spark")) for key in fields), "they hold before the form is seen"
+    assert fields["fine_tuning.start_from"][1]["type"] == ["null", "string"]
     assert fields["dataset_digest"][1]["pattern"] == "^[0-9a-f]{32}$", "an older version can be chosen"
+
+
+def test_no_field_names_code_a_config_file_or_a_server(parsed: dict[str, dict[str, list]]) -> None:
+    """A new field of free text must be thought about: a place belongs to the job's `uris()`."""
+    fields = [field for dag in parsed["params"].values() for field in dag]
+    assert not [key for key, *_ in fields if key.split(".")[0] in ("spark", "airflow", "schedule")]
+    assert {key for key, *_ in fields if key.startswith("tracking.")} == {
+        "tracking.experiment", "tracking.registered_model"
+    }  # fmt: skip
+    free = {key for key, _, schema in fields if "string" in schema["type"] and not {"enum", "pattern"} & set(schema)}
+    places = {"source.uri", "dataset_uri", "checkpoint_uri", "fine_tuning.start_from"}
+    of_source = {"label_pattern", "path_column", "label_column", "split_column", "group_column", "group_pattern"}
+    colors = {"image.background", "image.padding"}
+    assert free == places | colors | {f"source.{name}" for name in of_source}
+    lists = {key for key, _, schema in fields if "array" in schema["type"]}
+    of_source = {"source.include", "source.exclude", "source.extra_columns"}
+    assert lists == {"layers", "fine_tuning.freeze", "normalization.mean", "normalization.std"} | of_source
 
 
 def test_a_broken_config_is_an_import_error_that_names_the_key(tmp_path: Path) -> None:

@@ -2,45 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from .conftest import clean_environment, write_configs
-
 OLD, NEW = "0" * 32, "1" * 32
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("operator")
-    write_configs(home / "configs")
-    return home
-
-
-@pytest.fixture(scope="module")
-def run(home: Path) -> Any:
-    """Runs tasks (see `operator_cases`), each given as a dict, in one process, and gives their outcomes."""
-
-    def run(*cases: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.dags.operator_cases"],
-            env=clean_environment(
-                home, AIRFLOW_HOME=str(home), SHARDMEAN_CONFIG_DIR=str(home / "configs"),
-                AIRFLOW_CONN_SPARK_DEFAULT='{"conn_type": "spark", "host": "local"}', **environment,
-            ),
-            input="".join(f"{json.dumps(case)}\n" for case in cases),
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()[-len(cases) :]]
-
-    return run
 
 
 def event(dataset_uri: Any, digest: str = NEW) -> dict[str, str]:
@@ -52,8 +18,8 @@ def test_a_run_started_by_events_trains_on_the_newest_version_of_its_own_dataset
     both, pets_alone, by_hand, by_key = run(
         {"dag": "train_cnn", "events": [event(digits, OLD), event(digits), event(pets, OLD)]},
         {"dag": "train_cnn", "events": [event(pets)]},
-        {"dag": "train_cnn", "params": {"dataset_uri": str(pets), "dataset_digest": OLD}},
-        {"dag": "train_cnn", "params": {"run_key": "mine"}},
+        {"dag": "train_cnn", "conf": {"dataset_uri": str(pets), "dataset_digest": OLD}},
+        {"dag": "train_cnn", "conf": {"run_key": "mine"}},
     )
     assert f'dataset_digest="{NEW}"' in both["arguments"]
     assert f"{digits}/versions/{NEW}.json: not found" in both["message"], "nothing else was wrong"
@@ -68,9 +34,9 @@ def test_a_run_started_by_events_trains_on_the_newest_version_of_its_own_dataset
 
 
 def test_a_version_is_announced_unless_airflow_has_heard_of_it(run: Any) -> None:
-    def case(*told: dict[str, str], changed: bool = False, try_number: int = 1) -> dict[str, Any]:
+    def case(*known: dict[str, str], changed: bool = False, try_number: int = 1) -> dict[str, Any]:
         result = {"dataset_uri": "/digits", "digest": NEW, "changed": changed}
-        return {"dag": "vectorize_images", "told": told, "result": result, "try_number": try_number}
+        return {"dag": "vectorize_images", "known": known, "result": result, "try_number": try_number}
 
     pets = [event("/pets", OLD)] * 99
     never, heard, published_since, retried, back_again, behind_others, far_behind = run(
@@ -109,20 +75,20 @@ def test_names_hold_only_what_every_store_takes_and_differ_for_each_run(run: Any
         assert "run_key" not in outcome["message"], "the job takes it"
 
 
-def test_the_result_may_lie_in_any_store_that_the_job_can_write_to(run: Any, new_bucket: Any) -> None:
+def test_the_result_may_lie_in_any_store_that_the_job_can_write_to(run: Any, home: Path, new_bucket: Any) -> None:
     bucket = new_bucket()
     folder, _, options = bucket.partition("?")
     published = {"dataset_uri": "/digits", "digest": NEW, "changed": True}
     success, mistake = run(
         {"dag": "vectorize_images", "result": published},
-        {"dag": "train_cnn", "params": {"num_epochs": 0}},
+        {"dag": "train_cnn"},
         SHARDMEAN_RESULTS_URI=f"{folder}/results of jobs?{options}",
     )
     assert (success["error"], success["result"], success["announced"]) == (None, published, published)
     assert _given(success, "--result").startswith(f"{folder}/results of jobs/vectorize/vectorize_images-manual__")
     assert _given(success, "--result").endswith(f".json?{options}")
     assert mistake["error"] == "AirflowFailException", "the job's own words came through the store"
-    assert "num_epochs = 0: input should be greater than or equal to 1" in mistake["message"]
+    assert f"{home}/dataset/manifest.json: not found" in mistake["message"]
 
 
 def test_a_result_that_cannot_be_read_is_told(run: Any, tmp_path: Path) -> None:

@@ -106,16 +106,27 @@ def test_a_value_outside_the_schema_is_refused_at_once(stack: Stack) -> None:
     assert "0 is less than the minimum of 1" in refusal.value.read().decode()
 
 
-def test_a_config_error_fails_without_retry(stack: Stack, vectorized: dict[str, Any]) -> None:
-    run_id = stack.trigger("train_cnn", {"optimizer.momentum": 0.5})
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"optimizer.momentum": 0.5}, "momentum is 0.5, but adam has none: set it to 0 or use sgd"),
+        (
+            {"spark": {"spark.python.daemon.module": "os"}},
+            "spark: not in the form of train_cnn, so a run may not set it",
+        ),
+    ],
+)
+def test_the_users_mistake_fails_without_retry(
+    stack: Stack, vectorized: dict[str, Any], conf: dict[str, Any], message: str
+) -> None:
+    run_id = stack.trigger("train_cnn", conf)
     assert stack.finished("train_cnn", run_id)["state"] == "failed"
     assert stack.task("train_cnn", run_id, "train")["try_number"] == 1
-    log = json.dumps(stack.task("train_cnn", run_id, "train", "/logs/1"))
-    assert "momentum is 0.5, but adam has none: set it to 0 or use sgd" in log
+    assert message in json.dumps(stack.task("train_cnn", run_id, "train", "/logs/1"))
 
 
 def test_the_worlds_error_is_left_to_a_retry(stack: Stack, vectorized: dict[str, Any]) -> None:
-    run_id = stack.trigger("train_cnn", {"tracking.uri": "http://127.0.0.1:9"})
+    run_id = stack.trigger("train_cnn", {"checkpoint_uri": "/proc/none"})
     states = wait_for(
         lambda: (t := stack.task("train_cnn", run_id, "train"))["state"] in ("up_for_retry", "failed") and [t["state"]],
         120,

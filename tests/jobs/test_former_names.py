@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shardmean.jobs.config.former_names import current_key
 from shardmean.jobs.config.job import TrainJob, VectorizeJob
 from shardmean.jobs.config.loading import load_job
 from shardmean.jobs.train.run_directory import directory_of
@@ -106,6 +107,21 @@ def test_a_later_setting_wins_under_either_name(tmp_path):
     assert job.averaging.comm_dtype == "float32"
     job = load(tmp_path, "file", TrainJob, {"averaging.comm_dtype": "float32"}, *TRAIN, "averaging.exchange=bfloat16")
     assert job.averaging.comm_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("key", "current"),
+    [
+        ("normalisation.mean", "normalization.mean"),
+        ("normalisation", "normalization"),
+        ("averaging.exchange", "averaging.comm_dtype"),
+        ("averaging.frequency", "averaging.frequency"),
+        ("normalisations.mean", "normalisations.mean"),
+        ("seed", "seed"),
+    ],
+)
+def test_current_keys(key, current):
+    assert current_key(key) == current
 
 
 def test_the_folder_of_a_run_keeps_the_name_that_version_0_1_0_gave_it(tmp_path):

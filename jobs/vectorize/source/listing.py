@@ -24,6 +24,8 @@ from shardmean.model.storage import filesystem
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shardmean.jobs.config.uris import AllowedRoots
+
 MAX_PATH = 300
 # Why a listed path cannot be read: there is nothing; or there is a folder, pipe, socket or device.
 MISSING, NOT_A_FILE = "missing", "not_a_file"
@@ -61,7 +63,7 @@ class Listing(NamedTuple):
     root: str
 
 
-def list_files(uri: str) -> Listing:
+def list_files(uri: str, allowed: AllowedRoots) -> Listing:
     """All files below a folder but hidden ones and those in hidden folders. Raises UserError and RetryableError."""
     root = filesystem.local_path(uri)
     try:
@@ -71,12 +73,12 @@ def list_files(uri: str) -> Listing:
             raise UserError("no such folder; correct source.uri")
         if not root.is_dir():
             raise UserError("a file, not a folder; correct source.uri or source.layout")
-        return _list_folder(str(root))
+        return _list_folder(str(root), allowed)
     except OSError as error:
         raise RetryableError(f"source {uri}: cannot be listed: {error}; check permission and network") from error
 
 
-def _list_folder(root: str) -> Listing:
+def _list_folder(root: str, allowed: AllowedRoots) -> Listing:
     files = Rows(FILES)
     start = f"{root.rstrip('/')}/"
     num_hidden = 0
@@ -101,7 +103,10 @@ def _list_folder(root: str) -> Listing:
                 path = below + _printable(entry.name)
                 if entry.name.startswith("."):
                     num_hidden += 1
-                elif entry.is_symlink() and _leads_inside(entry.path, root):
+                    continue
+                if entry.is_symlink():
+                    allowed.check(entry.path)
+                if entry.is_symlink() and _leads_inside(entry.path, root):
                     _warn(entry.path, "leads to a folder of the source itself, or above it, and is left out")
                 elif _is_folder(entry):
                     waiting.append((entry.path, f"{path}/"))
@@ -182,14 +187,15 @@ def _list_store(uri: str) -> Listing:
     return Listing(files.table(), len(hidden), uri)
 
 
-def find_files(table_uri: str, names: pa.LargeStringArray) -> pa.Table:
+def find_files(table_uri: str, names: pa.LargeStringArray, allowed: AllowedRoots) -> pa.Table:
     """The files (FILES) that a table names: by a URI, from the root of its store, or from the table's folder.
 
-    Those that are not there have a reason. Raises UserError when none is there or one is named twice, RetryableError
-    when the store can't be asked.
+    Those that are not there have a reason. Raises UserError when none is there, one is named twice or is not
+    allowed, RetryableError when the store can't be asked.
     """
     folder_uri = _parent(table_uri)
-    uris = pa.array((_resolved(folder_uri, n).encode() for some in batches(names) for n in some), pa.large_binary())
+    resolved = (allowed.check(_resolved(folder_uri, name)) for some in batches(names) for name in some)
+    uris = pa.array((uri.encode() for uri in resolved), pa.large_binary())
     # Codes are numbered by first appearance: the first that is not its row's number has appeared before.
     codes_N = uris.dictionary_encode().indices.to_numpy()
     repeated = np.flatnonzero(codes_N != np.arange(len(codes_N)))

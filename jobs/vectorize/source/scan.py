@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from shardmean.jobs.common.arrow_tables import by_path, give_back_memory, kept, rows_of
 from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.config.patterns import extract, matches
+from shardmean.jobs.config.uris import AllowedRoots
 from shardmean.jobs.vectorize.source import idx, table
 from shardmean.jobs.vectorize.source.folders import WORDS, Folders, named_split
 from shardmean.jobs.vectorize.source.items import ITEMS, Item, Items, path_hashes
@@ -70,11 +71,14 @@ class LayoutScan(NamedTuple):
     num_hidden: int
 
 
-def scan(config: SourceConfig) -> Scan:
-    """List a source. Raises UserError for one that is missing, empty, or has fewer than two classes; RetryableError."""
+def scan(config: SourceConfig, allowed_roots: Sequence[str] = ()) -> Scan:
+    """List a source, whose files lie below `allowed_roots` where there are any.
+
+    Raises UserError for one that is missing, empty, lies elsewhere, or has fewer than two classes; RetryableError.
+    """
     scan_layout = {"folders": _scan_folders, "table": _scan_table, "idx": _scan_idx}[config.layout]
     try:
-        items, num_other_files, num_hidden = scan_layout(config)
+        items, num_other_files, num_hidden = scan_layout(config, AllowedRoots(allowed_roots))
         items = Items(by_path(items.table), items.root)
         class_names = sorted(items.table["class_name"].unique().to_pylist())
         _check(items, class_names)
@@ -128,8 +132,8 @@ def _check_groups(items: Items) -> None:
             raise UserError(f"the group {group!r} is given to {given} (first there: {path}); one group needs one split")
 
 
-def _scan_folders(config: SourceConfig) -> LayoutScan:
-    files, num_hidden, root = list_files(config.uri)
+def _scan_folders(config: SourceConfig, allowed: AllowedRoots) -> LayoutScan:
+    files, num_hidden, root = list_files(config.uri, allowed)
     num_files = files.num_rows
     _check_links(config, files)
     files = kept(files, _are_images(one_chunk(files["path"])))
@@ -180,7 +184,7 @@ def _check_links(config: SourceConfig, files: pa.Table) -> None:
         )
 
 
-def _scan_table(config: SourceConfig) -> LayoutScan:
+def _scan_table(config: SourceConfig, allowed: AllowedRoots) -> LayoutScan:
     label_column = config.label_column if config.label_from == "layout" else None
     names = (config.path_column, label_column, config.split_column, config.group_column, *config.extra_columns)
     columns, num_hidden = table.read_columns(config.uri, list(dict.fromkeys(name for name in names if name)))
@@ -201,7 +205,7 @@ def _scan_table(config: SourceConfig) -> LayoutScan:
         facts["group"] = _extracted(paths, config.group_pattern, "group")
     if config.extra_columns:
         facts["extra"] = _side_by_side([one_chunk(columns[name]) for name in config.extra_columns])
-    return LayoutScan(_items(find_files(config.uri, paths), facts), 0, num_hidden)
+    return LayoutScan(_items(find_files(config.uri, paths, allowed), facts), 0, num_hidden)
 
 
 def _side_by_side(columns: Sequence[pa.LargeStringArray]) -> pa.LargeListArray:
@@ -212,8 +216,8 @@ def _side_by_side(columns: Sequence[pa.LargeStringArray]) -> pa.LargeListArray:
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.concat_arrays(columns).take(pa.array(order)))
 
 
-def _scan_idx(config: SourceConfig) -> LayoutScan:
-    listed, num_hidden, root = list_files(config.uri)
+def _scan_idx(config: SourceConfig, allowed: AllowedRoots) -> LayoutScan:
+    listed, num_hidden, root = list_files(config.uri, allowed)
     _check_links(config, listed)
     # Files of many images each, so of no one class.
     files = {file.path: file for file in _items(listed, {"class_name": pa.repeat("", listed.num_rows)}, root)}
