@@ -76,8 +76,8 @@ def progress_reporter(
 ) -> Iterator[Watch]:
     """Log the workers' examples, loss and rates while the block runs.
 
-    The block passes to what it is given the function that gets the workers' reports. `num_examples` are the epoch's,
-    `num_before` those that earlier segments of it saw. `on_progress` gets each EpochProgress that is logged.
+    The block calls what is yielded with the GetProgress of each try. `num_examples` are the epoch's, `num_before` those
+    that earlier segments of it saw. `on_progress` gets each EpochProgress that is logged.
     """
     started = time.monotonic()
     getters: list[GetProgress] = []

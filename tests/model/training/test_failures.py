@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,16 +14,20 @@ from torch.distributed import DistBackendError, DistStoreError
 
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.distributed.rendezvous import Rendezvous
+from shardmean.model.distributed.store import Progress
 from shardmean.model.errors import (
     AbortedError,
     DivergedError,
+    FailedWorkerError,
     LostPeersError,
+    LostWorkerError,
     MissingPeersError,
     PeerDivergedError,
     RetryableError,
     UserError,
 )
 from shardmean.model.training.environment import this_environment
+from shardmean.model.training.failures import describe_lost_worker, primary_failure
 from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.messages import Failure, Report, Task
 from shardmean.model.training.worker_runtime import attempt, seeded
@@ -69,6 +74,38 @@ def test_the_cause_is_shown_before_peers_that_it_stopped(gray_data, caplog):
         fit(training(gray_data, ScriptedLauncher(ends), num_workers=1, max_segment_retries=0))
     assert "trace of RuntimeError: CUDA out of memory" in caplog.text
     assert "trace of worker 1 left" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), itertools.combinations(("user", "diverged", "retryable", "bug", "peer"), 2)
+)
+def test_the_likelier_cause_is_shown_whichever_worker_it_is_of(first, second):
+    for rank in (0, 2):
+        error = primary_failure([failure(second, "consequence"), failure(first, "cause", rank=rank)])
+        assert str(error) == f"worker {rank} on a: cause"
+        assert isinstance(error, UserError if first == "user" else FailedWorkerError)
+
+
+def test_of_one_kind_the_first_worker_is_shown():
+    error = primary_failure([failure("peer", "worker 2 left", rank=rank) for rank in (2, 0, 1)])
+    assert str(error) == "worker 0 on a: worker 2 left"
+
+
+def test_a_failure_that_may_pass_is_tried_again_however_often_it_is_the_same(gray_data):
+    ends = [[failure("retryable", "Input/output error")]] * 4
+    with pytest.raises(RetryableError, match=r"worker 1 on a: Input/output error$"):
+        fit(training(gray_data, ScriptedLauncher(*ends), num_workers=1))
+
+
+@pytest.mark.parametrize(("rank", "reason", "expected"), [
+    (None, "", "a worker was lost: killed"),
+    (1, "", "worker 1 on b, last heard of in round 7, was lost: killed"),
+    (1, "disk", "worker 1 on b, last heard of in round 7, was lost: killed (disk)"),
+    (0, "", "worker 0 was lost: killed"),
+])  # fmt: skip
+def test_a_lost_worker_is_described_by_its_last_report(rank, reason, expected):
+    reports = {1: Progress("b", round_index=7)}
+    assert str(describe_lost_worker(LostWorkerError("killed", rank), reports, reason)) == expected
 
 
 @pytest.fixture
