@@ -63,8 +63,8 @@ def _kept_names(dataset_uri: str, keep_versions: int, oldest_ns: int) -> set[str
     kept: set[str] = set()
     replaced_ns = time.time_ns()
     uris = [manifest_uri(dataset_uri)]
-    for place, name in enumerate(sorted(versions, key=modified_ns.__getitem__, reverse=True)):
-        if place < keep_versions or replaced_ns >= oldest_ns:
+    for number, name in enumerate(sorted(versions, key=modified_ns.__getitem__, reverse=True)):
+        if number < keep_versions or replaced_ns >= oldest_ns:
             uris.append(filesystem.join(dataset_uri, "versions", name))
             kept |= {name, f"{name.removesuffix('.json')}.html"}
         replaced_ns = modified_ns[name]

@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -184,21 +184,18 @@ def _load_previous(job: VectorizeJob) -> Manifest | None:
 
 
 def _differences(job: VectorizeJob, previous: Manifest) -> list[str]:
+    source = job.source.model_dump(mode="json", include={"uri", "layout", *SOURCE_SETTINGS})
     # How long decoding may take changes no pixel.
-    wanted = {"image": job.image.model_dump(exclude={"decode_timeout_s"}), "split": job.split.model_dump()}
-    there = {"image": previous.image.model_dump(), "split": previous.split.model_dump()}
-    differences = [
-        f"{group}.{key} is {there[group][key]} there and {value} here"
-        for group, values in wanted.items()
-        for key, value in values.items()
-        if there[group][key] != value
+    here = _flat(image=job.image.model_dump(exclude={"decode_timeout_s"}), split=job.split.model_dump(), source=source)
+    source = previous.source.settings | {"uri": previous.source.uri, "layout": previous.source.layout}
+    there = _flat(image=previous.image.model_dump(), split=previous.split.model_dump(), source=source)
+    return [
+        f"{key} is {there[key]} there and {value} here" for key, value in here.items() if there.get(key, value) != value
     ]
-    settings_there = previous.source.settings | {"uri": previous.source.uri, "layout": previous.source.layout}
-    for key, value in job.source.model_dump(mode="json", include={"uri", "layout", *SOURCE_SETTINGS}).items():
-        published = settings_there.get(key, value)
-        if published != value:
-            differences.append(f"source.{key} is {published} there and {value} here")
-    return differences
+
+
+def _flat(**groups: dict[str, Any]) -> dict[str, Any]:
+    return {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
 
 
 def _log_scan(job: VectorizeJob, scan_result: Scan) -> None:

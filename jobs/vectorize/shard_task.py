@@ -6,7 +6,7 @@ import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -132,14 +132,14 @@ def vectorize_partition(task: PartitionTask, job: VectorizeJob, class_names: Seq
     return PartitionReport(shards, pa.Table.from_pylist(builder.rows, schema=REPORT))
 
 
-class ShardBuilder:
+class ShardBuilder(ExitStack):
     """Makes examples of a task's items: a shard of each split that has some. `rows` has what is known of each item."""
 
     def __init__(self, task: PartitionTask, job: VectorizeJob, class_names: Sequence[str]) -> None:
+        super().__init__()
         self._task = task
         self._job = job
         self._labels = {name: label for label, name in enumerate(class_names)}
-        self._ends = ExitStack()
         self._shards: dict[int, ShardWriter] = {}
         self._codes = np.full(len(task.items), -1)
         self.rows: list[dict[str, Any]] = [
@@ -163,7 +163,7 @@ class ShardBuilder:
                 shape=self._job.image.shape,
                 extra_columns=self._job.source.extra_columns,
             )
-            self._shards[code] = self._ends.enter_context(writer)
+            self._shards[code] = self.enter_context(writer)
         label, example = self._labels[item.class_name], example_id(content_hash, item.path)
         self._shards[code].add(decoded.pixels_CHW, label, example, item.path, item.extra)
 
@@ -180,12 +180,6 @@ class ShardBuilder:
         for row, code in zip(self.rows, self._codes.tolist(), strict=True):
             row["shard_number"] = codes.index(code) if code >= 0 else -1
         return [self._shards[code].publish() for code in codes]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._ends.__exit__(*error)
 
 
 def example_id(content_hash: bytes, path: str) -> str:

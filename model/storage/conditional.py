@@ -1,4 +1,4 @@
-"""Conditional writes: a file is written only while it is as it was last seen, so nobody's newer one is lost.
+"""Conditional writes: a file is written only while it is as it was last seen, so that no newer one is lost.
 
 A local disk and S3 decide at the write itself, however long ago the file was looked at. All other stores are looked at
 just before the write, which is best effort: of two that write at once, the later may replace the earlier unseen.

@@ -141,7 +141,7 @@ def open_file(uri: str) -> pa.NativeFile:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file at `uri`. Raises RetryableError when that can't be found out."""
+    """Whether there is a file at `uri`. Raises RetryableError when that is not known."""
     system, path = locate(uri)
     with translated("read", uri):
         return bool(system.get_file_info(path).is_file)

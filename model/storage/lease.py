@@ -50,8 +50,7 @@ class Lease:
         self._what = what
         self._silent_after_s = silent_after_s
         self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())}
-        self._holder |= {"kernel": _kernel()}
-        self._holder["nonce"] = secrets.token_hex(8)
+        self._holder |= {"kernel": _kernel(), "nonce": secrets.token_hex(8)}
         self._number = 0
         self._beats = 0
         self._done = threading.Event()

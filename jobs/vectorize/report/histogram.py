@@ -13,7 +13,6 @@ from rich.filesize import decimal
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_BINS = 25
 NUM_BINS, NUM_TICKS = 24, 6
 LOG_FROM = 12.0
 BINS_PER_OCTAVE, MAX_OCTAVES = 6, 2  # of the aspect ratio: an octave leads from 1:1 to 2:1

@@ -181,11 +181,14 @@ def _copies(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[int, int, li
 
 def _conflicts(rejected: pa.Table) -> tuple[int, list[Conflict]]:
     """How many sets of classes share contents, and those that share the most."""
-    found = rejected.filter(pc.and_(pc.equal(rejected["reason"], CONFLICT), pc.is_valid(rejected["content_hash"])))
-    by_content = found.group_by("content_hash").aggregate([("class_name", "distinct"), ("path", "list")])
+    is_conflict = pc.and_(pc.equal(rejected["reason"], CONFLICT), pc.is_valid(rejected["content_hash"]))
+    conflicting = rejected.filter(is_conflict)
+    by_content = conflicting.group_by("content_hash").aggregate([("class_name", "distinct"), ("path", "list")])
     # By the set of classes rather than by pairs: one black image in 10,000 classes would make 50 million pairs.
     shared: defaultdict[tuple[str, ...], list[list[str]]] = defaultdict(list)
-    for names, paths in zip(*(by_content[name].to_pylist() for name in by_content.column_names[1:]), strict=True):
+    for names, paths in zip(
+        *(by_content[name].to_pylist() for name in ("class_name_distinct", "path_list")), strict=True
+    ):
         shared[tuple(sorted(names))].append(paths)
     conflicts = []
     for names in sorted(shared, key=lambda names: (-len(shared[names]), names))[:NUM_GROUPS]:

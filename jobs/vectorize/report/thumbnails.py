@@ -6,6 +6,7 @@ Shapes: N examples, S shards, K classes, C channels, H and W pixels.
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -94,9 +95,9 @@ class _Collector:
 
     manifest: Manifest
     labels: list[int]
-    best: dict[int, dict[str, tuple[NDArray[np.uint8], str]]] = field(default_factory=dict)
+    best: defaultdict[int, dict[str, tuple[NDArray[np.uint8], str]]] = field(default_factory=lambda: defaultdict(dict))
     mean: _Sum = field(default_factory=_Sum)
-    class_means: dict[int, _Sum] = field(default_factory=dict)
+    class_means: defaultdict[int, _Sum] = field(default_factory=lambda: defaultdict(_Sum))
     num_read: int = 0
 
     def add(self, examples: Examples, num_mean: int) -> None:
@@ -108,19 +109,18 @@ class _Collector:
             self._keep(label, rows_N, examples)
             if self.manifest.image.example_bytes <= MAX_CLASS_MEAN_BYTES:
                 rows_N = rows_N[rows_N < num_mean]
-                self.class_means.setdefault(label, _Sum()).add(examples.features_NCHW[rows_N])
+                self.class_means[label].add(examples.features_NCHW[rows_N])
 
     def _keep(self, label: int, rows_N: NDArray[np.int64], examples: Examples) -> None:
-        kept = self.best.setdefault(label, {})
+        kept = self.best[label]
         for row in sorted(rows_N.tolist(), key=examples.ids.__getitem__)[:MAX_PER_CLASS]:
             kept[examples.ids[row]] = (examples.features_NCHW[row].copy(), examples.paths[row])
         for example_id in sorted(kept)[MAX_PER_CLASS:]:
             del kept[example_id]
 
     def pictures(self, label: int) -> ClassPictures:
-        kept = self.best.get(label, {})
-        examples = [_picture(kept[one][0], kept[one][1], THUMBNAIL_PX) for one in sorted(kept)]
-        total = self.class_means.get(label, _Sum())
+        examples = [_picture(*picture, THUMBNAIL_PX) for _, picture in sorted(self.best[label].items())]
+        total = self.class_means[label]
         mean = total.picture(THUMBNAIL_PX) if total.num >= MIN_CLASS_MEAN else None
         return ClassPictures(self.manifest.class_names[label], examples, mean, total.num)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from operator import attrgetter
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -99,12 +99,10 @@ class Items(Sequence[Item]):
     def __iter__(self) -> Iterator[Item]:
         return starmap(self._item, rows_of(self.table, ITEMS.names))
 
-    def _item(
-        self, path: str, uri: bytes | None, class_name: str, size_bytes: int, modified_ns: int, row: int | None,
-        split: Split | None, group: str | None, extra: list[str | None] | None, reason: str | None,
-    ) -> Item:  # fmt: skip
+    def _item(self, path: str, uri: bytes | None, *others: Any) -> Item:
         name = filesystem.join(self.root, path) if uri is None else uri.decode(errors="surrogateescape")
-        return Item(path, name, class_name, size_bytes, modified_ns, row, split, group, tuple(extra or ()), reason)
+        *facts, extra, reason = others
+        return Item(*(path, name, *facts, tuple(extra or ()), reason))
 
 
 def path_hashes(paths: pa.LargeStringArray) -> NDArray[np.uint64]:

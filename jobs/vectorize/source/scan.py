@@ -178,7 +178,7 @@ def _check_links(config: SourceConfig, files: pa.Table) -> None:
         paths = paths.filter(pc.invert(matches(as_folders, config.exclude)))
     if paths:
         raise RetryableError(
-            f"source {config.uri}: {len(paths)} links lead to nowhere, perhaps to folders of images (first: "
+            f"source {config.uri}: {len(paths)} broken links, perhaps to folders of images (first: "
             f"{truncate_printable(paths[0].as_py(), MAX_PATH)}): mount what they lead to, remove them, or exclude them "
             "by source.exclude"
         )

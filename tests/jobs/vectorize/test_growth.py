@@ -23,9 +23,8 @@ from shardmean.jobs.vectorize.shard_task import partitions
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
-
-from .pile import EMPTY, GONE, SIZE, SPLIT, Pile
-from .whole import check_whole, index_of, rows_of
+from tests.jobs.pile import EMPTY, GONE, SIZE, SPLIT, Pile
+from tests.jobs.whole import check_whole, index_of, rows_of
 
 
 @pytest.fixture

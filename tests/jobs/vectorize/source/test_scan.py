@@ -21,8 +21,7 @@ from shardmean.jobs.vectorize.source.reader import read_item
 from shardmean.jobs.vectorize.source.scan import Scan, scan
 from shardmean.model.dataset.manifest import SPLITS, load_manifest
 from shardmean.model.storage import filesystem
-
-from .scanning import NAMES, scanned, told
+from tests.jobs.scanning import NAMES, scanned, told
 
 ITEM = Item("a/0.png", "/data/a/0.png", "a", 10, 20, split="train", group="g", extra=("x", None))
 

@@ -14,9 +14,8 @@ from shardmean.model.config.image import SplitConfig
 from shardmean.model.dataset.manifest import load_manifest, rejected_uri
 from shardmean.model.errors import UserError
 from shardmean.model.storage import filesystem
-
-from .pile import Pile
-from .whole import check_whole, rows_of
+from tests.jobs.pile import Pile
+from tests.jobs.whole import check_whole, rows_of
 
 
 class NoRunner:

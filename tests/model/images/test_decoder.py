@@ -12,8 +12,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from shardmean.model.images.decoder import FORMATS, SUFFIXES, decode, decode_image, encode_png
-
-from .picture_files import (
+from tests.model.picture_files import (
     HEIGHT,
     LOSSLESS,
     ORIENTED,

@@ -14,8 +14,17 @@ from sklearn.datasets import load_sample_images
 from shardmean.model.images.decoder import ORIENTATION, decode, encode_png
 from shardmean.model.images.jpeg import reduction
 from shardmean.model.images.resize import placement
-
-from .picture_files import HEIGHT, ORIENTED, WIDTH, as_chw, check_resized, config, random_image, random_pixels, saved
+from tests.model.picture_files import (
+    HEIGHT,
+    ORIENTED,
+    WIDTH,
+    as_chw,
+    check_resized,
+    config,
+    random_image,
+    random_pixels,
+    saved,
+)
 
 BILINEAR = Image.Resampling.BILINEAR
 SIDES = st.integers(1, 40)

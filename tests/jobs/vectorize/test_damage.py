@@ -9,9 +9,8 @@ import pytest
 
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import RetryableError
-
-from .pile import EMPTY, GONE
-from .whole import check_whole, rows_of
+from tests.jobs.pile import EMPTY, GONE
+from tests.jobs.whole import check_whole, rows_of
 
 
 @pytest.mark.parametrize(("change", "said"), [("cut", "damaged"), ("gone", "missing")])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shardmean.model.errors import UserError
-
-from .pile import EMPTY, GONE
+from tests.jobs.pile import EMPTY, GONE
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ from shardmean.model.dataset.manifest import shard_uri
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
-
-from .indexed import Made, publish_indexed
+from tests.jobs.indexed import Made, publish_indexed
 
 MAX_PAGE_BYTES = 3_000_000
 VOID = {"meta", "img", "line", "rect", "br"}

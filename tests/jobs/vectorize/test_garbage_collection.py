@@ -13,9 +13,8 @@ from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
+from tests.jobs.whole import check_whole
 from tests.model.like_hdfs import pretend_hdfs
-
-from .whole import check_whole
 
 
 def test_kept_versions_stay_whole_and_others_are_cleaned_away(pile):

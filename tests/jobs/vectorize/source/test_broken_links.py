@@ -1,4 +1,4 @@
-"""Links to nowhere: one that may be a folder of images stops the run, for their absence would look like deletion."""
+"""Broken links: one that may be a folder of images stops the run, for their absence would look like deletion."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import RetryableError
-
-from .scanning import scanned
+from tests.jobs.scanning import scanned
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def test_a_class_whose_share_is_not_mounted_is_not_deleted(pile, share, tmp_path
     share.rename(tmp_path / "away")
     with pytest.raises(
         RetryableError,
-        match=rf"source {tmp_path}/images: 1 links lead to nowhere, .*\(first: c\): mount what .* by source.exclude",
+        match=rf"source {tmp_path}/images: 1 broken links, .*\(first: c\): mount what .* by source.exclude",
     ):
         pile.run()
     assert load_manifest(pile.uri).digest == first.digest
@@ -52,7 +51,7 @@ def test_the_link_may_be_removed(pile, share):
 def test_all_classes_may_be_away(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).symlink_to("/no/where")
-    with pytest.raises(RetryableError, match=r"2 links lead to nowhere, .*\(first: [ab]\)"):
+    with pytest.raises(RetryableError, match=r"2 broken links, .*\(first: [ab]\)"):
         scanned(tmp_path)
 
 
@@ -63,5 +62,5 @@ def test_a_link_that_has_an_images_name_is_an_image_that_is_missing(pile):
 
 def test_sets_of_idx_files_may_be_away_too(tmp_path):
     (tmp_path / "more").symlink_to("/no/where")
-    with pytest.raises(RetryableError, match=r"1 links lead to nowhere, .*\(first: more\)"):
+    with pytest.raises(RetryableError, match=r"1 broken links, .*\(first: more\)"):
         scanned(tmp_path, layout="idx")

@@ -19,8 +19,7 @@ from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.vectorize.source.reader import read_item
 from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.storage import filesystem
-
-from .scanning import NAMES, scanned, told
+from tests.jobs.scanning import NAMES, scanned, told
 
 ROWS = {
     "path": ["a/1.png", "a/2.png", "b/3.png"],

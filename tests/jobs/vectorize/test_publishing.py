@@ -23,10 +23,10 @@ from shardmean.model.dataset.manifest import load_manifest, manifest_uri
 from shardmean.model.errors import LeaseLostError, RetryableError, UserError
 from shardmean.model.storage import conditional, filesystem
 from shardmean.model.storage.atomic_file import LocalFile
+from tests.jobs.pile import GONE, Pile, picture
+from tests.jobs.whole import check_whole, rows_of
 from tests.model.like_hdfs import pretend_hdfs
-
-from .pile import GONE, Pile, picture
-from .whole import check_whole, rows_of
+from tests.paths import ROOT
 
 KILLED_RUN = """
 import os, signal, sys
@@ -148,7 +148,7 @@ def test_a_store_without_rename(pile, in_bucket):
     write({"a/new": 500, "b/new": 501})
     filesystem.delete(filesystem.join(bucket, "images", "a", "3.ppm"))
     for step in ("/shards/t", "/manifest.json"):
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", KILLED_RUN, job.model_dump_json(), step]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert ended.returncode == -signal.SIGKILL, ended.stderr

@@ -16,8 +16,7 @@ from PIL import Image
 
 from shardmean.model.errors import ImageRejectedError
 from shardmean.model.images.decoder import decode, decode_image
-
-from .picture_files import (
+from tests.model.picture_files import (
     HEIGHT,
     LOSSLESS,
     WIDTH,

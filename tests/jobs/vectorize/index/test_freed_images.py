@@ -10,10 +10,10 @@ import pytest
 from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize.job import vectorize
+from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
-
-from .pile import GONE, Pile
-from .whole import check_whole, index_of
+from tests.jobs.pile import GONE, Pile
+from tests.jobs.whole import check_whole, index_of
 
 X = 7
 
@@ -27,7 +27,7 @@ def out_of_reach(monkeypatch):
     def read_bytes(uri, **more):
         if uri.rpartition("/")[2].removesuffix(".ppm") in names:
             error = PermissionError(13, "Permission denied")
-            raise filesystem._refused("read", uri, error) from error
+            raise RetryableError(f"cannot read {uri}") from error
         return original(uri, **more)
 
     monkeypatch.setattr(filesystem, "read_bytes", read_bytes)

@@ -7,9 +7,8 @@ import pytest
 import shardmean.jobs.vectorize.source.reader
 from shardmean.model.config.image import SplitConfig
 from shardmean.model.dataset.manifest import load_manifest
-
-from .pile import GONE, Pile
-from .whole import check_whole, index_of, rows_of
+from tests.jobs.pile import GONE, Pile
+from tests.jobs.whole import check_whole, index_of, rows_of
 
 STRATIFIED = SplitConfig(train=0.6, validation=0.2, test=0.2, method="stratified")
 

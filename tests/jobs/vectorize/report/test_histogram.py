@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmean.jobs.vectorize.report.histogram import MAX_BINS, aspect_histogram, format_bytes, format_number, histogram
+from shardmean.jobs.vectorize.report.histogram import NUM_BINS, aspect_histogram, format_bytes, format_number, histogram
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1))
 def test_every_value_is_in_a_bin_of_a_histogram(values):
     found = histogram("x", np.array(values), format_bytes)
     assert sum(found.counts) == len(values)
-    assert len(found.counts) == len(found.labels) <= MAX_BINS
+    assert len(found.counts) == len(found.labels) <= NUM_BINS + 1
     assert found.is_single == (len(set(values)) == 1)
     assert all(0 <= place <= 1 for place, _ in found.ticks)
 
@@ -40,7 +40,7 @@ def test_every_image_is_in_a_bin_of_the_aspect_ratios(sizes):
     widths, heights = np.array(sizes).T
     found = aspect_histogram("x", widths, heights)
     assert sum(found.counts) == len(sizes)
-    assert len(found.counts) == len(found.labels) <= MAX_BINS
+    assert len(found.counts) == len(found.labels) <= NUM_BINS + 1
 
 
 def test_the_square_stands_in_the_middle():

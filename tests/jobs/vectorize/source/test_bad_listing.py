@@ -19,8 +19,7 @@ from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest, rejected_uri
 from shardmean.model.errors import ImageRejectedError, RetryableError, UserError
 from shardmean.model.storage import filesystem
-
-from .whole import check_whole
+from tests.jobs.whole import check_whole
 
 
 @pytest.fixture

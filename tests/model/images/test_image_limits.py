@@ -20,8 +20,17 @@ from shardmean.model.errors import ImageRejectedError
 from shardmean.model.images.decoder import decode
 from shardmean.model.images.jpeg import check_scans
 from shardmean.model.images.time_limit import time_limit, unlimited
-
-from .picture_files import HEIGHT, WIDTH, config, hand_made_tiff, png_chunk, png_header, random_image, rejection, saved
+from tests.model.picture_files import (
+    HEIGHT,
+    WIDTH,
+    config,
+    hand_made_tiff,
+    png_chunk,
+    png_header,
+    random_image,
+    rejection,
+    saved,
+)
 
 
 def test_a_decompression_bomb_is_too_large():

@@ -17,8 +17,7 @@ from shardmean.model.config.image import ImageConfig
 from shardmean.model.dataset.manifest import report_uri
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.storage import filesystem
-
-from .indexed import Made, publish_indexed, write_table
+from tests.jobs.indexed import Made, publish_indexed, write_table
 
 
 def pixels(seed: int) -> np.ndarray:

@@ -21,8 +21,7 @@ from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import ImageRejectedError, UserError
 from shardmean.model.storage import filesystem
-
-from .scanning import scanned, told
+from tests.jobs.scanning import scanned, told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,10 +154,7 @@ def test_an_idx_file_that_claims_more_than_memory_holds(idx, refusal, pack):
     images = struct.pack(">4I", 2051, 2**31, 28, 28) + bytes(1000)
     message = refusal(idx(pack(images), idx_labels()), layout="idx")
     if pack is bytes:
-        assert (
-            "its head tells of 2147483648 x 28 x 28 bytes after a head of 16, so 1683627180048 in all; it has"
-            in message
-        )
+        assert "its head says 2147483648 x 28 x 28 bytes after a head of 16, so 1683627180048 in all; it has" in message
     else:
         assert "that would unpack to 1683627180032, more than 100 times as much" in message
 
