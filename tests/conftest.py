@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from shardmean.model.storage import filesystem
+from tests.environments import build_wheel
 
 # Without deadlines, since machines differ, and in CI from the same seed each time.
 settings.register_profile("everywhere", deadline=None, derandomize=os.environ.get("CI") == "true")
@@ -22,6 +23,12 @@ os.environ |= {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel of this tree."""
+    return build_wheel(tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def _safely(check: Callable[[], Finding]) -> Finding:
         return check()
     except Exception as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Finding("wrong", name, detail, "reinstall: pip install -c constraints.txt -e .")
+        return Finding("wrong", name, detail, "reinstall: pip install -c constraints.txt -e '.[all]'")
 
 
 def _python() -> Finding:

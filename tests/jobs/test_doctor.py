@@ -135,7 +135,7 @@ def test_a_check_that_breaks_is_a_finding(examined, monkeypatch):
     code, text = examined()
     assert code == 1
     assert "libcudart.so: cannot open shared object file" in text
-    assert "-> reinstall: pip install -c constraints.txt -e ." in text
+    assert "-> reinstall: pip install -c constraints.txt -e '.[all]'" in text
 
 
 def test_set_up_does_nothing_twice_and_something_for_new_pins(tmp_path, monkeypatch, capsys):
@@ -150,16 +150,16 @@ def test_set_up_does_nothing_twice_and_something_for_new_pins(tmp_path, monkeypa
     (tmp_path / "pyproject.toml").write_text("one")
     (tmp_path / "constraints.txt").write_text("one")
     assert [bootstrap.main(["demo"]), bootstrap.main(["demo"])] == [0, 0]
-    assert [command[-3:] for command in commands] == [["constraints.txt", "-e", ".[demo]"]]
+    assert [command[-3:] for command in commands] == [["constraints.txt", "-e", ".[all,demo]"]]
     hint = f"without a GPU, take the former: Ctrl-C, then PIP_EXTRA_INDEX_URL={bootstrap.CPU_BUILDS} make"
     assert capsys.readouterr().out.count(hint) == 1
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://somewhere")
     bootstrap.main(["test"])
-    assert commands[1][-1] == ".[demo,test]", "what was installed before stays"
+    assert commands[1][-1] == ".[all,demo,test]", "what was installed before stays"
     (tmp_path / "constraints.txt").write_text("two")
     (tmp_path / ".venv" / "bin" / "python").touch()
     bootstrap.main([])
-    assert commands[2][-1] == ".[demo,test]"
+    assert commands[2][-1] == ".[all,demo,test]"
     assert hint not in capsys.readouterr().out
 
 

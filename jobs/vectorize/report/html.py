@@ -8,16 +8,14 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from jinja2 import Environment, StrictUndefined
-
 from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.vectorize.report.histogram import format_bytes, format_number
 from shardmean.jobs.vectorize.report.statistics import NUM_PATHS, DatasetStatistics, compute_statistics
-from shardmean.jobs.vectorize.report.thumbnails import draw
 from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from jinja2 import Environment
 
     from shardmean.jobs.vectorize.report.statistics import ClassCount
     from shardmean.jobs.vectorize.report.thumbnails import Picture
@@ -31,6 +29,9 @@ MAX_LACKING = 50
 
 def make_report(dataset: Dataset, index: pa.Table) -> bytes:
     """The page of a DataSet, published or about to be; `index` is its index table. Raises RetryableError."""
+    # `shardmean inspect`, which takes its facts from here, needs neither torch (in here) nor Jinja.
+    from shardmean.jobs.vectorize.report.thumbnails import draw
+
     statistics = compute_statistics(dataset.manifest, index)
     template = _environment().from_string(
         (files("shardmean.jobs.vectorize.report") / "report.html").read_text(encoding="utf-8")
@@ -95,6 +96,8 @@ def _class_groups(statistics: DatasetStatistics) -> list[tuple[str, list[ClassCo
 
 
 def _environment() -> Environment:
+    from jinja2 import Environment, StrictUndefined
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "number": format_number,
