@@ -13,7 +13,7 @@ import pytest
 import shardmean
 from shardmean.jobs.spark.java import LOCAL_SETTINGS, java_environment
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 MAIN = REPOSITORY / "jobs" / "cli" / "__main__.py"
 # Where a process imports what makes shards, it notes the modules of ours that it could import, or has imported, by
 # another name than shardmean's.

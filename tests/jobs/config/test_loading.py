@@ -15,7 +15,7 @@ from shardmean.jobs.config.source import EXAMPLE_COLUMNS
 from shardmean.model.dataset.shard import SCHEMA
 from shardmean.model.errors import UserError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 TRAIN = {"dataset_uri": "/data", "checkpoint_uri": "/checkpoints"}
 VECTORIZE = {"source": {"uri": "/images"}, "dataset_uri": "/data"}
 
