@@ -3,8 +3,8 @@
 python -m benchmarks.exchange [--repeats 5] [--rounds 40] [--work /tmp/shardmean-benchmarks]
 
 A round's figure is the time from when the slower process comes to when the last one leaves with the sum, so waiting
-for the slower is not in it. `sum` is the exchange alone (model.meeting.Member.all_reduce); `averaging` is all that a
-round adds: gathering the state, the check for finite values, the sum, and putting the mean back (model.averaging).
+for the slower is not in it. `sum` is the all-reduce alone (WorkerGroup.all_reduce); `averaging` is all that a
+round adds: gathering the state, the check for finite values, the sum, and putting the mean back (Averager).
 Rounds come at once, or after 20 ms of computing on both cores as in training. A repeat's figure is the median of its
 rounds; the sides of one repeat are run in turn.
 """

@@ -115,7 +115,7 @@ class Events:
 
 def start_lines(run: Events) -> dict[str, float]:
     """Seconds of each part of the way to the first step."""
-    epoch = run.begin("Training.next_state"), run.end("Training.next_state")
+    epoch = run.begin("Trainer.next_state"), run.end("Training.next_state")
     arrived = run.last("attempt", "begin", *epoch)
     marks = {
         "spark-submit: JVM, then the driver's Python": run.started("train"),
@@ -125,8 +125,8 @@ def start_lines(run: Events) -> dict[str, float]:
         "to the first segment": epoch[0],
         "Spark job, start of Python for the workers": run.last("process", "begin", *epoch),
         "workers' imports": arrived,
-        "DataSet and plan": run.last("Member.__init__", "begin", *epoch),
-        "workers meet": run.last("Member.__init__", "end", *epoch),
+        "DataSet and plan": run.last("WorkerGroup.__init__", "begin", *epoch),
+        "workers meet": run.last("WorkerGroup.__init__", "end", *epoch),
         "network, reading and the first step": run.last(STEP, "end", *epoch),
     }
     times = [run.begin("submit"), *marks.values()]
@@ -136,9 +136,9 @@ def start_lines(run: Events) -> dict[str, float]:
 
 def epoch_lines(run: Events, number: int) -> dict[str, float]:
     """Seconds of each part of one epoch; the slower worker's."""
-    begin, end = run.begin("Training.next_state", number), run.end("Training.next_state", number)
+    begin, end = run.begin("Trainer.next_state", number), run.end("Training.next_state", number)
     arrived = run.last("attempt", "begin", begin, end)
-    met = run.last("Member.__init__", "end", begin, end)
+    met = run.last("WorkerGroup.__init__", "end", begin, end)
     stepped = run.last(STEP, "end", begin, end)
     left = run.last("attempt", "end", begin, end)
     return {

@@ -2,7 +2,7 @@
 
 python -m benchmarks.gpu [--repeats 5] [--work /tmp/shardmean-benchmarks]
 
-Ours is an epoch of `Training` with one worker in this process, from the call to the new state. By hand: all images on
+Ours is an epoch of `Trainer` with one worker in this process, from the call to the new state. By hand: all images on
 the GPU before, the whole step (forward, backward, SGD with momentum) one CUDA graph, no evaluation, no state copied.
 The share of waiting for data is that of our worker's thread, by its own account: the GPU may still compute meanwhile.
 At the end two workers on one GPU train as two on the CPU do, and the largest difference of a parameter is printed.
@@ -58,7 +58,7 @@ class Workload:
 GRAPHS = {"compute": {"compile": "cuda_graphs"}}
 BF16 = {"compute": {"precision": "bfloat16", "channels_last": "always"}}
 BF16_GRAPHS = {"compute": BF16["compute"] | GRAPHS["compute"]}
-# compute.compile is `never` where nothing else is said, and what `auto` means on a GPU waits for these figures.
+# compute.compile is `never` where nothing else is said, and what `auto` means on a GPU waits for these numbers.
 WORKLOADS = [
     Workload("LeNet, batch 32", "lenet", (1, 28, 28), 32, 1875),
     Workload("LeNet, batch 32, CUDA graphs", "lenet", (1, 28, 28), 32, 1875, GRAPHS),

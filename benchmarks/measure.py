@@ -38,15 +38,15 @@ def parsed(made: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def in_turn(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Measure all sides one after the other, `repeats` times after one round to warm up; each gives its figure."""
-    metrics: dict[str, list[float]] = {name: [] for name in sides}
+    """Measure all sides one after the other, `repeats` times after one round to warm up; each gives a number."""
+    values: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name, measure in sides.items():
             os.sync()  # what one side left to the disk is not the next one's burden
-            figure = measure()
+            found = measure()
             if repeat:
-                metrics[name].append(figure)
-    return metrics
+                values[name].append(found)
+    return values
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -57,7 +57,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def print_compared(metrics: Mapping[str, Sequence[float]], unit: str, *, base: str, places: int = 2) -> None:
-    """A row per side: median, least and most of its figures, and the median as a multiple of the base's."""
+    """A row per side: median, least and most of its values, and the median as a multiple of the base's."""
     base_median = statistics.median(metrics[base])
     rows = [
         [name, *(f"{f(values):.{places}f}" for f in (statistics.median, min, max)), _ratio(values, base_median)]

@@ -2,8 +2,8 @@
 
 python -m benchmarks.precision [networks ...] [--compiled] [--repeats 5]
 
-A figure is the mean CPU time, which other programs disturb less, of some steps of `Replica` (forward, backward, SGD
-with momentum); the sides are measured in turn. Images are random: only speed is measured.
+Measured is the mean CPU time, which other programs disturb less, of some steps of `Replica` (forward, backward, SGD
+with momentum); the sides run in turn. Images are random: only speed is measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shardmean.model.config.training import TrainingConfig
 from shardmean.model.dataset.reader import Dataset, Examples
 from shardmean.model.optimization.replica import Replica
 
-# Network: images (C, H, W), batch, steps a figure.
+# Network: images (C, H, W), batch, steps of a measurement.
 WORKLOADS = {
     "lenet": ((1, 28, 28), 32, 60),
     "small_cnn": ((3, 32, 32), 32, 15),

@@ -1,4 +1,4 @@
-"""Processes that answer, for sides that need several at once; and the bare PyTorch loop that ours is held against."""
+"""Processes that answer, for sides that need several at once; and a plain PyTorch loop as many would write it."""
 
 from __future__ import annotations
 
@@ -79,20 +79,24 @@ def _serve(end: Connection, make: Callable[..., Answer], rank: int, num: int, *a
 
 
 def bare(rank: int, num: int, batch: int) -> Answer:
-    """For `Processes`: a question is an epoch of LeNet with AdaGrad over one part of the data, in memory, alone."""
+    """For `Processes`: a question is an epoch of LeNet with AdaGrad over a part of the data; answers the mean loss."""
     images_NCHW, labels_N = normalized("train")
     mine = slice(rank * len(labels_N) // num, (rank + 1) * len(labels_N) // num)
     images_NCHW, labels_N = images_NCHW[mine].clone(), labels_N[mine].clone()
     model = lenet((1, 28, 28), 10)
     optimizer = torch.optim.Adagrad(model.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
 
-    def epoch(_question: object) -> None:
+    def epoch(_question: object) -> float:
         order_N = torch.randperm(len(labels_N))
+        loss_sum = torch.zeros((), dtype=torch.float64)
         for first in range(0, len(labels_N), batch):
             rows_B = order_N[first : first + batch]
             optimizer.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(model(images_NCHW[rows_B]), labels_N[rows_B]).backward()
+            loss = torch.nn.functional.cross_entropy(model(images_NCHW[rows_B]), labels_N[rows_B])
+            loss.backward()
             optimizer.step()
+            loss_sum += loss.detach() * len(rows_B)
+        return float(loss_sum) / len(labels_N)
 
     return epoch
 

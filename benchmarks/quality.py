@@ -49,7 +49,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Result:
-    """One training's figures; accuracies are shares."""
+    """What one training reached; accuracies are shares."""
 
     num_workers: int
     frequency: str
@@ -122,7 +122,7 @@ class Runs:
         return [result for result in self._of(setting) if result.rate == rate]
 
     def result(self, setting: Setting, rate: float, seed: int) -> Result:
-        """One training's figures."""
+        """What one training reached, after training if need be."""
         for result in self.known(setting, rate):
             if result.seed == seed:
                 return result
@@ -169,9 +169,9 @@ def _print(results: dict[Setting, list[Result]]) -> None:
         name = "plain, no averaging" if setting == PLAIN else setting.frequency
         tests = [100 * result.test for result in found]
         spread = f"{min(tests):.2f} to {max(tests):.2f}"
-        prefetch = f"{_mean(found) - plain:+.2f}"
+        difference = f"{_mean(found) - plain:+.2f}"
         rows.append(
-            [setting.num_workers, name, f"{found[0].rate:g}", len(found), f"{_mean(found):.2f}", spread, prefetch]
+            [setting.num_workers, name, f"{found[0].rate:g}", len(found), f"{_mean(found):.2f}", spread, difference]
         )
     head = ["workers", "averaging every", "best rate", "seeds", "mean test accuracy, %", "range", "points from plain"]
     print_table(head, rows)

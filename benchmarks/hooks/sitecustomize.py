@@ -25,9 +25,9 @@ POINTS = {
     "shardmean.jobs.train.job": ["train"],
     "shardmean.jobs.tracking.run": ["Tracker.__init__"],
     "pyspark.sql.session": ["SparkSession.Builder.getOrCreate"],
-    "shardmean.model.training.trainer": ["Training.next_state"],
-    "shardmean.model.training.messages": ["attempt"],
-    "shardmean.model.distributed.rendezvous": ["Member.__init__"],
+    "shardmean.model.training.trainer": ["Trainer.next_state"],
+    "shardmean.model.training.worker_runtime": ["attempt"],
+    "shardmean.model.distributed.rendezvous": ["WorkerGroup.__init__"],
     "torch.optim.optimizer": [],
 }
 _steps: list[float] = []
