@@ -20,5 +20,5 @@ def store_uri() -> str:
 
 
 def artifacts() -> Path:
-    """Where experiments of that store keep pictures and models."""
+    """Where experiments of that store keep plots and models."""
     return data_dir() / "artifacts"

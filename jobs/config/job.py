@@ -99,7 +99,7 @@ class TrackingConfig(Settings):
     registered_model: Name = "shardmean"
     """Name in the model registry."""
     artifact_uri: Uri | None = None
-    """Where a new experiment keeps pictures and models; null: beside that mlflow.db, elsewhere MLflow decides."""
+    """Where a new experiment keeps plots and models; null: beside that mlflow.db, elsewhere MLflow decides."""
 
 
 class TrainJob(TrainingConfig, SparkJob):

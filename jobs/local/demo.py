@@ -6,7 +6,6 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,22 +29,15 @@ from shardmean.model.storage import filesystem
 console = Console(highlight=False, soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class _Jobs:
-    vectorize: VectorizeJob
-    train: TrainJob
-
-
 def demo() -> int:
     """Make what is missing of images, DataSet and training, print a summary, and return the exit code."""
     started = time.monotonic()
     environment = stack.prepare()
-    jobs = _load_jobs(environment)
-    num_new = _write_digits(Path(jobs.vectorize.source.uri))
-    if num_new:
-        console.print(f"wrote {num_new} PNG files of handwritten digits to {jobs.vectorize.source.uri}")
-    is_current = _dataset_is_current(jobs.vectorize)
-    result = _finished_training(jobs) if is_current else None
+    vectorize_job, train_job = _load_jobs(environment)
+    images = Path(vectorize_job.source.uri)
+    _write_digits(images)
+    is_current = _dataset_is_current(vectorize_job)
+    result = _finished_training(train_job) if is_current else None
     if result is None:
         with console.status("Airflow's database ..."):
             stack.migrate(environment)
@@ -53,28 +45,28 @@ def demo() -> int:
             _run_dag("vectorize_images", environment)
         _run_dag("train_cnn", environment)
         result = _newest_result()
-        _remember(jobs, result)
+        _memory().write_text(json.dumps({"settings": _settings(train_job), "result": result}, indent=1))
     else:
         console.print("images, DataSet and model are up to date: nothing to do")
-    _summarize(result, jobs)
+    _summarize(result, images)
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. `make up` shows it all in Airflow and MLflow.")
     return 0
 
 
 def write_first_images(environment: dict[str, str]) -> None:
     """Write the demo's images before the first `up`, or its first scheduled run would fail. Writes no others."""
-    images = Path(_load_jobs(environment).vectorize.source.uri)
+    images = Path(_load_jobs(environment)[0].source.uri)
     if images == data_dir() / "images" / "digits" and not images.exists() and find_spec("sklearn"):
-        console.print(f"wrote {_write_digits(images)} PNG files of handwritten digits to {images}")
+        _write_digits(images)
 
 
-def _load_jobs(environment: dict[str, str]) -> _Jobs:
+def _load_jobs(environment: dict[str, str]) -> tuple[VectorizeJob, TrainJob]:
     os.environ["SHARDMEAN_HOME"] = environment["SHARDMEAN_HOME"]
     configs = config_folder()
-    return _Jobs(load_job(VectorizeJob, configs / "vectorize.yaml"), load_job(TrainJob, configs / "train.yaml"))
+    return load_job(VectorizeJob, configs / "vectorize.yaml"), load_job(TrainJob, configs / "train.yaml")
 
 
-def _write_digits(folder: Path) -> int:
+def _write_digits(folder: Path) -> None:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -88,7 +80,8 @@ def _write_digits(folder: Path) -> int:
             # scikit-learn gives 0 to 16.
             Image.fromarray((pixels_HW * 255 / 16).astype(np.uint8)).save(file)
             num_new += 1
-    return num_new
+    if num_new:
+        console.print(f"wrote {num_new} PNG files of handwritten digits to {folder}")
 
 
 def _dataset_is_current(job: VectorizeJob) -> bool:
@@ -103,22 +96,18 @@ def _memory() -> Path:
     return data_dir() / "demo.json"
 
 
-def _settings(jobs: _Jobs) -> dict[str, Any]:
-    return jobs.train.model_dump(mode="json", exclude={"airflow"})
+def _settings(job: TrainJob) -> dict[str, Any]:
+    return job.model_dump(mode="json", exclude={"airflow"})
 
 
-def _finished_training(jobs: _Jobs) -> dict[str, Any] | None:
+def _finished_training(job: TrainJob) -> dict[str, Any] | None:
     try:
         memory = json.loads(_memory().read_text())
     except (FileNotFoundError, ValueError):
         return None
     result: dict[str, Any] = memory["result"]
-    is_same = memory["settings"] == _settings(jobs) and (data_dir() / "mlflow.db").exists()
-    return result if is_same and result["dataset_digest"] == load_manifest(jobs.train.dataset_uri).digest else None
-
-
-def _remember(jobs: _Jobs, result: dict[str, Any]) -> None:
-    _memory().write_text(json.dumps({"settings": _settings(jobs), "result": result}, indent=1))
+    is_same = memory["settings"] == _settings(job) and (data_dir() / "mlflow.db").exists()
+    return result if is_same and result["dataset_digest"] == load_manifest(job.dataset_uri).digest else None
 
 
 def _newest_result() -> dict[str, Any]:
@@ -164,9 +153,9 @@ def _message(line: str) -> str:
     return re.sub(r" \[airflow\.[^]]*\].*$", "", line.split(f"{LOG_MARK} ", 1)[1].rstrip()).rstrip()
 
 
-def _summarize(result: dict[str, Any], jobs: _Jobs) -> None:
+def _summarize(result: dict[str, Any], images: Path) -> None:
     metrics = result["metrics"]
-    image = next(iter(sorted(Path(jobs.vectorize.source.uri).glob("7/*.png"))))
+    image = min(images.glob("7/*.png"))
     wrong = round((1 - metrics["accuracy"]) * result["num_examples"])
     console.rule("Result")
     console.print(

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from pyspark.accumulators import AccumulatorParam
+from pyspark.accumulators import AddingAccumulatorParam
 
 from shardmean.jobs.spark.session import open_session, run_tasks
 from shardmean.model.errors import RetryableError, UserError
@@ -104,38 +104,26 @@ class SparkRunner:
         """Run them in parallel as one plain job. Spark repeats tasks that are lost with a machine."""
         if self._session is None:
             self._session = self._ends.enter_context(open_session(self._name, self._settings))
-        # By the task's number: Spark may run a task twice, and then it counts once.
-        reported = self._session.sparkContext.accumulator({}, _Counts())
+        # With the task's number: Spark may run a task twice, and then it counts once.
+        counter: AddingAccumulatorParam[list[tuple[int, int, int]]] = AddingAccumulatorParam([])
+        reported = self._session.sparkContext.accumulator([], counter)
 
         def run(numbered: tuple[int, T]) -> R | TaskFailure:
             number, task = numbered
             report = operation.try_task(task)
             num_rejected = 0 if isinstance(report, TaskFailure) else operation.num_rejected(report)
-            reported.add({number: (operation.size(task), num_rejected)})
+            reported.add([(number, operation.size(task), num_rejected)])
             return report
 
         total, started = sum(map(operation.size, tasks)), time.monotonic()
 
         def log_progress() -> None:
-            counts = list(reported.value.values())
-            done, rejected = sum(done for done, _ in counts), sum(rejected for _, rejected in counts)
+            counts = {number: counts for number, *counts in reported.value}.values()
+            done, rejected = map(sum, zip((0, 0), *counts, strict=True))
             log.info("%s", progress(done, total, rejected, time.monotonic() - started))
 
         with run_periodically(INTERVAL_S, log_progress):
             return run_tasks(self._session, run, list(enumerate(tasks)))
-
-
-class _Counts(AccumulatorParam[dict[int, tuple[int, int]]]):
-    """Images done and rejected, by the number of the task."""
-
-    def zero(self, value: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:  # noqa: ARG002 - PySpark passes it
-        return {}
-
-    def addInPlace(  # noqa: N802 - PySpark's name
-        self, value1: dict[int, tuple[int, int]], value2: dict[int, tuple[int, int]]
-    ) -> dict[int, tuple[int, int]]:
-        value1.update(value2)
-        return value1
 
 
 def progress(done: int, total: int, num_rejected: int, seconds: float) -> str:

@@ -1,6 +1,6 @@
-"""The pictures of a training: augmentation, learning curves, what its model finds and mistakes, and how sure it is.
+"""The plots of a training: augmentation, learning curves, metrics by class, mistakes, calibration.
 
-Each is a matplotlib figure. Where there are more classes than a picture can name, it shows the worst and says so.
+Each is a matplotlib figure. With more classes than a plot can name it shows the worst and says so.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from shardmean.jobs.tracking.timeline import timeline
@@ -21,18 +22,22 @@ if TYPE_CHECKING:
     from shardmean.model.training.checkpoint import Checkpoint
 
 MAX_CLASSES, MAX_CURVES = 30, 10
+# Class and file names may hold dollars, which are no formulas.
+styled = rc_context({
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "text.parse_math": False,
+})  # fmt: skip
 INK, TRAIN, HELD_OUT, GAP = "#1f2933", "#9aa5b1", "#0b6bcb", "#e8833a"
 
 
 def of_training(
     final: Checkpoint, evaluation: Evaluation, class_names: Sequence[str], *, split: str, metric: str
 ) -> dict[str, Figure]:
-    """All pictures of a finished training, by name; `evaluation` is of `split`, `metric` chose the best epoch."""
+    """All plots of a finished training, by name; `evaluation` is of `split`, `metric` chose the best epoch."""
     return {
         "timeline": timeline(final.timeline),
         "learning_curves": learning_curves(final.history, final.best_epoch, metric),
         "calibration": calibration(evaluation, split),
-        "class_figures": class_figures(evaluation, class_names, split),
+        "class_metrics": class_metrics(evaluation, class_names, split),
         "confusion_matrix": confusion_matrix(evaluation, class_names, split),
         "roc_curves": roc_curves(evaluation, class_names, split),
         "worst_mistakes": worst_mistakes(evaluation, class_names, split),
@@ -53,8 +58,9 @@ def augmentation(images_NECHW: NDArray[np.uint8]) -> Figure:
     return figure
 
 
+@styled
 def learning_curves(history: Sequence[dict[str, float]], best_epoch: int, metric: str = "accuracy") -> Figure:
-    """Loss, and the validation figure that decides, by epoch; a line marks the epoch whose state became the model.
+    """Loss, and the validation metric that decides, by epoch; a line marks the epoch whose state became the model.
 
     Where the loss decides, the accuracy stands beside it. Without a validation split the training loss decides.
     """
@@ -74,12 +80,12 @@ def learning_curves(history: Sequence[dict[str, float]], best_epoch: int, metric
     for axes in (loss, deciding):
         label = f"chosen by {metric.replace('_', ' ')}: epoch {best_epoch}"
         axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=":", label=label)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    loss.legend(frameon=False)
+    loss.legend()
     return figure
 
 
+@styled
 def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
     """Rows are true classes, columns found ones; color is the share of the true class, numbers are counts."""
     counts_KK = evaluation.confusion_KK
@@ -96,8 +102,8 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
     accuracy = f"accuracy {evaluation.accuracy:.2%} over {evaluation.num_examples:,} examples"
     axes.set_title(f"{split}: {accuracy}{_which(shown_N, class_names, 'most mistakes')}")
     labels = [_short(class_names[number]) for number in shown_N]
-    axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60, parse_math=False)
-    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60)
+    axes.set_yticks(range(len(labels)), labels)
     for (row, column), count in np.ndenumerate(counts_NN):
         if count:
             ink = "white" if share_NN[row, column] > 0.5 else INK
@@ -105,7 +111,8 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
     return figure
 
 
-def class_figures(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
+@styled
+def class_metrics(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
     """Precision, recall and F1 of each class, the lowest F1 on top."""
     metrics = evaluation.per_class()
     shown_N = _first(metrics["f1"], MAX_CLASSES)
@@ -118,15 +125,15 @@ def class_figures(evaluation: Evaluation, class_names: Sequence[str], split: str
     axes.scatter(recall_N, places_N, color=GAP, marker="<", label="recall")
     axes.scatter(f1_N, places_N, color=INK, marker="|", s=90, label="F1")
     labels = [f"{_short(class_names[number])}  ({metrics['examples'][number]:,})" for number in shown_N]
-    axes.set_yticks(places_N, labels, parse_math=False)
+    axes.set_yticks(places_N, labels)
     axes.set(xlabel="precision, recall, F1 (%)", ylim=(len(shown_N) - 0.4, -0.6))
     axes.set_title(f"{split}: classes (examples) by F1{_which(shown_N, class_names, 'lowest F1')}")
     axes.grid(axis="x", color=TRAIN, alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
+@styled
 def calibration(evaluation: Evaluation, split: str) -> Figure:
     """Reliability diagram: accuracy by the probability of the predicted class, above how many examples have it."""
     bins = evaluation.calibration
@@ -141,15 +148,14 @@ def calibration(evaluation: Evaluation, split: str) -> Figure:
     upper.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="perfect")
     upper.set(ylabel="accuracy", ylim=(0, 1.02))
     upper.set_title(f"{split}: expected calibration error {bins.ece():.2%}")
-    upper.legend(frameon=False, loc="upper left")
+    upper.legend(loc="upper left")
     lower.bar(left_M, bins.num_M[has_rows_M], width, align="edge", color=TRAIN, edgecolor="white")
     lower.set(xlabel="probability of the predicted class", ylabel="examples", xlim=(0, 1))
     lower.set(yscale="log", ylim=(0.7, 2 * max(1, bins.num_M.max())))
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
+@styled
 def roc_curves(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
     """ROC curve of each class against the rest, the lowest area first; the right side widens low false rates."""
     curves = evaluation.roc_curves
@@ -173,12 +179,8 @@ def roc_curves(evaluation: Evaluation, class_names: Sequence[str], split: str) -
     widened.set_ylim(lowest_true - 0.1 * (1 - lowest_true) - 0.01, 1.01)
     area = f"mean area {evaluation.metrics()['roc_auc_macro']:.4f}"
     figure.suptitle(f"{split}: each class against the rest, {area}{_which(shown_N, class_names, 'lowest area')}")
-    for axes in (whole, widened):
-        axes.spines[["top", "right"]].set_visible(False)
     if len(shown_N):
-        legend = widened.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), title="class  area")
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        widened.legend(loc="upper left", bbox_to_anchor=(1, 1), title="class  area")
     return figure
 
 
@@ -198,6 +200,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 20 else f"{name[:19]}…"
 
 
+@styled
 def worst_mistakes(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
     """The examples of greatest loss whose class was not found, with what was found and how surely."""
     mistakes = evaluation.worst
@@ -214,15 +217,6 @@ def worst_mistakes(evaluation: Evaluation, class_names: Sequence[str], split: st
             mistake = mistakes[number]
             axes.imshow(mistake.pixels_CHW.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
             found = f"{class_names[mistake.label][:12]} → {class_names[mistake.predicted][:12]}"
-            axes.set_title(f"{found}\n{mistake.probability:.0%}", fontsize=9, parse_math=False)
-            axes.text(
-                0.5,
-                -0.02,
-                mistake.path[-26:],
-                transform=axes.transAxes,
-                ha="center",
-                va="top",
-                fontsize=6,
-                parse_math=False,
-            )
+            axes.set_title(f"{found}\n{mistake.probability:.0%}", fontsize=9)
+            axes.text(0.5, -0.02, mistake.path[-26:], transform=axes.transAxes, ha="center", va="top", fontsize=6)
     return figure

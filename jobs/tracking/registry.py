@@ -6,12 +6,12 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlflow
 import pandas as pd
-import torch
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -28,42 +28,32 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from shardmean.model.dataset.manifest import Manifest
+    from shardmean.model.training.checkpoint import Checkpoint
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 LOGGED_NAME = "model"
-MODEL_SPEC = ("image", "class_names", "network", "layers", "mean", "std")
+MODEL_SPEC_KEYS = ("image", "class_names", "network", "layers", "mean", "std")
 NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
+OUTPUTS: dict[str, DataType | Map] = {
+    "label": DataType.string, "probability": DataType.double, "probabilities": Map(DataType.double),
+}  # fmt: skip
 SIGNATURE = ModelSignature(
-    Schema([ColSpec(DataType.binary, "image")]),
-    Schema(
-        [
-            ColSpec(DataType.string, "label"),
-            ColSpec(DataType.double, "probability"),
-            ColSpec(Map(DataType.double), "probabilities"),
-        ]
-    ),
+    Schema([ColSpec(DataType.binary, "image")]), Schema([ColSpec(kind, name) for name, kind in OUTPUTS.items()])
 )
 # A model's metrics on the rows in question; None where it takes other images or classes.
 ChampionMetrics = Callable[[PretrainedModel], dict[str, float] | None]
 log = logging.getLogger(__name__)
 
 
-def register(
-    client: mlflow.MlflowClient,
-    run_id: str,
-    name: str,
-    model_spec: dict[str, Any],
-    state: dict[str, Any],
-    example: bytes,
-) -> str:
-    """Log a run's model with all that serving needs, register it as `name`, and return its version.
+def register(client: mlflow.MlflowClient, run_id: str, name: str, final: Checkpoint, example: bytes) -> str:
+    """Log the best model of a run with all that serving needs, register it as `name`, and return its version.
 
     What an earlier try has logged or registered is used; what it left unfinished is deleted.
     """
     registered = client.search_model_versions(f"run_id='{run_id}' and name='{name}'")
     if registered:
         return str(registered[0].version)
-    model_id = _logged_model(client, run_id) or _log_model(run_id, model_spec, state, example)
+    model_id = _logged_model(client, run_id) or _log_model(run_id, final, example)
     return str(mlflow.register_model(f"models:/{model_id}", name).version)
 
 
@@ -77,10 +67,10 @@ def _logged_model(client: mlflow.MlflowClient, run_id: str) -> str | None:
     return whole[0] if whole else None
 
 
-def _log_model(run_id: str, model_spec: dict[str, Any], state: dict[str, Any], example: bytes) -> str:
+def _log_model(run_id: str, final: Checkpoint, example: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
         data = Path(folder) / "classifier"
-        image_model.save_model(data, model_spec, state)
+        image_model.save_model(data, final.model_spec, final.best_model)
         code, search_path = image_model.copy_code(Path(folder) / "code"), list(sys.path)
         logged = mlflow.pyfunc.log_model(
             name=LOGGED_NAME,
@@ -121,8 +111,8 @@ def set_aliases(
         return [CHALLENGER, CHAMPION]
     else:
         theirs = _champion_accuracy(client, champion, rows, champion_metrics)
-        is_better, reason = _promotion_reason(theirs, accuracy)
-        if not is_better:
+        reason = _promotion_reason(theirs, accuracy)
+        if theirs is None or accuracy <= theirs:
             log.info("champion stays version %s: %s", champion.version, reason)
             return [CHALLENGER]
         log.info("version %s replaces champion %s: %s", version, champion.version, reason)
@@ -158,12 +148,12 @@ def _load(uri: str) -> PretrainedModel:
             raise UserError(f"{uri} is no model of Shardmean: it has no data/classifier, or no more; use another")
         try:
             model_spec, state = image_model.read_parts(path)
-            return PretrainedModel(uri, {key: model_spec[key] for key in MODEL_SPEC}, state)
+            return PretrainedModel(uri, {key: model_spec[key] for key in MODEL_SPEC_KEYS}, state)
         except Exception as error:  # torch raises many kinds for what is no state dict
-            raise UserError(f"{uri} cannot be read ({cause_of(error)}); use another") from error
+            raise UserError(f"{uri} cannot be read ({_cause(error)}); use another") from error
 
 
-def cause_of(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     """The kind and the words of an error, in one line: torch and MLflow raise many kinds for one unreadable model."""
     return f"{type(error).__name__}: {redact(' '.join(str(error).split()))[:200]}"
 
@@ -193,38 +183,23 @@ def _champion_accuracy(
     except Exception as error:
         # Raised, it would stop every later training at its end. Whether the server is away, a question to it tells.
         client.get_model_version(champion.name, str(champion.version))
-        log.warning("champion %s of %s cannot be evaluated: %s", champion.version, champion.name, cause_of(error))
+        log.warning("champion %s of %s cannot be evaluated: %s", champion.version, champion.name, _cause(error))
         return None
     return None if metrics is None else metrics["accuracy"]
 
 
 def _requirements() -> list[str]:
-    import numpy
-    import PIL
-    import pydantic
-    import simplejpeg
-
-    versions = {
-        "mlflow": mlflow.__version__,
-        "torch": torch.__version__.split("+")[0],
-        "numpy": numpy.__version__,
-        "pandas": pd.__version__,
-        "pillow": PIL.__version__,
-        "pydantic": pydantic.VERSION,
-        "simplejpeg": simplejpeg.__version__,
-    }
-    return [f"{name}=={version}" for name, version in versions.items()]
+    names = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "simplejpeg")
+    return [f"{name}=={metadata.version(name).split('+')[0]}" for name in names]
 
 
-def _promotion_reason(theirs: float | None, ours: float) -> tuple[bool, str]:
-    """Whether a model with the accuracy `ours` becomes champion in place of one with `theirs`, and why."""
+def _promotion_reason(theirs: float | None, ours: float) -> str:
     if theirs is None:
-        return False, (
+        return (
             "it cannot be evaluated, or takes other images or classes, so the two cannot be compared; to replace it, "
             "set the alias by hand"
         )
-    sign = ">" if ours > theirs else "<="
-    return ours > theirs, f"{ours:.2%} {sign} {theirs:.2%} on the same rows"
+    return f"its accuracy on the same rows is {theirs:.2%}, the new version's {ours:.2%}"
 
 
 def _forget(package: str, search_path: list[str]) -> None:

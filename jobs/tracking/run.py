@@ -140,20 +140,26 @@ class Tracker:
 
     def log_augmentation(self, images_NECHW: NDArray[np.uint8]) -> None:
         """Plot what augmentation does (see `augmentation_preview`); when MLflow is away, only warn."""
-        try:
+        with self._best_effort("no plot of augmentation"):
             self._log_plot("augmentation", plots.augmentation(images_NECHW))
-        except (MlflowException, OSError) as error:
-            log.warning("MLflow at %s is away (%s): no plot of augmentation", self.tracking_uri, short(error))
 
     def log_dataset_report(self) -> None:
         """Log the DataSet's report to the run; without one, or when MLflow is away, only say so."""
         uri = report_uri(self._job.dataset_uri, self._manifest.digest)
+        with self._best_effort("no report of the DataSet"):
+            try:
+                report = filesystem.read_bytes(uri).decode()
+            except FileNotFoundError:
+                log.info("%s: no such report, so the run in MLflow has none", uri)
+            else:
+                self._client.log_text(self.run_id, report, "dataset/report.html")
+
+    @contextmanager
+    def _best_effort(self, consequence: str) -> Iterator[None]:
         try:
-            self._client.log_text(self.run_id, filesystem.read_bytes(uri).decode(), "dataset/report.html")
-        except FileNotFoundError:
-            log.info("%s: no such report, so the run in MLflow has none", uri)
+            yield
         except (MlflowException, OSError) as error:
-            log.warning("MLflow at %s is away (%s): no report of the DataSet", self.tracking_uri, short(error))
+            log.warning("MLflow at %s is away (%s): %s", self.tracking_uri, short(error), consequence)
 
     def log_pretrained(self, uri: str) -> None:
         """Log which version or file a fine-tuning started from. Raises UserError and RetryableError."""
@@ -174,10 +180,8 @@ class Tracker:
 
     def log_epochs(self, history: list[dict[str, float]]) -> None:
         """Send the metrics of all epochs that MLflow does not have yet; when it is away, only warn."""
-        try:
+        with self._best_effort("the metrics follow later"):
             self._send(history)
-        except MlflowException as error:
-            log.warning("MLflow at %s is away (%s); the metrics follow later", self.tracking_uri, short(error))
 
     def _send(self, history: list[dict[str, float]]) -> None:
         sent = {metric.step for metric in self._client.get_metric_history(self.run_id, "train_loss")}
@@ -205,7 +209,7 @@ class Tracker:
             self._send(final.history)
             self._log_plots(final, evaluation, split)
             self._log_metrics(evaluation, metrics, split)
-            version = registry.register(self._client, self.run_id, name, final.model_spec, final.best_model, example)
+            version = registry.register(self._client, self.run_id, name, final, example)
             aliases = registry.set_aliases(
                 self._client, name, version, self._manifest, split, metrics["accuracy"], champion_metrics
             )
@@ -229,13 +233,9 @@ class Tracker:
         )
 
     def end(self, status: str) -> None:
-        """Mark the run as FAILED or KILLED, if MLflow answers; a later try resumes it."""
-        try:
+        """Mark the run as FAILED or KILLED; when MLflow is away, only warn. A later try resumes the run."""
+        with self._best_effort(f"the run is not marked as {status}"):
             self._client.set_terminated(self.run_id, status)
-        except MlflowException as error:
-            log.warning(
-                "MLflow at %s is away (%s): the run is not marked as %s", self.tracking_uri, short(error), status
-            )
 
     def run_url(self, experiment_id: str) -> str | None:
         """The run's page, when a server shows it."""
@@ -276,17 +276,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     ]
 
 
-class _DataSet(MetaDataset):
-    """A DataSet as MLflow shows it: its name, place and digest."""
-
-    @property
-    def profile(self) -> None:
-        """MLflow's summary of content; the manifest has it."""
-
-
 def _dataset(uri: str, digest: str) -> MetaDataset:
     with warnings.catch_warnings():
         # Two of MLflow's own source types claim a local path and it warns of that.
         warnings.simplefilter("ignore")
         source = resolve_dataset_source(uri)
-    return _DataSet(source, name=uri.rstrip("/").rsplit("/", 1)[-1][:64], digest=digest)
+    return MetaDataset(source, name=uri.rstrip("/").rsplit("/", 1)[-1][:64], digest=digest)  # type: ignore[abstract] # as MLflow documents it

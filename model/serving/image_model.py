@@ -50,6 +50,14 @@ class ImageModel:
     class_names: list[str]
     classifier: Classifier
 
+    @staticmethod
+    def load(folder: Path | str) -> ImageModel:
+        """Read a stored model without MLflow: the folder `data/classifier` of a registered version's artifacts.
+
+        Executes no code from it. Raises UserError for a network by a factory that is not installed or not allowed.
+        """
+        return load_model(Path(folder))
+
     def predict(
         self,
         model_input: Any,
@@ -103,7 +111,7 @@ def describe(
 
 
 def save_model(folder: Path, model_spec: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write a model's folder: what it is of (see `describe`) as JSON, parameters and buffers as a state dict."""
+    """Write a model's folder: its description as JSON (see `describe`), parameters and buffers as a state dict."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classifier.json").write_text(json.dumps(model_spec, indent=1))
     torch.save(state, folder / "weights.pt")

@@ -1,4 +1,4 @@
-"""The pictures draw whatever the class names and file names are, and however little there is to show."""
+"""The plots draw whatever the class names and file names are, and however little there is to show."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ NAMES = [("cat", "dog"), ("$1", "$5"), ("$_a", "$_b"), ("$\\x$", "b"), ("a_b^c",
 
 
 def drawings(found: Evaluation, names):
-    """Every picture that shows classes."""
+    """Every plot that shows classes."""
     return {
         "matrix": plots.confusion_matrix(found, names, "test"),
         "mistakes": plots.worst_mistakes(found, names, "test"),
-        "figures": plots.class_figures(found, names, "test"),
+        "figures": plots.class_metrics(found, names, "test"),
         "curves": plots.roc_curves(found, names, "test"),
     }
 

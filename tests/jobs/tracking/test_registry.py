@@ -21,6 +21,7 @@ from shardmean.model.images.decoder import encode_png
 from shardmean.model.networks.classifier import build_classifier
 from shardmean.model.optimization.replica import build_model
 from shardmean.model.serving import image_model
+from shardmean.model.training.checkpoint import Checkpoint
 from tests.jobs.indexed import Made, publish_indexed
 
 if TYPE_CHECKING:
@@ -212,8 +213,9 @@ def register(shelf, run_id):
     """A function that registers the run's model and gives the version."""
     m = shelf.manifest
     net = build_classifier("small_cnn", shape=m.image.shape, num_classes=2, mean=m.mean, std=m.std)
-    model_spec = image_model.describe(m, "small_cnn")
-    return lambda: registry.register(shelf.client, run_id, NAME, model_spec, dict(net.state_dict()), EXAMPLE)
+    state, model_spec = dict(net.state_dict()), image_model.describe(m, "small_cnn")
+    final = Checkpoint(1, state, [None], model_spec=model_spec, best_epoch=1, best_model=state)
+    return lambda: registry.register(shelf.client, run_id, NAME, final, EXAMPLE)
 
 
 def logged_models(shelf, run_id: str) -> list[str]:

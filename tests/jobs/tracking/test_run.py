@@ -91,7 +91,7 @@ def test_a_whole_training(job, client, dataset):
 
     plots = artifacts(client, result.run_id, "plots")
     assert [p.stem for p in plots] == [
-        "calibration", "class_figures", "confusion_matrix", "learning_curves", "roc_curves", "timeline",
+        "calibration", "class_metrics", "confusion_matrix", "learning_curves", "roc_curves", "timeline",
         "worst_mistakes",
     ]  # fmt: skip
     for path in plots:
@@ -160,7 +160,7 @@ def test_the_champion_is_measured_anew_when_the_images_have_changed(
     assert bad.aliases == ["challenger"]
     assert client.get_model_version_by_alias("shardmean", "champion").run_id == good.run_id
     assert f"champion stays version {good.model_version}: its " in caplog.text
-    assert "on the same rows" in caplog.text
+    assert "accuracy on the same rows is" in caplog.text
 
 
 def test_a_run_key_that_has_finished_gives_its_result_again(job, client, monkeypatch):
