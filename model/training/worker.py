@@ -256,14 +256,11 @@ def _on_cpu(value: Any) -> Any:
 def _evaluate(task: Task, replica: Replica, dataset: Dataset, split: Split, group: WorkerGroup) -> Evaluation:
     rows = [shard.num_examples for shard in dataset.manifest.shards_of(split)]
     plan = plan_evaluation(rows, num_workers=task.num_workers, batch_size=EVALUATION_BATCH)
-    beats = itertools.count(task.rounds.stop if task.rounds else 0)
     seen = itertools.accumulate(plan.examples_in_step(task.rank, step) for step in itertools.count())
 
     def beat() -> None:
-        # A report that changes shows life. After an epoch its examples are the ones trained on.
         num = next(seen)
-        group.report(
-            lambda last: replace(last, round_index=next(beats), num_examples=last.num_examples if task.rounds else num)
-        )
+        # After an epoch the examples reported stay those trained on.
+        group.report(lambda last: last if task.rounds else replace(last, num_examples=num))
 
     return evaluate(replica.model, dataset, plan, task.rank, split, num_mistakes=NUM_MISTAKES, beat=beat)
