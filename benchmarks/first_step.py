@@ -115,7 +115,7 @@ class Events:
 
 def start_lines(run: Events) -> dict[str, float]:
     """Seconds of each part of the way to the first step."""
-    epoch = run.begin("Trainer.next_state"), run.end("Training.next_state")
+    epoch = run.begin("Trainer.next_state"), run.end("Trainer.next_state")
     arrived = run.last("attempt", "begin", *epoch)
     marks = {
         "spark-submit: JVM, then the driver's Python": run.started("train"),
@@ -136,7 +136,7 @@ def start_lines(run: Events) -> dict[str, float]:
 
 def epoch_lines(run: Events, number: int) -> dict[str, float]:
     """Seconds of each part of one epoch; the slower worker's."""
-    begin, end = run.begin("Trainer.next_state", number), run.end("Training.next_state", number)
+    begin, end = run.begin("Trainer.next_state", number), run.end("Trainer.next_state", number)
     arrived = run.last("attempt", "begin", begin, end)
     met = run.last("WorkerGroup.__init__", "end", begin, end)
     stepped = run.last(STEP, "end", begin, end)
