@@ -116,6 +116,7 @@ class WorkerGroup:
         self._num_workers = num_workers
         self._last_report_s = 0.0
         self._progress = Progress(socket.gethostname(), is_ready=True)
+        self._changed: Callable[[Progress], Progress] = lambda last: last
         self.sums_on = device if num_workers == 1 else "cpu"
         self.report()
         self._reducer: TcpAllReduce | ProcessGroupAllReduce | None = None
@@ -139,14 +140,15 @@ class WorkerGroup:
         if self._reducer is not None:
             self._reducer.all_reduce(values, dtype=dtype)
 
-    def report(self, changed: Callable[[Progress], Progress] = lambda last: last) -> None:
-        """Report to the driver that this worker gets on, at most once a second; `changed`, called only then, how far.
+    def report(self, changed: Callable[[Progress], Progress] | None = None) -> None:
+        """Report to the driver, at most once a second, how far this worker is; `changed` is called only then.
 
-        Raises AbortedError when the segment was aborted.
+        Without it the last one is. Raises AbortedError when the segment was aborted.
         """
+        self._changed = changed or self._changed
         if time.monotonic() - self._last_report_s >= PROGRESS_INTERVAL_S:
             self._last_report_s = time.monotonic()
-            self._progress = replace(changed(self._progress), num_reports=self._progress.num_reports + 1)
+            self._progress = replace(self._changed(self._progress), num_reports=self._progress.num_reports + 1)
             self._store.publish_progress(self._progress)
             self._store.raise_if_aborted()
 

@@ -7,6 +7,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,6 +131,16 @@ def test_a_worker_in_a_large_sum_reports_while_bytes_move(rendezvous, address, m
     assert first == 1
     assert last > 2
     assert all(progress.is_done for progress in rendezvous.progress(address, 2).values())
+
+
+def test_a_report_within_a_sum_says_what_came_too_soon_after_the_one_before(rendezvous, address, monkeypatch):
+    group = WorkerGroup(address, rank=0, num_workers=1, timeout_s=5)
+    monkeypatch.setattr("shardmean.model.distributed.rendezvous.PROGRESS_INTERVAL_S", 1000)
+    group.report(lambda last: replace(last, round_index=last.round_index + 1))
+    assert rendezvous.progress(address, 1)[0].round_index == 0
+    monkeypatch.setattr("shardmean.model.distributed.rendezvous.PROGRESS_INTERVAL_S", 0)
+    group.report()
+    assert (rendezvous.progress(address, 1)[0].round_index, rendezvous.progress(address, 1)[0].num_reports) == (1, 2)
 
 
 def test_a_worker_in_a_large_sum_sees_an_abort(rendezvous, address, monkeypatch):

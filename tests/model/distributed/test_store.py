@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import DistNetworkError, TCPStore
 
 from shardmean.model.distributed.store import Progress, WorkerStore
 from shardmean.model.errors import AbortedError, RetryableError
@@ -43,6 +45,23 @@ def test_the_first_error_is_the_reason_and_all_that_leave_are_done(rendezvous, a
     stores[2].mark_done(None)
     assert rendezvous.abort_reason(address) == "disk"
     assert rendezvous.progress(address, 3) == dict.fromkeys(range(3), Progress("a", round_index=4, is_done=True))
+
+
+def test_the_reason_of_an_abort_which_anybody_can_read_holds_no_secret(rendezvous, address):
+    error = RuntimeError(f"no {address.prefix}/peer/1 from {address.secret}")
+    WorkerStore(address, rank=0, timeout_s=5).mark_done(error)
+    assert rendezvous.abort_reason(address) == "no segment/peer/1 from secret"
+
+
+def test_a_worker_whose_driver_is_gone_leaves_without_another_error(address):
+    store = WorkerStore(address, rank=0, timeout_s=5)
+
+    def gone(*_: object) -> None:
+        raise DistNetworkError("Broken pipe")
+
+    store.tcp_store = SimpleNamespace(compare_set=gone, check=gone, get=gone, set=gone)
+    store.mark_done(OSError("disk"))
+    store.mark_done(None)
 
 
 def test_progress_reaches_the_driver_by_rank(rendezvous, address):
