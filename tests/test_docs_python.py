@@ -23,7 +23,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_the_session_runs(wheel, tmp_path):
     programs = make_environment(tmp_path / "venv", wheel, "train,demo")
     session = run(programs, "python", "-c", "\n".join([*CODE, SUMMARY]), MPLBACKEND="Agg", SHARDMEAN_HOME="home")

@@ -86,7 +86,7 @@ def run(programs: Path, *command: str, **variables: str) -> subprocess.Completed
     folder = programs.parent.parent
     program = [str(programs / command[0]), *command[1:]]
     return subprocess.run(
-        program, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=200, check=False
+        program, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=600, check=False
     )
 
 
