@@ -85,3 +85,10 @@ class SourceConfig(Settings):
         if len(set(names)) < len(names):
             raise ValueError("extra_columns names a column twice; upper and lower case make no difference")
         return self
+
+
+# What changes which images there are is not among them: a source may grow by it.
+SOURCE_SETTINGS = (
+    "label_from", "label_pattern", "path_column", "label_column", "split_folders", "split_column", "split_files",
+    "group_column", "group_pattern", "extra_columns",
+)  # fmt: skip

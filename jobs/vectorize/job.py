@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardmean.jobs.common.redaction import truncate_printable
+from shardmean.jobs.config.source import SOURCE_SETTINGS
 from shardmean.jobs.spark.task_runner import SparkRunner
 from shardmean.jobs.vectorize.dataset_folder import check_folder
 from shardmean.jobs.vectorize.garbage_collection import collect_garbage
 from shardmean.jobs.vectorize.index.table import rejected_table, to_parquet
 from shardmean.jobs.vectorize.report.html import make_report
 from shardmean.jobs.vectorize.source.scan import scan
-from shardmean.jobs.vectorize.update import RETRYABLE_REASONS, SOURCE_SETTINGS, Update
+from shardmean.jobs.vectorize.summary import log_published
+from shardmean.jobs.vectorize.update import RETRYABLE_REASONS, Update
 from shardmean.model.dataset.manifest import (
     SPLITS,
     Manifest,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from shardmean.jobs.config.job import VectorizeJob
     from shardmean.jobs.spark.task_runner import Runner
     from shardmean.jobs.vectorize.source.scan import Scan
-    from shardmean.jobs.vectorize.update import Counts
 
 MAX_SHOWN, MAX_TEXT = 20, 300
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def _publish(
     lease.check()
     filesystem.write_bytes(report_uri(job.dataset_uri, manifest.digest), report)
     commit(manifest, job.dataset_uri)
-    _summarize(job, manifest, update.counts(), time.monotonic() - started)
+    log_published(job, manifest, update.counts(), time.monotonic() - started)
     log.info("  report: %s", report_uri(job.dataset_uri, manifest.digest))
     # Files that were only touched give the same examples: the manifest notes their new times, and no training is due.
     return _result(job, manifest, changed=previous is None or previous.digest != manifest.digest)
@@ -273,26 +273,6 @@ def _check_train(job: VectorizeJob, update: Update, manifest: Manifest) -> None:
         f"split: no image is in train: of {num_images} images source.{key} gives {numbers}, and "
         f"{manifest.num_rejected} were rejected; give some to train, fix those rejected, or correct source.{key}"
     )
-
-
-def _summarize(job: VectorizeJob, manifest: Manifest, counts: Counts, seconds: float) -> None:
-    log.info("published %s, version %s, in %.1f s", job.dataset_uri, manifest.digest, seconds)
-    log.info(
-        "  images: %d new, %d changed, %d deleted, %d unchanged, %d rejected; "
-        "shards: %d kept, %d rewritten, %d written",
-        counts.num_new, counts.num_changed, counts.num_deleted, counts.num_unchanged, manifest.num_rejected,
-        counts.num_kept, counts.num_rewritten, counts.num_written,
-    )  # fmt: skip
-    for split in SPLITS:
-        of_class = np.array(manifest.num_per_class(split))
-        log.info("  %-10s %7d examples, %d to %d per class", split, of_class.sum(), of_class.min(), of_class.max())
-        absent = [name for name, n in zip(manifest.class_names, of_class, strict=True) if n == 0]
-        if absent and manifest.split.model_dump()[split]:
-            log.warning("  %s has no example of %d classes: %s", split, len(absent), ", ".join(absent[:10]))
-    if manifest.num_first_frames:
-        log.info("  of %d files with more pages or frames the first was taken", manifest.num_first_frames)
-    if manifest.num_rejected:
-        log.info("  rejected   %7d: %s", manifest.num_rejected, manifest.num_rejected_by_reason)
 
 
 def _result(job: VectorizeJob, manifest: Manifest, *, changed: bool) -> VectorizeResult:

@@ -6,7 +6,6 @@ Shapes: N images of the source, in the order of their paths.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardmean.jobs.common.arrow_tables import give_back_memory
+from shardmean.jobs.config.source import SOURCE_SETTINGS
 from shardmean.jobs.spark.task_runner import Operation, run_all
 from shardmean.jobs.vectorize.compaction import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
 from shardmean.jobs.vectorize.index.duplicates import CONFLICT, IN_OTHER_SPLIT
@@ -37,6 +37,7 @@ from shardmean.jobs.vectorize.shard_task import (
     vectorize_partition,
 )
 from shardmean.jobs.vectorize.source.listing import MISSING, NOT_A_FILE
+from shardmean.jobs.vectorize.summary import Counts
 from shardmean.model.dataset.manifest import SPLITS, Manifest, Source, mean_and_std
 from shardmean.model.dataset.shard import one_chunk
 
@@ -52,25 +53,6 @@ if TYPE_CHECKING:
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
 RETRYABLE_REASONS = ("vanished", "changed", "no_permission", "not_readable", "too_slow")
 OF_THE_LISTING = (MISSING, NOT_A_FILE)
-# What changes which images there are is not among them: a source may grow by it.
-SOURCE_SETTINGS = (
-    "label_from", "label_pattern", "path_column", "label_column", "split_folders", "split_column", "split_files",
-    "group_column", "group_pattern", "extra_columns",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a run did: numbers of images of the source, and of shards."""
-
-    num_new: int = 0
-    num_changed: int = 0
-    num_deleted: int = 0
-    num_unchanged: int = 0
-    num_read: int = 0
-    num_kept: int = 0
-    num_rewritten: int = 0
-    num_written: int = 0
 
 
 class Update:
