@@ -21,7 +21,6 @@ from shardmean.jobs.vectorize.index.split_assignment import Candidates, assign_s
 from shardmean.jobs.vectorize.index.table import (
     INDEX,
     REMEMBERED,
-    Comparison,
     bytes_of,
     codes_of,
     compare,
@@ -277,7 +276,7 @@ class Update:
 
     def counts(self) -> Counts:
         """What was done; call it at the end."""
-        compared: Comparison = self.comparison
+        compared = self.comparison
         num_new = int((compared.previous_N < 0).sum())
         num_changed = int((~compared.is_known_N).sum()) - num_new - self.num_same
         num_kept = sum(number < self._num_before for number in self.shards)
