@@ -150,8 +150,8 @@ def test_the_same_bytes_twice_in_one_class_share_a_split(images, run):
 
 
 def test_a_file_that_vanishes_between_scan_and_read(images, run, monkeypatch):
-    def scan_and_delete(config):
-        found = scan(config)
+    def scan_and_delete(*given):
+        found = scan(*given)
         (images / "low" / "007.png").unlink()
         return found
 

@@ -221,8 +221,8 @@ def test_changes_between_listing_and_reading_are_counted_and_mended_by_the_next_
     """Another program writes into the source as soon as it was listed."""
     from shardmean.jobs.vectorize import job as module
 
-    def scan_and_change(config):
-        found = scan(config)
+    def scan_and_change(*given):
+        found = scan(*given)
         with (images / "a" / "000.png").open("ab") as file:
             file.write(b"\0")
         (images / "b" / "000.png").unlink()
