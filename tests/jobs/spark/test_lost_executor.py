@@ -48,7 +48,7 @@ def is_first(folder, name):
 def struck(do, folder, task):
     if not isinstance(task, PartitionTask):
         return do(task)
-    (folder / f"attempt {task.places[0]} {os.urandom(8).hex()}").touch()
+    (folder / f"attempt {task.positions[0]} {os.urandom(8).hex()}").touch()
     num_attempts = len(list(folder.glob("attempt *")))
     if num_attempts >= 4 and is_first(folder, "killed while reading"):
         task = replace(task, items=Fatal(task.items))

@@ -94,7 +94,7 @@ def test_its_progress_is_logged(trainer, opened, monkeypatch, caplog):
     monkeypatch.setattr(progress, "INTERVAL_S", 0.05)
     monkeypatch.setattr("shardmean.model.distributed.rendezvous.PROGRESS_INTERVAL_S", 0)
     monkeypatch.setattr("shardmean.model.training.worker.EVALUATION_BATCH", 1)
-    monkeypatch.setattr(WorkerGroup, "report", lambda group, changed: (report(group, changed), time.sleep(0.01)))
+    monkeypatch.setattr(WorkerGroup, "report", lambda group, changed=None: (report(group, changed), time.sleep(0.01)))
     caplog.set_level("INFO")
     champion_metrics(trainer, "test", champion_of(opened)[0])
     total, start = opened.manifest.num_examples("test"), "champion models:/bars/1 on the test split: "
