@@ -6,6 +6,7 @@ Imports no torch, Spark or MLflow: Airflow parses it with the DAGs.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -32,16 +33,16 @@ def _checked_run_key(run_key: str) -> str:
     return run_key
 
 
-class SparkJob(Settings):
+class SparkJob(Settings, ABC):
     """How Spark and Airflow run a job, and where it may read and write."""
 
     spark: SparkSettings = {}
     """Spark settings of this job, such as spark.cores.max."""
     airflow: AirflowConfig = AirflowConfig()
 
+    @abstractmethod
     def uris(self) -> dict[str, str]:
-        """Every place that the job reads or writes, by its key."""
-        raise NotImplementedError
+        """Every URI that the job reads or writes, by its key."""
 
     @model_validator(mode="after")
     def _uses_allowed_places(self) -> Self:

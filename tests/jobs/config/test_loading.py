@@ -7,43 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from shardmean.jobs.config.job import TrainJob, VectorizeJob
 from shardmean.jobs.config.loading import config_folder, load_job
 from shardmean.jobs.config.source import EXAMPLE_COLUMNS
 from shardmean.model.dataset.shard import SCHEMA
-from shardmean.model.errors import UserError
+from tests.jobs.config.loaded import TRAIN, VECTORIZE, YAML, refusal, train_job, train_refusal
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-TRAIN = {"dataset_uri": "/data", "checkpoint_uri": "/checkpoints"}
-VECTORIZE = {"source": {"uri": "/images"}, "dataset_uri": "/data"}
-
-
-def train_job(*overrides: str, **params) -> TrainJob:
-    return load_job(TrainJob, None, overrides, json.dumps(TRAIN | params))
-
-
-def refusal(kind=TrainJob, file: Path | None = None, overrides=(), params="{}") -> str:
-    with pytest.raises(UserError) as caught:
-        load_job(kind, file, overrides, params)
-    return str(caught.value)
-
-
-def train_refusal(*overrides: str) -> str:
-    return refusal(overrides=[*(f"{key}={value}" for key, value in TRAIN.items()), *overrides])
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text: str, name: str = "job.yaml") -> Path:
-        (tmp_path / name).write_text(text)
-        return tmp_path / name
-
-    return write
-
-
-YAML = "dataset_uri: /data\ncheckpoint_uri: /checkpoints\naveraging: {frequency: 7, weights: uniform}\nnum_epochs: 9\n"
 
 
 def test_the_names_that_every_dataset_has_are_those_of_its_shards():
@@ -289,69 +260,6 @@ def test_references_in_params_are_refused(params):
 )
 def test_a_tracking_uri_without_password_stays_as_it_is(uri):
     assert train_job(tracking={"uri": uri}).tracking.uri == uri
-
-
-def test_spark_settings_from_every_place(write):
-    path = write(YAML + 'spark: {spark.executor.memory: 1g, spark.task.cpus: "2"}\n')
-    params = json.dumps({"spark": {"spark.executor.memory": "2g"}})
-    job = load_job(TrainJob, path, ['spark={"spark.master": "local[2]"}'], params)
-    assert job.spark == {"spark.executor.memory": "2g", "spark.task.cpus": "2", "spark.master": "local[2]"}
-
-
-@pytest.mark.parametrize(
-    ("override", "setting"),
-    [
-        ("spark.master=yarn", {"spark.master": "yarn"}),
-        ("spark.master=local[2]", {"spark.master": "local[2]"}),
-        ("spark.master=spark://host:7077", {"spark.master": "spark://host:7077"}),
-        ("spark.executor.instances=2", {"spark.executor.instances": "2"}),
-        ("spark.speculation=true", {"spark.speculation": "true"}),
-        ("spark.memory.fraction=0.5", {"spark.memory.fraction": "0.5"}),
-        ("spark.spark.executor.memory=1g", {"spark.executor.memory": "1g"}),
-        ("spark={'spark.executor.memory': 1g}", {"spark.executor.memory": "1g"}),
-        ("spark={spark: {executor: {memory: 1g}}}", {"spark.executor.memory": "1g"}),
-        ("spark.executor.memory=null", {}),
-    ],
-)
-def test_spark_settings_on_the_command_line(override, setting):
-    """The help says `KEY=VALUE, such as averaging.frequency=10`: Spark's own keys are such keys too."""
-    assert train_job(override).spark == setting
-    key, _, value = override.partition("=")
-    if key != "spark":
-        assert train_job(**{key: yaml.safe_load(value)}).spark == setting, "so in --params"
-
-
-def test_later_spark_settings_win_in_whatever_form_they_are(write):
-    file = write(YAML + "spark: {spark.executor.memory: 1g, spark.speculation: true}\n")
-    overrides = ["spark.executor.memory=2g", "spark={'spark.executor.memory': 3g}", "spark.speculation.interval=1s"]
-    job = load_job(TrainJob, file, overrides)
-    assert job.spark == {
-        "spark.executor.memory": "3g", "spark.speculation": "true", "spark.speculation.interval": "1s"
-    }  # fmt: skip
-    assert load_job(TrainJob, file, overrides[:1]).spark["spark.executor.memory"] == "2g"
-
-
-@pytest.mark.parametrize(
-    ("text", "override", "part"),
-    [
-        (
-            "spark: {master: yarn}",
-            "",
-            "spark: master is no setting of Spark's, whose names begin with spark.: write spark.",
-        ),
-        (
-            "",
-            "spark={master: yarn}",
-            "spark: master is no setting of Spark's, whose names begin with spark.: write spark.",
-        ),
-        ("", "spark={executor: {cores: 2}}", "executor.cores is no setting of Spark's"),
-        ("", "spark.jars=[a, b]", "spark: spark.jars is ['a', 'b']: expected text, a number, true or false"),
-        ("", "spark=yarn", "spark = 'yarn': expected Spark's keys with values"),
-        ("spark: yarn", "spark.master=yarn", "spark = 'yarn': expected Spark's keys with values"),
-    ],
-)
-def test_what_is_no_setting_of_sparks_is_refused(write, text, override, part):
-    assert part in refusal(file=write(YAML + text), overrides=[override] if override else [])
 
 
 def test_a_number_as_run_key():

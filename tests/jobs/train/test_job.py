@@ -165,7 +165,9 @@ def test_a_driver_that_lost_its_lease_neither_ends_the_winners_run_nor_sends_to_
 
     def save_then_lose(run, state):
         save(run, state)
-        filesystem.write_bytes(run.lease._file(run.lease._number + 1), b'{"host": "other", "pid": 1, "nonce": "theirs"}')
+        filesystem.write_bytes(
+            run.lease._file(run.lease._number + 1), b'{"host": "other", "pid": 1, "nonce": "theirs"}'
+        )
         _log_progress(Tracker, run.lease, None)
 
     monkeypatch.setattr(RunDirectory, "save", save_then_lose)
