@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
+    from shardmean.jobs.config.loading import Job
+
 RESEND_S = 0.1
 # What installs the packages of a command; those that start the whole stack need all.
 EXTRAS = {"vectorize": "spark", "train": "train"}
@@ -39,7 +41,10 @@ Overrides = Annotated[
         metavar="KEY=VALUE", default_factory=list, show_default=False, help="Such as averaging.frequency=10."
     ),
 ]
-Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings in YAML or JSON.")]
+PipelineFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A pipeline's file, of which the command's section is taken.")
+]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings of this command alone, in YAML or JSON.")]
 Params = Annotated[
     str, typer.Option(metavar="JSON", help="An object of dotted keys; KEY=VALUE wins over it.", show_default=False)
 ]
@@ -151,23 +156,63 @@ def _root(
 
 
 @_command
-def vectorize(overrides: Overrides, config: Config = None, params: Params = "{}", result: Result = "") -> None:
+def vectorize(
+    overrides: Overrides,
+    pipeline: PipelineFile = None,
+    config: Config = None,
+    params: Params = "{}",
+    result: Result = "",
+    candidate: Annotated[
+        bool, typer.Option("--candidate", help="Leave a new version unpublished, for `shardmean publish`.")
+    ] = False,
+) -> None:
     """Make or update a DataSet from images."""
     from shardmean.jobs.config.job import VectorizeJob
-    from shardmean.jobs.config.loading import load_job
     from shardmean.jobs.vectorize import job
 
-    _write_result(result, asdict(job.vectorize(load_job(VectorizeJob, config, overrides, params))))
+    settings = _load(VectorizeJob, pipeline, config, overrides, params)
+    _write_result(result, asdict(job.vectorize(settings, is_published=not candidate)))
 
 
 @_command
-def train(overrides: Overrides, config: Config = None, params: Params = "{}", result: Result = "") -> None:
+def publish(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Its URI.")],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="The candidate, as `vectorize` named it.")],
+    result: Result = "",
+) -> None:
+    """Make a DataSet's candidate its current version, whatever its checks said."""
+    from shardmean.jobs.checks.candidate import publish_candidate
+    from shardmean.model.storage import filesystem
+
+    uri = filesystem.absolute(dataset)
+    manifest = publish_candidate(uri, version)
+    typer.echo(f"{uri}: version {manifest.digest} is current")
+    _write_result(result, {"dataset_uri": uri, "digest": manifest.digest})
+
+
+@_command
+def train(
+    overrides: Overrides,
+    pipeline: PipelineFile = None,
+    config: Config = None,
+    params: Params = "{}",
+    result: Result = "",
+) -> None:
     """Train, evaluate and register a model; resume a run that was interrupted."""
     from shardmean.jobs.config.job import TrainJob
-    from shardmean.jobs.config.loading import load_job
     from shardmean.jobs.train import job
 
-    _write_result(result, asdict(job.train(load_job(TrainJob, config, overrides, params))))
+    _write_result(result, asdict(job.train(_load(TrainJob, pipeline, config, overrides, params))))
+
+
+def _load(kind: type[Job], pipeline: Path | None, config: Path | None, overrides: list[str], params: str) -> Job:
+    from shardmean.jobs.config.loading import load_job, load_stage
+
+    if pipeline is None:
+        return load_job(kind, config, overrides, params)
+    if config is not None:
+        raise UserError(f"--pipeline {pipeline} and --config {config}: give one of them")
+    return load_stage(kind, pipeline, overrides, params)
 
 
 @_command

@@ -15,6 +15,8 @@ CURRENT = {
     "image.background=grey": "image.background=gray",
     "image.padding=grey": "image.padding=gray",
 }
+# Keys that are settings of other files now.
+MOVED = {"schedule": "the DAG's schedule is airflow.schedule in a pipeline's file"}
 
 
 def with_current_names(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +24,9 @@ def with_current_names(document: Mapping[str, Any]) -> dict[str, Any]:
 
     A key that stands under both names is left alone, so that the check of unknown keys refuses it.
     """
-    return _renamed(document, CURRENT, log.warning)
+    for key in MOVED.keys() & document.keys():
+        log.warning("%s is left out: %s", key, MOVED[key])
+    return _renamed({key: value for key, value in document.items() if key not in MOVED}, CURRENT, log.warning)
 
 
 def with_former_names(settings: Mapping[str, Any]) -> dict[str, Any]:

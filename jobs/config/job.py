@@ -13,6 +13,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from shardmean.jobs.common.redaction import holds_password
 from shardmean.jobs.config.airflow import AirflowConfig
+from shardmean.jobs.config.checks import ChecksConfig
+from shardmean.jobs.config.promote import PromoteConfig
 from shardmean.jobs.config.source import SourceConfig
 from shardmean.jobs.config.spark_settings import SparkSettings
 from shardmean.jobs.config.uris import AllowedRoots, Uri
@@ -73,8 +75,7 @@ class VectorizeJob(SparkJob):
     """Newest versions whose files are never cleaned away."""
     clean_after_hours: Annotated[float, Field(ge=0, le=10**6, allow_inf_nan=False)] = 24
     """Files that no kept version refers to, and versions no longer in use, are deleted once this many hours old."""
-    schedule: str | None = "0 3 * * *"
-    """Cron expression by which the DAG vectorize_images runs; null: by hand only."""
+    checks: ChecksConfig = ChecksConfig()
 
     def uris(self) -> dict[str, str]:
         """See SparkJob; the images that a table names are checked when they are listed."""
@@ -119,6 +120,7 @@ class TrainJob(TrainingConfig, SparkJob):
     run_key: Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_checked_run_key)] | None = None
     """Names one run: repeating it resumes or repeats its result. Null: by settings, while unfinished."""
     tracking: TrackingConfig = TrackingConfig()
+    promote: PromoteConfig = PromoteConfig()
 
     def uris(self) -> dict[str, str]:
         """See SparkJob; a registered model is no place of the job's."""

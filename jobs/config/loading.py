@@ -15,14 +15,17 @@ from yaml import YAMLError
 
 from shardmean.jobs.config.former_names import with_current_names
 from shardmean.jobs.config.job import TrainJob, VectorizeJob
+from shardmean.jobs.config.pipeline import STAGES, Pipeline, with_shared_settings
 from shardmean.jobs.config.spark_settings import flattened
 from shardmean.jobs.config.validation_errors import validation_errors
+from shardmean.model.config.base import Settings
 from shardmean.model.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Job = TypeVar("Job", VectorizeJob, TrainJob)
+Kind = TypeVar("Kind", bound=Settings)
 
 
 def load_job(kind: type[Job], file: Path | None, overrides: Sequence[str] = (), params: str = "{}") -> Job:
@@ -31,23 +34,64 @@ def load_job(kind: type[Job], file: Path | None, overrides: Sequence[str] = (), 
     Only a DAG gives all three: its form's values are the object, and what the run itself decides are overrides.
     Raises UserError that lists each wrong key with its value, the limit and the remedy.
     """
+    return _load_job(kind, _read(file) if file else {}, file, overrides, params)
+
+
+def load_pipeline(file: Path) -> Pipeline:
+    """Read a pipeline from its YAML or JSON file. Raises UserError as `load_job`."""
+    return _checked(Pipeline, _read_pipeline(file), file)
+
+
+def load_stage(kind: type[Job], file: Path, overrides: Sequence[str] = (), params: str = "{}") -> Job:
+    """Read one stage's job from a pipeline's file, with what the file says for all stages; else as `load_job`."""
+    document = with_shared_settings(_read_pipeline(file))
+    stage = "vectorize" if kind is VectorizeJob else "train"
+    section = document.get(stage)
+    if not isinstance(section, Mapping):
+        raise UserError(f"pipeline {file}: no section {stage}; add it, or give a file that has one")
+    return _load_job(kind, dict(section), file, overrides, params)
+
+
+def _load_job(
+    kind: type[Job], document: dict[str, Any], file: Path | None, overrides: Sequence[str], params: str
+) -> Job:
     merged: dict[str, Any] = {}
-    for part in (*([_read(file)] if file else []), *_params(params), *map(_override, overrides)):
-        section = with_current_names(part)
-        if isinstance(section.get("spark"), Mapping):
-            # Before merging: spark.speculation and spark.speculation.interval are a value and a level of one name.
-            section["spark"] = dict(flattened(section["spark"]))
-        merged = _merged(merged, section)
+    for part in (document, *_params(params), *map(_override, overrides)):
+        merged = _merged(merged, _normalized(part))
+    return _checked(kind, _resolved(merged), file)
+
+
+def _read_pipeline(file: Path) -> dict[str, Any]:
+    """A pipeline's document, with references resolved within all of it."""
+    document = _read(file)
+    for stage in STAGES:
+        if isinstance(document.get(stage), dict):
+            document[stage] = _normalized(document[stage])
+    return _resolved(document)
+
+
+def _normalized(section: dict[str, Any]) -> dict[str, Any]:
+    section = with_current_names(section)
+    if isinstance(section.get("spark"), Mapping):
+        # Before merging: spark.speculation and spark.speculation.interval are a value and a level of one name.
+        section["spark"] = dict(flattened(section["spark"]))
+    return section
+
+
+def _resolved(document: dict[str, Any]) -> dict[str, Any]:
     try:
-        values = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+        values: Any = OmegaConf.to_container(OmegaConf.create(document), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"config error: {_first_line(error)}; check the ${{...}} references") from error
+    return dict(values)
+
+
+def _checked(kind: type[Kind], values: dict[str, Any], file: Path | None) -> Kind:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in validation_errors(kind, error))
-        example = config_folder() / ("vectorize.yaml" if kind is VectorizeJob else "train.yaml")
-        remedy = f"give key=value, or a file of settings, such as --config {example}"
+        remedy = "give key=value, or a pipeline's file, such as --pipeline configs/pipelines/digits.yaml"
         if file:
             remedy = "change the file, or give key=value on the command line"
         raise UserError(f"config error in {file or 'the command line'}:\n{lines}\n  {remedy}") from None

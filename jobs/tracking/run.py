@@ -263,7 +263,7 @@ class Tracker:
 
 
 def _params(job: TrainJob, manifest: Manifest) -> list[Param]:
-    described = job.model_dump(exclude={"tracking", "checkpoint_uri", "run_key", "spark", "airflow"})
+    described = job.model_dump(exclude={"tracking", "checkpoint_uri", "run_key", "spark", "airflow", "promote"})
     described |= {"dataset_digest": manifest.digest, "image": manifest.image.model_dump()}
     return [Param(key, str(value)) for key, value in _flat(described)]
 

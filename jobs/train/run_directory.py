@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _CHANGEABLE = {
     "dataset_uri", "dataset_digest", "checkpoint_uri", "keep_checkpoints", "keep_every_epochs", "run_key", "timeout_s",
     "spark", "max_segment_retries", "min_workers", "wait_for_workers_s", "prefetch_batches", "allow_shared_gpu",
-    "shard_cache_bytes", "airflow",
+    "shard_cache_bytes", "airflow", "promote",
 }  # fmt: skip
 _EXCLUDED: dict[str, Any] = {**dict.fromkeys(_CHANGEABLE, True), "tracking": {"uri", "artifact_uri"}}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from shardmean.jobs.checks.candidate import FILE as CANDIDATE
 from shardmean.model.dataset.manifest import CURRENT, STAND_IN
 from shardmean.model.errors import UserError
 from shardmean.model.storage import filesystem
@@ -12,7 +13,7 @@ from shardmean.model.storage import filesystem
 _TABLE = r"[0-9a-f]{20}\.parquet"
 # The names of the files in each folder; "" is the DataSet's own.
 NAMES = {
-    "": f"{re.escape(CURRENT)}|{re.escape(STAND_IN)}",
+    "": "|".join(map(re.escape, (CURRENT, STAND_IN, CANDIDATE))),
     "shards": rf"(?:train|validation|test)-{_TABLE}|\.writable",
     "index": _TABLE,
     "rejected": _TABLE,

@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from shardmean.jobs.checks.candidate import load_candidate
 from shardmean.jobs.vectorize.dataset_folder import NAMES, is_ours
 from shardmean.model.dataset.manifest import manifest_uri
 from shardmean.model.errors import RetryableError
@@ -62,7 +63,8 @@ def _kept_names(dataset_uri: str, keep_versions: int, oldest_ns: int) -> set[str
     versions = (name for name in modified_ns if is_ours("versions", name) and not filesystem.is_unfinished(name))
     kept: set[str] = set()
     replaced_ns = time.time_ns()
-    uris = [manifest_uri(dataset_uri)]
+    candidate = load_candidate(dataset_uri)
+    uris = [manifest_uri(dataset_uri), *([manifest_uri(dataset_uri, candidate.digest)] if candidate else [])]
     for number, name in enumerate(sorted(versions, key=modified_ns.__getitem__, reverse=True)):
         if number < keep_versions or replaced_ns >= oldest_ns:
             uris.append(filesystem.join(dataset_uri, "versions", name))

@@ -7,31 +7,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from shardmean.jobs.common.redaction import truncate_printable
+from shardmean.jobs.checks import candidate
+from shardmean.jobs.checks.dataset import check
 from shardmean.jobs.config.source import SOURCE_SETTINGS
 from shardmean.jobs.spark.task_runner import SparkRunner
 from shardmean.jobs.vectorize.dataset_folder import check_folder
 from shardmean.jobs.vectorize.garbage_collection import collect_garbage
-from shardmean.jobs.vectorize.index.table import rejected_table, to_parquet
+from shardmean.jobs.vectorize.index.table import RETRYABLE_REASONS, rejected_table, to_parquet
+from shardmean.jobs.vectorize.limits import check_listed, check_rejected, check_train
 from shardmean.jobs.vectorize.report.html import make_report
 from shardmean.jobs.vectorize.source.scan import scan
-from shardmean.jobs.vectorize.summary import log_published
-from shardmean.jobs.vectorize.update import RETRYABLE_REASONS, Update
+from shardmean.jobs.vectorize.summary import log_version
+from shardmean.jobs.vectorize.update import Update
 from shardmean.model.dataset.manifest import (
     SPLITS,
     Manifest,
     current_version,
     index_uri,
     load_current,
+    load_manifest,
     publish,
     rejected_uri,
     report_uri,
@@ -50,13 +49,15 @@ if TYPE_CHECKING:
     from shardmean.jobs.spark.task_runner import Runner
     from shardmean.jobs.vectorize.source.scan import Scan
 
-MAX_SHOWN, MAX_TEXT = 20, 300
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class VectorizeResult:
-    """What a run did. `changed` is false when the DataSet was up to date already."""
+    """What a run did. `changed` is false when the DataSet was up to date already.
+
+    A version that is not published awaits its checks: see `jobs.checks`.
+    """
 
     dataset_uri: str
     digest: str
@@ -65,11 +66,13 @@ class VectorizeResult:
     class_names: list[str]
     num_rejected: int
     num_rejected_by_reason: dict[str, int]
+    is_published: bool = True
 
 
-def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeResult:
+def vectorize(job: VectorizeJob, *, runner: Runner | None = None, is_published: bool = True) -> VectorizeResult:
     """Bring a DataSet up to date with its source, on Spark unless a `runner` is given.
 
+    A new version is checked and published, or with `is_published=False` left as the candidate, for others to check.
     Raises UserError and RetryableError; then nothing was published.
     """
     started = time.monotonic()
@@ -89,9 +92,10 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
             log.info("another run has published in the meantime: listing the source anew")
             scan_result = _scan(job)
         tasks = runner or ends.enter_context(SparkRunner("shardmean vectorize", job.spark))
-        update = Update(job, scan_result, None if job.replace else previous, tasks)
-        commit = partial(publish, replaces=replaced_version, before_write=lease.check)
-        result = _publish(job, update, previous, lease, commit, started)
+        base = None if job.replace else previous
+        update = Update(job, scan_result, base, tasks, _load_candidate(job, base, replaced_version))
+        write = partial(_write, job, previous, replaced_version, lease, is_published=is_published)
+        result = _make_version(job, update, previous, lease, write, started)
         collect_garbage(
             job.dataset_uri,
             keep_versions=job.keep_versions,
@@ -104,7 +108,7 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None) -> VectorizeRe
 
 def _scan(job: VectorizeJob) -> Scan:
     scan_result = scan(job.source, job.airflow.allowed_roots)
-    _check_listed(job, scan_result)
+    check_listed(job, scan_result)
     return scan_result
 
 
@@ -122,20 +126,20 @@ def _nothing_new(job: VectorizeJob, previous: Manifest, started: float) -> Vecto
     return _result(job, previous, changed=False)
 
 
-def _publish(
+def _make_version(
     job: VectorizeJob,
     update: Update,
     previous: Manifest | None,
     lease: Lease,
-    commit: Callable[[Manifest, str], None],
+    write: Callable[[Manifest], bool],
     started: float,
 ) -> VectorizeResult:
     update.read()
     update.assign_splits()
-    _check_rejected(job, update)
+    check_rejected(job, update)
     update.rewrite()
     manifest = update.manifest()
-    _check_train(job, update, manifest)
+    check_train(job, update, manifest)
     index = update.index()
     tables = {name: to_parquet(table) for name, table in (("index", index), ("rejected", rejected_table(index)))}
     manifest = manifest.model_copy(update={name: file for name, (file, _) in tables.items()})
@@ -149,11 +153,45 @@ def _publish(
     report = make_report(Dataset(job.dataset_uri, manifest), index)
     lease.check()
     filesystem.write_bytes(report_uri(job.dataset_uri, manifest.digest), report)
-    commit(manifest, job.dataset_uri)
-    log_published(job, manifest, update.counts(), time.monotonic() - started)
+    has_published = write(manifest)
+    log_version(job, manifest, update.counts(), time.monotonic() - started, is_published=has_published)
     log.info("  report: %s", report_uri(job.dataset_uri, manifest.digest))
     # Files that were only touched give the same examples: the manifest notes their new times, and no training is due.
-    return _result(job, manifest, changed=previous is None or previous.digest != manifest.digest)
+    is_new = previous is None or previous.digest != manifest.digest
+    return _result(job, manifest, changed=is_new, is_published=has_published)
+
+
+def _write(
+    job: VectorizeJob,
+    previous: Manifest | None,
+    replaced_version: str | None,
+    lease: Lease,
+    manifest: Manifest,
+    *,
+    is_published: bool,
+) -> bool:
+    """Write the manifest as the current version or as the candidate; whether it is published now."""
+    if previous is not None and previous.digest == manifest.digest:
+        publish(manifest, job.dataset_uri, replaces=replaced_version, before_write=lease.check)
+        return True
+    candidate.propose(manifest, job.dataset_uri, replaced_version, lease.check)
+    if is_published:
+        check(job.checks, manifest, previous, job.dataset_uri)
+        candidate.publish_with_lease(job.dataset_uri, manifest.digest, lease.check)
+    return is_published
+
+
+def _load_candidate(job: VectorizeJob, base: Manifest | None, replaces: str | None) -> Manifest | None:
+    """A candidate whose shards this run can take over: made from the same version with the same settings."""
+    found = candidate.load_candidate(job.dataset_uri)
+    if found is None or found.replaces != replaces or job.replace:
+        return None
+    try:
+        manifest = load_manifest(job.dataset_uri, found.digest)
+    except (RetryableError, UserError) as error:
+        log.warning("the candidate of an earlier run is of no use: %s", error)
+        return None
+    return None if manifest == base or _differences(job, manifest) else manifest
 
 
 def _check_shards_exist(manifest: Manifest, dataset_uri: str) -> None:
@@ -210,72 +248,7 @@ def _log_scan(job: VectorizeJob, scan_result: Scan) -> None:
         log.info("%d images were left out by source.max_per_class=%s", num_left_out, job.source.max_per_class)
 
 
-def _check_listed(job: VectorizeJob, scan_result: Scan) -> None:
-    """Raise UserError where so many paths are no files that nothing would be published, before any image is read."""
-    reasons = scan_result.items.table["reason"]
-    num_absent = len(reasons) - reasons.null_count
-    share = num_absent / len(reasons)
-    if share > job.max_rejected_fraction:
-        first = scan_result.items[pc.index(pc.is_valid(reasons), True).as_py()]
-        raise UserError(
-            f"source {job.source.uri}: {num_absent} of {len(reasons)} paths are no files ({share:.1%}, first: "
-            f"{truncate_printable(first.uri, MAX_TEXT)}), over the limit max_rejected_fraction="
-            f"{job.max_rejected_fraction:g}; "
-            "correct the source (relative paths of a table start at its folder), or raise the limit"
-        )
-
-
-def _check_rejected(job: VectorizeJob, update: Update) -> None:
-    """Log what is newly rejected, or for a new reason; raise UserError where too much is rejected."""
-    index = update.index()
-    rejected = rejected_table(index)
-    is_old_N = pc.fill_null(pc.equal(index["reason"], update.reasons_before), fill_value=False)
-    new, old = (rejected_table(index, is_chosen_N) for is_chosen_N in (pc.invert(is_old_N), is_old_N))
-    share = rejected.num_rows / index.num_rows
-    is_too_much = share > job.max_rejected_fraction or share == 1
-    # The error says "listed above", so there must be some.
-    shown = pa.concat_tables([new, old]) if is_too_much else new
-    for row in shown.slice(0, MAX_SHOWN).to_pylist():
-        path, detail = (truncate_printable(row[name], MAX_TEXT) for name in ("path", "detail"))
-        log.warning("rejected %s: %s: %s", path, row["reason"], detail)
-    num_more = shown.num_rows - MAX_SHOWN
-    if num_more > 0:
-        log.warning("... and %d more", num_more)
-    if not is_too_much:
-        return
-    counts = ", ".join(f"{n} {reason}" for reason, n in Counter(rejected["reason"].to_pylist()).most_common())
-    if share == 1:
-        raise UserError(
-            f"all {index.num_rows} images were rejected ({counts}): nothing was published; "
-            "fix the images listed above, or correct source.uri or the settings of image"
-        )
-    raise UserError(
-        f"{rejected.num_rows} of {index.num_rows} images were rejected ({share:.1%}: {counts}), over the limit "
-        f"max_rejected_fraction={job.max_rejected_fraction:g}: nothing was published; "
-        "fix the images listed above, or raise the limit"
-    )
-
-
-def _check_train(job: VectorizeJob, update: Update, manifest: Manifest) -> None:
-    """Raise UserError where there is nothing to train on."""
-    if manifest.num_examples("train"):
-        return
-    num_images = manifest.source.num_files
-    given = Counter(update.scan.items.table["split"].drop_null().to_pylist())
-    if not given:
-        raise UserError(
-            f"split: no image fell into train; {num_images} images ({manifest.num_rejected} of them rejected) are too "
-            f"few for {job.split}; add images, or raise split.train"
-        )
-    key = next(key for key in ("split_folders", "split_column", "split_files") if getattr(job.source, key))
-    numbers = ", ".join(f"{given[split]} to {split}" for split in SPLITS)
-    raise UserError(
-        f"split: no image is in train: of {num_images} images source.{key} gives {numbers}, and "
-        f"{manifest.num_rejected} were rejected; give some to train, fix those rejected, or correct source.{key}"
-    )
-
-
-def _result(job: VectorizeJob, manifest: Manifest, *, changed: bool) -> VectorizeResult:
+def _result(job: VectorizeJob, manifest: Manifest, *, changed: bool, is_published: bool = True) -> VectorizeResult:
     return VectorizeResult(
         dataset_uri=job.dataset_uri,
         digest=manifest.digest,
@@ -284,4 +257,5 @@ def _result(job: VectorizeJob, manifest: Manifest, *, changed: bool) -> Vectoriz
         class_names=manifest.class_names,
         num_rejected=manifest.num_rejected,
         num_rejected_by_reason=manifest.num_rejected_by_reason,
+        is_published=is_published,
     )

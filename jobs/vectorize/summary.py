@@ -1,4 +1,4 @@
-"""What a run of the ETL found and did, in numbers and in the log."""
+"""What a run of the ETL made: the manifest, and in numbers and in the log what it did."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardmean.model.dataset.manifest import SPLITS
+from shardmean.jobs.config.source import SOURCE_SETTINGS
+from shardmean.model.dataset.manifest import SPLITS, Manifest, Source, mean_and_std
 
 if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterable
+
     from shardmean.jobs.config.job import VectorizeJob
-    from shardmean.model.dataset.manifest import Manifest
+    from shardmean.jobs.vectorize.source.scan import Scan
+    from shardmean.model.dataset.manifest import Shard
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +36,42 @@ class Counts:
     num_written: int = 0
 
 
-def log_published(job: VectorizeJob, manifest: Manifest, counts: Counts, seconds: float) -> None:
-    """Log what a run has published, in some lines."""
-    log.info("published %s, version %s, in %.1f s", job.dataset_uri, manifest.digest, seconds)
+def compose(
+    job: VectorizeJob, scan: Scan, shards: Iterable[Shard], reasons: Counter[str], *, num_first_frames: int
+) -> Manifest:
+    """A version's manifest, sealed, without the names of its tables. `reasons` counts rejected images."""
+    ordered = sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name))
+    mean, std = mean_and_std([shard for shard in ordered if shard.split == "train"], job.image)
+    manifest = Manifest(
+        image=job.image,
+        split=job.split,
+        class_names=scan.class_names,
+        mean=mean,
+        std=std,
+        shards=ordered,
+        source=Source(
+            uri=job.source.uri,
+            layout=job.source.layout,
+            fingerprint=scan.fingerprint,
+            num_files=len(scan.items),
+            num_left_out=scan.num_left_out,
+            num_hidden=scan.num_hidden,
+            settings=job.source.model_dump(mode="json", include=set(SOURCE_SETTINGS)),
+        ),
+        num_rejected=reasons.total(),
+        num_rejected_by_reason=dict(sorted(reasons.items())),
+        num_first_frames=num_first_frames,
+        extra_columns=list(scan.extra_columns),
+    ).sealed()
+    accepted = sum(manifest.num_examples(split) for split in SPLITS)
+    assert accepted + manifest.num_rejected == len(scan.items), "every image is an example or rejected"
+    return manifest
+
+
+def log_version(job: VectorizeJob, manifest: Manifest, counts: Counts, seconds: float, *, is_published: bool) -> None:
+    """Log what a run has made, in some lines."""
+    what = "published" if is_published else "made a candidate of"
+    log.info("%s %s, version %s, in %.1f s", what, job.dataset_uri, manifest.digest, seconds)
     log.info(
         "  images: %d new, %d changed, %d deleted, %d unchanged, %d rejected; "
         "shards: %d kept, %d rewritten, %d written",

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shardmean.jobs.common.arrow_tables import give_back_memory
-from shardmean.jobs.config.source import SOURCE_SETTINGS
 from shardmean.jobs.spark.task_runner import Operation, run_all
 from shardmean.jobs.vectorize.compaction import RewriteReport, RewriteTask, plan_rewrites, renumbered, rewrite
 from shardmean.jobs.vectorize.index.duplicates import CONFLICT, IN_OTHER_SPLIT
@@ -21,12 +20,16 @@ from shardmean.jobs.vectorize.index.split_assignment import Candidates, assign_s
 from shardmean.jobs.vectorize.index.table import (
     INDEX,
     REMEMBERED,
+    RETRYABLE_REASONS,
     bytes_of,
     codes_of,
     compare,
     listed_table,
+    published_splits,
     read_index,
     rows_or_null,
+    with_known_hashes,
+    with_splits_of,
 )
 from shardmean.jobs.vectorize.shard_task import (
     MAX_PARTITION_ITEMS,
@@ -35,9 +38,8 @@ from shardmean.jobs.vectorize.shard_task import (
     plan_tasks,
     vectorize_partition,
 )
-from shardmean.jobs.vectorize.source.listing import MISSING, NOT_A_FILE
-from shardmean.jobs.vectorize.summary import Counts
-from shardmean.model.dataset.manifest import SPLITS, Manifest, Source, mean_and_std
+from shardmean.jobs.vectorize.summary import Counts, compose
+from shardmean.model.dataset.manifest import SPLITS, Manifest
 from shardmean.model.dataset.shard import one_chunk
 
 if TYPE_CHECKING:
@@ -50,20 +52,32 @@ if TYPE_CHECKING:
     from shardmean.model.dataset.manifest import Shard
 
 DECIDED = (CONFLICT, IN_OTHER_SPLIT)
-RETRYABLE_REASONS = ("vanished", "changed", "no_permission", "not_readable", "too_slow")
-OF_THE_LISTING = (MISSING, NOT_A_FILE)
 
 
 class Update:
     """One run's work, step by step: compare, read, assign splits, rewrite, compose."""
 
-    def __init__(self, job: VectorizeJob, scan: Scan, previous: Manifest | None, runner: Runner) -> None:
-        """`previous` is the version to continue from; None: all is made anew."""
+    def __init__(
+        self,
+        job: VectorizeJob,
+        scan: Scan,
+        published: Manifest | None,
+        runner: Runner,
+        candidate: Manifest | None = None,
+    ) -> None:
+        """`published` is the version to continue from; None: all is made anew.
+
+        What a `candidate` has read already is not read again, but only what was published keeps its split.
+        """
         self.job = job
         self.scan = scan
         self.runner = runner
         self.listed = listed_table(scan.items)
-        previous_index = read_index(job.dataset_uri, previous.index if previous else None)
+        previous = candidate or published
+        published_index = read_index(job.dataset_uri, published.index if published else None)
+        previous_index = published_index
+        if candidate is not None:
+            previous_index = with_splits_of(published_index, read_index(job.dataset_uri, candidate.index))
         self.comparison = compare(self.listed, previous_index)
         # Shards by number; those of the last version come first.
         self.shards: dict[int, Shard] = dict(enumerate(previous.shards)) if previous and previous.index else {}
@@ -75,10 +89,11 @@ class Update:
         self.classes_N = codes_of(self.listed["class_name"], scan.class_names)
         given, groups = (one_chunk(scan.items.table[name]) for name in ("split", "group"))
         self.fixed_N = fixed_codes(given, groups, job.split)
-        is_published = pc.is_valid(previous_index["published_split"])
-        published = previous_index.select(["content_hash", "published_split"]).filter(is_published)
-        self._published_splits = published.combine_chunks()
+        self._published_splits = published_splits(published_index)
         self._restore_previous(previous_index)
+        if candidate is not None:
+            is_elsewhere_N = (self.shard_N >= 0) & (self.published_N < 0)
+            self.published_N[is_elsewhere_N] = self._splits_by_content(np.flatnonzero(is_elsewhere_N))
 
     def _restore_previous(self, previous: pa.Table) -> None:
         """Bring the state of the last version into the order of the listing; of new and changed images it is empty."""
@@ -128,7 +143,7 @@ class Update:
             numbers_M = report.rows["shard_number"].to_numpy()
             shard_numbers.append(np.where(numbers_M >= 0, numbers_M + first, -1))
             tables.append(report.rows)
-        rows = _with_known_hashes(pa.concat_tables(tables), self.state)
+        rows = with_known_hashes(pa.concat_tables(tables), self.state)
         positions_M = rows["position"].to_numpy()
         is_same_M = rows["is_same"].to_numpy()
         self.num_same += int(is_same_M.sum())
@@ -138,17 +153,25 @@ class Update:
         is_new_content = ~pc.fill_null(
             pc.equal(rows["content_hash"], self.state["content_hash"].take(rows["position"])), fill_value=False
         ).to_numpy()
-        # With another name, label or group it is still the same image; with other bytes it is not.
-        known = pc.index_in(rows["content_hash"], value_set=self._published_splits["content_hash"].combine_chunks())
-        published_M = codes_of(self._published_splits["published_split"].take(known), SPLITS).astype(np.int8)
-        # Where the source assigns the split, a file that was moved to another follows it.
-        published_M[self.fixed_N[positions_M] >= 0] = -1
-        self.published_N[positions_M[is_new_content]] = published_M[is_new_content]
         # Rows of the reports replace those of the last version.
         source_N = np.arange(self.state.num_rows)
         source_N[changed_M] = self.state.num_rows + changed
         both = pa.concat_tables([self.state, rows.select(self.state.column_names)])
         self.state = both.take(pa.array(source_N)).combine_chunks()
+        new = positions_M[is_new_content]
+        self.published_N[new] = self._splits_by_content(new)
+
+    def _splits_by_content(self, positions: NDArray[np.int64]) -> NDArray[np.int8]:
+        """The splits in which images with these contents were published, under whatever name; -1: in none.
+
+        With another name, label or group it is still the same image. Where the source assigns the split, a file that
+        was moved to another follows it.
+        """
+        hashes = self.state["content_hash"].take(pa.array(positions))
+        known = pc.index_in(hashes, value_set=self._published_splits["content_hash"].combine_chunks())
+        codes = codes_of(self._published_splits["published_split"].take(known), SPLITS).astype(np.int8)
+        codes[self.fixed_N[positions] >= 0] = -1
+        return codes
 
     def assign_splits(self) -> None:
         """Give each example its split, and reject copies that conflict.
@@ -243,36 +266,9 @@ class Update:
 
     def manifest(self) -> Manifest:
         """The new version's manifest, sealed, without the names of its tables."""
-        source, image = self.job.source, self.job.image
-        shards = sorted(self.shards.values(), key=lambda shard: (SPLITS.index(shard.split), shard.name))
-        mean, std = mean_and_std([shard for shard in shards if shard.split == "train"], image)
+        has_more_frames = pc.sum(self.state["has_more_frames"].filter(pa.array(self.shard_N >= 0))).as_py()
         reasons = Counter(filter(None, self.state["reason"].to_pylist()))
-        manifest = Manifest(
-            image=image,
-            split=self.job.split,
-            class_names=self.scan.class_names,
-            mean=mean,
-            std=std,
-            shards=shards,
-            source=Source(
-                uri=source.uri,
-                layout=source.layout,
-                fingerprint=self.scan.fingerprint,
-                num_files=len(self.scan.items),
-                num_left_out=self.scan.num_left_out,
-                num_hidden=self.scan.num_hidden,
-                settings=source.model_dump(mode="json", include=set(SOURCE_SETTINGS)),
-            ),
-            num_rejected=reasons.total(),
-            num_rejected_by_reason=dict(sorted(reasons.items())),
-            num_first_frames=int(
-                pc.sum(self.state["has_more_frames"].filter(pa.array(self.shard_N >= 0))).as_py() or 0
-            ),
-            extra_columns=list(self.scan.extra_columns),
-        ).sealed()
-        accepted = sum(manifest.num_examples(split) for split in SPLITS)
-        assert accepted + manifest.num_rejected == len(self.scan.items), "every image is an example or rejected"
-        return manifest
+        return compose(self.job, self.scan, self.shards.values(), reasons, num_first_frames=int(has_more_frames or 0))
 
     def counts(self) -> Counts:
         """What was done; call it at the end."""
@@ -290,11 +286,3 @@ class Update:
             num_rewritten=self._num_before - num_kept,
             num_written=len(self.shards) - num_kept,
         )
-
-
-def _with_known_hashes(rows: pa.Table, state: pa.Table) -> pa.Table:
-    """Reports of tasks, where an image that could not be read now keeps the hash of its last bytes."""
-    hashes = pc.coalesce(rows["content_hash"], state["content_hash"].take(rows["position"]))
-    is_unread = pc.fill_null(pc.is_in(rows["reason"], pa.array(RETRYABLE_REASONS + OF_THE_LISTING)), fill_value=False)
-    kept = pc.if_else(is_unread, hashes, rows["content_hash"])
-    return rows.set_column(rows.column_names.index("content_hash"), "content_hash", kept)

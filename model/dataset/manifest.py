@@ -171,18 +171,26 @@ def publish(
     `before_write` is called before each write and may raise. With `replaces`, a `current_version`, RetryableError is
     raised where the current manifest is another by now, which then stays.
     """
-    assert manifest.digest, "only a sealed manifest is published"
-    text = manifest.model_dump_json().encode()
-    uri, version_uri = manifest_uri(dataset_uri), manifest_uri(dataset_uri, manifest.digest)
-    for copy in (version_uri,) if filesystem.replaces_at_once(uri) else (version_uri, _stand_in_uri(dataset_uri)):
+    text = write_version(manifest, dataset_uri, before_write)
+    uri = manifest_uri(dataset_uri)
+    if not filesystem.replaces_at_once(uri):
         before_write()
-        filesystem.write_bytes(copy, text)
+        filesystem.write_bytes(_stand_in_uri(dataset_uri), text)
     before_write()
     if not conditional.write_if_unchanged(uri, text, current_version(dataset_uri) if replaces == ANY else replaces):
         raise RetryableError(
             f"{uri}: another process has published, or is publishing, since this one began: its version stays, and "
             "this one's is not published; repeat the command"
         )
+
+
+def write_version(manifest: Manifest, dataset_uri: str, before_write: Callable[[], None]) -> bytes:
+    """Write a sealed manifest as a version, which no reader takes for the current one; gives what was written."""
+    assert manifest.digest, "only a sealed manifest is written"
+    text = manifest.model_dump_json().encode()
+    before_write()
+    filesystem.write_bytes(manifest_uri(dataset_uri, manifest.digest), text)
+    return text
 
 
 def _stand_in_uri(dataset_uri: str) -> str:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from shardmean.jobs.common.arrow_tables import rows_of
 from shardmean.jobs.vectorize.index.duplicates import HASH_BYTES
+from shardmean.jobs.vectorize.source.listing import MISSING, NOT_A_FILE
 from shardmean.model.dataset.manifest import index_uri
 from shardmean.model.dataset.shard import one_chunk
 from shardmean.model.errors import RetryableError
@@ -52,6 +53,9 @@ INDEX = pa.schema(
 ROWS_PER_GROUP = 2**14
 # The columns that are known once an image was read.
 REMEMBERED = ("content_hash", "reason", "detail", "width", "height", "has_more_frames")
+# Why an image became no example: what may pass by the next run, and what the listing found.
+RETRYABLE_REASONS = ("vanished", "changed", "no_permission", "not_readable", "too_slow")
+OF_THE_LISTING = (MISSING, NOT_A_FILE)
 REJECTED = ("path", "reason", "detail", "size_bytes")
 REPAIR_HINT = "the index is damaged: restore the DataSet, or run vectorize with replace=true"
 _LISTED = ("path", "row", "size_bytes", "modified_ns", "class_name", "group", "extra_hash")
@@ -149,6 +153,20 @@ def read_index(dataset_uri: str, name: str | None) -> pa.Table:
     return table.select(INDEX.names).cast(INDEX)
 
 
+def published_splits(index: pa.Table) -> pa.Table:
+    """Content hash and split of all images that were ever published."""
+    rows = index.select(["content_hash", "published_split"])
+    return rows.filter(pc.is_valid(rows["published_split"])).combine_chunks()
+
+
+def with_splits_of(published: pa.Table, candidate: pa.Table) -> pa.Table:
+    """A candidate's index that says of each image in which split it was published at its path, as it is now."""
+    rows = pc.index_in(candidate["path"], value_set=published["path"].combine_chunks())
+    is_same = pc.equal(candidate["content_hash"], published["content_hash"].take(rows))
+    splits = pc.if_else(is_same, published["published_split"].take(rows), None)
+    return candidate.set_column(candidate.column_names.index("published_split"), "published_split", splits)
+
+
 def bytes_of(hashes: pa.ChunkedArray) -> NDArray[np.uint8]:
     """Hashes as rows of bytes (N, HASH_BYTES); none may be null."""
     column = one_chunk(hashes)
@@ -156,6 +174,14 @@ def bytes_of(hashes: pa.ChunkedArray) -> NDArray[np.uint8]:
     return np.frombuffer(column.buffers()[1], np.uint8)[first : first + len(column) * HASH_BYTES].reshape(
         -1, HASH_BYTES
     )
+
+
+def with_known_hashes(rows: pa.Table, state: pa.Table) -> pa.Table:
+    """Reports of tasks, where an image that could not be read now keeps the hash of its last bytes."""
+    hashes = pc.coalesce(rows["content_hash"], state["content_hash"].take(rows["position"]))
+    is_unread = pc.fill_null(pc.is_in(rows["reason"], pa.array(RETRYABLE_REASONS + OF_THE_LISTING)), fill_value=False)
+    kept = pc.if_else(is_unread, hashes, rows["content_hash"])
+    return rows.set_column(rows.column_names.index("content_hash"), "content_hash", kept)
 
 
 def rows_or_null(rows_N: NDArray[np.signedinteger]) -> pa.Array:

@@ -19,7 +19,7 @@ from shardmean.jobs.vectorize.shard_task import PartitionTask, vectorize_partiti
 from shardmean.jobs.vectorize.source.items import Item
 from shardmean.jobs.vectorize.source.reader import NUM_READ_AHEAD, READ_AHEAD_BYTES
 from shardmean.jobs.vectorize.source.scan import scan
-from shardmean.jobs.vectorize.update import RETRYABLE_REASONS
+from shardmean.jobs.vectorize.index.table import RETRYABLE_REASONS
 from shardmean.model.config.image import ImageConfig
 from shardmean.model.errors import ImageRejectedError, RetryableError
 from shardmean.model.storage import filesystem
