@@ -65,7 +65,7 @@ def _command(work: Path, folder: Path) -> list[str]:
     submit = shutil.which("spark-submit", path=str(Path(sys.executable).parent)) or "spark-submit"
     return [
         submit, "--master", "local[2]", str(ROOT / "jobs" / "cli" / "__main__.py"), "train",
-        "--config", str(ROOT / "configs" / "lenet_mnist.yaml"),
+        "--pipeline", str(ROOT / "configs" / "pipelines" / "fashion.yaml"),
         f"dataset_uri={work / 'fashion-train'}", f"checkpoint_uri={folder / 'checkpoints'}", "num_epochs=2",
         "device=cpu", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.artifact_uri={folder / 'artifacts'}",
         "tracking.experiment=first-step", "tracking.registered_model=first-step",

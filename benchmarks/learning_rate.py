@@ -2,7 +2,7 @@
 
 python -m benchmarks.learning_rate [--rates 0.002 0.005 0.01 0.02 0.05] [--work /tmp/shardmean-benchmarks]
 
-Fashion-MNIST's 70,000 images, a tenth each held out for validation and test; configs/lenet_mnist.yaml otherwise.
+Fashion-MNIST's 70,000 images, a tenth each held out for validation and test; configs/pipelines/fashion.yaml otherwise.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 from benchmarks.fashion import DEFAULT_SOURCE
 from benchmarks.measure import parsed, parser
 from shardmean.jobs.config.job import TrainJob, VectorizeJob
-from shardmean.jobs.config.loading import load_job
+from shardmean.jobs.config.loading import load_stage
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.trainer import Trainer
 
-CONFIG = Path(__file__).parent.parent / "configs" / "lenet_mnist.yaml"
+CONFIG = Path(__file__).parent.parent / "configs" / "pipelines" / "fashion.yaml"
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     vectorize(VectorizeJob.model_validate({"source": source, "split": split, "dataset_uri": uri}))
     dataset = Dataset(uri, load_manifest(uri))
     for rate in given.rates:
-        job = load_job(TrainJob, CONFIG, [f"optimizer.learning_rate={rate}", "device=cpu"])
+        job = load_stage(TrainJob, CONFIG, [f"optimizer.learning_rate={rate}", "device=cpu"])
         with LocalLauncher(job.num_workers) as launcher:
             training = Trainer(job, dataset, launcher)
             state = training.fit(None, lambda _state: None)

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import cache, reduce
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Param
 
-from shardmean.jobs.config.loading import config_folder, load_job
 from shardmean.jobs.config.validation_errors import leaves
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from shardmean.jobs.config.loading import Job
+    from shardmean.jobs.config.job import SparkJob
 
 # The deployment's alone, in the config file: Spark's settings name code, and servers are sent credentials. (A run may
 # have a run_key, but no field for one.)
-HIDDEN = {"schedule", "spark", "run_key", "airflow", "tracking.uri", "tracking.artifact_uri"}
+# A pipeline has one DataSet and one model; another is another pipeline.
+HIDDEN = {"spark", "run_key", "airflow", "tracking", "dataset_uri", "checkpoint_uri", "promote"}
 
 
-def config_file(name: str) -> Path:
-    """The file that a DAG's defaults come from."""
-    return config_folder() / name
-
-
-def load_defaults(kind: type[Job], name: str) -> Job:
-    """The job in a config file. Raises UserError, which Airflow shows as the DAG's import error."""
-    return load_job(kind, config_file(name))
-
-
-def form(job: Job, main: list[str]) -> dict[str, Param]:
+def form(job: SparkJob, main: list[str]) -> dict[str, Param]:
     """Params by dotted key: `main` first and outside any section (sections start collapsed), then one per group."""
-    schema, values = job.model_json_schema(), job.model_dump(mode="json")
+    schema, values = _schema(type(job)), job.model_dump(mode="json")
 
     def described(section: dict[str, Any], name: str) -> dict[str, Any]:
         field: dict[str, Any] = section["properties"][name]
@@ -46,6 +34,12 @@ def form(job: Job, main: list[str]) -> dict[str, Param]:
             value = reduce(lambda values, name: values[name], names, values)
             params[key] = _param(key, reduce(described, names, schema), value, None if key in main else section)
     return {key: params[key] for key in main} | params
+
+
+@cache
+def _schema(kind: type[SparkJob]) -> dict[str, Any]:
+    """Once for all pipelines: it takes longer than all else."""
+    return kind.model_json_schema()
 
 
 def _param(key: str, field: dict[str, Any], value: Any, section: str | None) -> Param:

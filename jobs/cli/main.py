@@ -197,12 +197,19 @@ def train(
     config: Config = None,
     params: Params = "{}",
     result: Result = "",
+    skip_trained: Annotated[
+        bool, typer.Option("--skip-trained", help="Do nothing where this version was trained with these settings.")
+    ] = False,
 ) -> None:
     """Train, evaluate and register a model; resume a run that was interrupted."""
     from shardmean.jobs.config.job import TrainJob
     from shardmean.jobs.train import job
 
-    _write_result(result, asdict(job.train(_load(TrainJob, pipeline, config, overrides, params))))
+    settings = _load(TrainJob, pipeline, config, overrides, params)
+    skipped = job.skip_reason(settings) if skip_trained else None
+    if skipped is not None:
+        typer.echo(skipped["skipped"])
+    _write_result(result, skipped or asdict(job.train(settings)))
 
 
 def _load(kind: type[Job], pipeline: Path | None, config: Path | None, overrides: list[str], params: str) -> Job:

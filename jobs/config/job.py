@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -106,6 +106,13 @@ class TrackingConfig(Settings):
 
 class TrainJob(TrainingConfig, SparkJob):
     """A DataSet to a trained, evaluated and registered model."""
+
+    CHANGEABLE: ClassVar = (
+        "dataset_uri", "dataset_digest", "checkpoint_uri", "keep_checkpoints", "keep_every_epochs", "run_key",
+        "timeout_s", "spark", "max_segment_retries", "min_workers", "wait_for_workers_s", "prefetch_batches",
+        "allow_shared_gpu", "shard_cache_bytes", "airflow", "promote",
+    )  # fmt: skip
+    """Settings that may differ between two tries of one run: they do not change the outcome."""
 
     dataset_uri: Uri
     """The DataSet to train on."""

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from shardmean.jobs.config.former_names import with_current_names
-from shardmean.jobs.config.job import TrainJob, VectorizeJob
+from shardmean.jobs.config.job import SparkJob, VectorizeJob
 from shardmean.jobs.config.pipeline import STAGES, Pipeline, with_shared_settings
 from shardmean.jobs.config.spark_settings import flattened
 from shardmean.jobs.config.validation_errors import validation_errors
@@ -24,7 +24,7 @@ from shardmean.model.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Job = TypeVar("Job", VectorizeJob, TrainJob)
+Job = TypeVar("Job", bound=SparkJob)
 Kind = TypeVar("Kind", bound=Settings)
 
 
@@ -98,8 +98,13 @@ def _checked(kind: type[Kind], values: dict[str, Any], file: Path | None) -> Kin
 
 
 def config_folder() -> Path:
-    """The folder of the files that the DAGs and `shardmean demo` read: SHARDMEAN_CONFIG_DIR, else our own `configs`."""
+    """The folder that holds `pipelines`: SHARDMEAN_CONFIG_DIR, else our own `configs`."""
     return Path(os.environ.get("SHARDMEAN_CONFIG_DIR") or Path(__file__).parents[2] / "configs")
+
+
+def pipelines_folder() -> Path:
+    """The folder of the pipelines that Airflow runs here."""
+    return config_folder() / "pipelines"
 
 
 def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
@@ -129,16 +134,16 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"config file {file} is not valid YAML or JSON: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         what = "a list" if isinstance(content, list) else "a single value"
-        raise UserError(f"config file {file}: expected keys with values, found {what}; see configs/train.yaml")
+        raise UserError(
+            f"config file {file}: expected keys with values, found {what}; see configs/pipelines/digits.yaml"
+        )
     return content
 
 
 def _remedy(file: Path) -> str:
-    if file.parent != config_folder():
-        return "correct --config"
-    return (
-        f"let SHARDMEAN_CONFIG_DIR name a folder that holds a readable {file.name}, the same on every Airflow machine"
-    )
+    if file.parent != pipelines_folder():
+        return "correct --pipeline or --config"
+    return f"let the folder pipelines of SHARDMEAN_CONFIG_DIR hold a readable {file.name}, on every Airflow machine"
 
 
 def _override(text: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import re
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -17,14 +17,17 @@ from rich.markup import escape
 
 from shardmean.jobs.common.local_paths import data_dir
 from shardmean.jobs.common.logging import LOG_MARK
-from shardmean.jobs.config.job import TrainJob, VectorizeJob
-from shardmean.jobs.config.loading import config_folder, load_job
+from shardmean.jobs.config.loading import load_pipeline, pipelines_folder
 from shardmean.jobs.local import stack
 from shardmean.jobs.local.child_process import follow
 from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest, manifest_uri
 from shardmean.model.errors import RetryableError, UserError
 from shardmean.model.storage import filesystem
+
+if TYPE_CHECKING:
+    from shardmean.jobs.config.job import TrainJob, VectorizeJob
+    from shardmean.jobs.config.pipeline import Pipeline
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -33,7 +36,8 @@ def demo() -> int:
     """Make what is missing of images, DataSet and training, print a summary, and return the exit code."""
     started = time.monotonic()
     environment = stack.prepare()
-    vectorize_job, train_job = _load_jobs(environment)
+    pipeline = _load_demo(environment)
+    vectorize_job, train_job = pipeline.vectorize, pipeline.train
     images = Path(vectorize_job.source.uri)
     _write_digits(images)
     is_current = _dataset_is_current(vectorize_job)
@@ -42,8 +46,8 @@ def demo() -> int:
         with console.status("Airflow's database ..."):
             stack.migrate(environment)
         if not is_current:
-            _run_dag("vectorize_images", environment)
-        _run_dag("train_cnn", environment)
+            _run_dag(f"{pipeline.name}_vectorize", environment)
+        _run_dag(f"{pipeline.name}_train", environment)
         result = _newest_result()
         _memory().write_text(json.dumps({"settings": _settings(train_job), "result": result}, indent=1))
     else:
@@ -55,15 +59,14 @@ def demo() -> int:
 
 def write_first_images(environment: dict[str, str]) -> None:
     """Write the demo's images before the first `up`, or its first scheduled run would fail. Writes no others."""
-    images = Path(_load_jobs(environment)[0].source.uri)
+    images = Path(_load_demo(environment).vectorize.source.uri)
     if images == data_dir() / "images" / "digits" and not images.exists() and find_spec("sklearn"):
         _write_digits(images)
 
 
-def _load_jobs(environment: dict[str, str]) -> tuple[VectorizeJob, TrainJob]:
+def _load_demo(environment: dict[str, str]) -> Pipeline:
     os.environ["SHARDMEAN_HOME"] = environment["SHARDMEAN_HOME"]
-    configs = config_folder()
-    return load_job(VectorizeJob, configs / "vectorize.yaml"), load_job(TrainJob, configs / "train.yaml")
+    return load_pipeline(pipelines_folder() / "digits.yaml")
 
 
 def _write_digits(folder: Path) -> None:
@@ -97,7 +100,7 @@ def _memory() -> Path:
 
 
 def _settings(job: TrainJob) -> dict[str, Any]:
-    return job.model_dump(mode="json", exclude={"airflow"})
+    return job.model_dump(mode="json", exclude={"airflow", "promote"})
 
 
 def _finished_training(job: TrainJob) -> dict[str, Any] | None:
@@ -114,7 +117,7 @@ def _newest_result() -> dict[str, Any]:
     files = sorted((data_dir() / "results" / "train").glob("*.json"), key=lambda file: file.stat().st_mtime)
     result: dict[str, Any] = json.loads(files[-1].read_text()) if files else {"error": "no result was written"}
     if "error" in result:
-        raise RetryableError(f"train_cnn: {result['error']}")
+        raise RetryableError(f"digits_train: {result['error']}")
     return result
 
 
@@ -167,5 +170,5 @@ def _summarize(result: dict[str, Any], images: Path) -> None:
     console.print(f"registered model  {result['model_name']} version {result['model_version']} ({aliases})")
     console.print("\nUse it, in .venv/bin/python:\n")
     console.print(f'import mlflow; mlflow.set_tracking_uri("{result["tracking_uri"]}")', style="cyan")
-    console.print(f'model = mlflow.pyfunc.load_model("models:/{result["model_name"]}@challenger")', style="cyan")
+    console.print(f'model = mlflow.pyfunc.load_model("models:/{result["model_name"]}@champion")', style="cyan")
     console.print(f'print(model.predict([{{"image": open("{image}", "rb").read()}}]))', style="cyan", markup=False)

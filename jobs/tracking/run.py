@@ -11,7 +11,7 @@ import time
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlflow
 import pandas as pd
@@ -24,6 +24,7 @@ from shardmean.jobs.common.local_paths import artifacts, store_uri
 from shardmean.jobs.common.redaction import redact
 from shardmean.jobs.tracking import plots, registry
 from shardmean.jobs.tracking.client import connect, mlflow_error, short
+from shardmean.jobs.tracking.history import params_of
 from shardmean.model.dataset.manifest import report_uri
 from shardmean.model.errors import UserError
 from shardmean.model.storage import filesystem
@@ -121,7 +122,9 @@ class Tracker:
             self._job.tracking.experiment, artifact_location=self._artifact_uri()
         )
         with mlflow.start_run(experiment_id=experiment_id) as run:
-            self._client.log_batch(run.info.run_id, params=_params(self._job, self._manifest))
+            self._client.log_batch(
+                run.info.run_id, params=[Param(*pair) for pair in params_of(self._job, self._manifest).items()]
+            )
             mlflow.log_input(_dataset(self._job.dataset_uri, self._manifest.digest), context="training")
         return str(run.info.run_id)
 
@@ -260,20 +263,6 @@ class Tracker:
 
     def _log_plot(self, name: str, figure: Figure) -> None:
         self._client.log_figure(self.run_id, figure, f"plots/{name}.png", save_kwargs={"dpi": 110})
-
-
-def _params(job: TrainJob, manifest: Manifest) -> list[Param]:
-    described = job.model_dump(exclude={"tracking", "checkpoint_uri", "run_key", "spark", "airflow", "promote"})
-    described |= {"dataset_digest": manifest.digest, "image": manifest.image.model_dump()}
-    return [Param(key, str(value)) for key, value in _flat(described)]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    return [
-        pair
-        for key, value in values.items()
-        for pair in (_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)])
-    ]
 
 
 def _dataset(uri: str, digest: str) -> MetaDataset:

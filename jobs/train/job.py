@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from shardmean.jobs.spark.barrier import BarrierLauncher, driver_host
 from shardmean.jobs.spark.session import open_session
 from shardmean.jobs.tracking.client import connect
+from shardmean.jobs.tracking.history import finished_run
 from shardmean.jobs.tracking.run import Tracker
 from shardmean.jobs.train.champion import champion_metrics
 from shardmean.jobs.train.initial_weights import find_pretrained
-from shardmean.jobs.train.run_directory import RunDirectory, directory_of, version_of
+from shardmean.jobs.train.run_directory import RunDirectory, directory_of, has_begun, version_of
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.dataset.manifest import Manifest, load_manifest
 from shardmean.model.dataset.reader import Dataset
@@ -87,6 +88,19 @@ def train(job: TrainJob) -> TrainResult:
                 if run.result is None and not isinstance(error, LeaseLostError) and not _is_lost(lease):
                     tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
+
+
+def skip_reason(job: TrainJob) -> dict[str, str] | None:
+    """Why there is nothing to train: this version was trained with these settings. None where there is.
+
+    A run that has begun goes on, whatever others have trained. Raises UserError and RetryableError.
+    """
+    manifest = load_manifest(job.dataset_uri, version_of(job))
+    found = None if has_begun(job, manifest.digest) else finished_run(job, manifest)
+    if found is None:
+        return None
+    reason = f"version {manifest.digest} of {job.dataset_uri} was trained with these settings already: run {found}"
+    return {"skipped": reason, "run_id": found, "dataset_digest": manifest.digest, "dataset_uri": job.dataset_uri}
 
 
 def _check(job: TrainJob, manifest: Manifest) -> None:

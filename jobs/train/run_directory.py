@@ -8,23 +8,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from shardmean.jobs.config.former_names import with_former_names
+from shardmean.jobs.config.job import TrainJob
 from shardmean.jobs.tracking.run import TrainResult
 from shardmean.model.errors import RetryableError
 from shardmean.model.storage import filesystem
 from shardmean.model.training import checkpoint
 
 if TYPE_CHECKING:
-    from shardmean.jobs.config.job import TrainJob
     from shardmean.model.storage.lease import Lease
     from shardmean.model.training.checkpoint import Checkpoint
 
-# Settings that may differ between two tries of one run: they do not change the outcome.
-_CHANGEABLE = {
-    "dataset_uri", "dataset_digest", "checkpoint_uri", "keep_checkpoints", "keep_every_epochs", "run_key", "timeout_s",
-    "spark", "max_segment_retries", "min_workers", "wait_for_workers_s", "prefetch_batches", "allow_shared_gpu",
-    "shard_cache_bytes", "airflow", "promote",
-}  # fmt: skip
-_EXCLUDED: dict[str, Any] = {**dict.fromkeys(_CHANGEABLE, True), "tracking": {"uri", "artifact_uri"}}
+_EXCLUDED: dict[str, Any] = {**dict.fromkeys(TrainJob.CHANGEABLE, True), "tracking": {"uri", "artifact_uri"}}
 
 
 class RunDirectory:
@@ -103,6 +97,11 @@ def version_of(job: TrainJob) -> str | None:
     if not _keeps_its_version(job):
         return job.dataset_digest
     return _read(directory_of(job, "")).get("dataset_digest")
+
+
+def has_begun(job: TrainJob, digest: str) -> bool:
+    """Whether an earlier try has begun this run."""
+    return bool(_read(directory_of(job, digest)))
 
 
 def _keeps_its_version(job: TrainJob) -> bool:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 import shardmean.jobs.vectorize.source.reader
 from shardmean.jobs.config.job import SourceConfig
 from shardmean.jobs.spark.task_runner import LocalRunner
+from shardmean.jobs.vectorize.index.table import RETRYABLE_REASONS
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.jobs.vectorize.shard_task import PartitionTask, vectorize_partition
 from shardmean.jobs.vectorize.source.items import Item
 from shardmean.jobs.vectorize.source.reader import NUM_READ_AHEAD, READ_AHEAD_BYTES
 from shardmean.jobs.vectorize.source.scan import scan
-from shardmean.jobs.vectorize.index.table import RETRYABLE_REASONS
 from shardmean.model.config.image import ImageConfig
 from shardmean.model.errors import ImageRejectedError, RetryableError
 from shardmean.model.storage import filesystem
