@@ -57,8 +57,8 @@ def load_pipelines(folder: str | Path) -> dict[str, DAG]:
                     f"pipeline {file}: name = {pipeline.name!r} is taken by {names[pipeline.name]}: choose another"
                 )
             made = _dags_of(pipeline, file)
-        except UserError as error:
-            log.error("%s", error)
+        except Exception as error:  # whatever it is, it is this pipeline's alone
+            log.exception("pipeline %s", file)
             made = [_broken(file, error)]
         else:
             names[pipeline.name] = file
@@ -164,7 +164,7 @@ class _BrokenPipeline(DAG):
     An import error of the file that calls `load_pipelines` would take all other pipelines out.
     """
 
-    error: UserError
+    error: Exception
     file: Path
 
     def validate(self) -> None:
@@ -174,14 +174,14 @@ class _BrokenPipeline(DAG):
 
 
 class _Unprintable:
-    def __init__(self, error: UserError) -> None:
+    def __init__(self, error: Exception) -> None:
         self._error = error
 
     def __str__(self) -> str:
         raise self._error
 
 
-def _broken(file: Path, error: UserError) -> DAG:
+def _broken(file: Path, error: Exception) -> DAG:
     dag = _BrokenPipeline(dag_id=f"{re.sub('[^A-Za-z0-9_.-]', '-', file.stem)}_broken", schedule=None)
     dag.error, dag.file = error, file
     return dag

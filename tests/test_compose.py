@@ -7,8 +7,7 @@ import re
 import pytest
 import yaml
 
-from shardmean.jobs.config.job import TrainJob
-from shardmean.jobs.config.loading import load_job
+from shardmean.jobs.config.loading import load_pipeline
 from shardmean.jobs.local.stack import STOP_TIMEOUT_S
 from tests.paths import ROOT
 
@@ -31,7 +30,7 @@ def binds(service: str) -> dict[str, dict]:
 @pytest.mark.parametrize("services", [SERVICES, GPU_SERVICES])
 def test_one_worker_has_room_for_the_default_training(services):
     cores = int(default(services["spark-worker"]["environment"]["SPARK_WORKER_CORES"]))
-    assert cores >= load_job(TrainJob, ROOT / "configs" / "train.yaml").num_workers
+    assert cores >= load_pipeline(ROOT / "configs" / "pipelines" / "digits.yaml").train.num_workers
 
 
 def test_a_worker_has_room_for_an_executor():

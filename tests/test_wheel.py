@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from zipfile import ZipFile
@@ -54,14 +55,14 @@ from types import SimpleNamespace
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import AssetEventsResult
 from airflow.sdk.execution_time.context import InletEventsAccessors, OutletEventAccessors
-from shardmean.dags.vectorize_images import vectorize_images
+from shardmean.dags.shardmean_pipelines import pets_vectorize
 
 task_runner.SUPERVISOR_COMMS = SimpleNamespace(send=lambda _: AssetEventsResult(asset_events=[]))
-dag = vectorize_images()
-(task,) = dag.tasks
+dag = pets_vectorize
+task = dag.get_task("vectorize")
 context = {
     "params": {key: dag.params.get_param(key).value for key in dag.params},
-    "dag_run": SimpleNamespace(dag_id=dag.dag_id, run_id="manual"),
+    "dag_run": SimpleNamespace(dag_id=dag.dag_id, run_id="manual", conf={}),
     "ti": SimpleNamespace(try_number=1),
     "inlet_events": InletEventsAccessors(task.inlets),
     "outlet_events": OutletEventAccessors(),
@@ -121,11 +122,11 @@ def configs(tmp_path_factory):
         for number in range(10):
             pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
-    (folder / "configs").mkdir()
-    (folder / "configs" / "vectorize.yaml").write_text(
-        f"source: {{uri: {folder}/images}}\ndataset_uri: {folder}/set\nspark: {{spark.ui.enabled: false}}\n"
+    (folder / "configs" / "pipelines").mkdir(parents=True)
+    (folder / "configs" / "pipelines" / "pets.yaml").write_text(
+        f"name: pets\nvectorize: {{source: {{uri: {folder}/images}}, dataset_uri: {folder}/set, "
+        f"spark: {{spark.ui.enabled: false}}}}\ntrain: {{checkpoint_uri: {folder}/runs}}\n"
     )
-    (folder / "configs" / "train.yaml").write_text(f"dataset_uri: {folder}/set\ncheckpoint_uri: {folder}/runs\n")
     return folder / "configs"
 
 
@@ -164,18 +165,19 @@ def test_airflow_parses_the_dags_beside_those_of_a_team_without_torch_or_mlflow(
     found = re.search(r"```python\n(.*?)```", document, re.DOTALL)
     assert found is not None
     (tmp_path / "shardmean.py").write_text(found[1])
+    shutil.copytree(configs / "pipelines", tmp_path / "pipelines")
     (tmp_path / "model.py").write_text("NAME = 'pets'\n")
     (tmp_path / "pets.py").write_text(OF_A_TEAM)
     variables = {"AIRFLOW_HOME": str(tmp_path / "home"), "SHARDMEAN_CONFIG_DIR": str(configs)}
     dags, errors, folder = json.loads(answer(airflow, PARSE, str(tmp_path), **variables))
     assert errors == {}
     ours = str(tmp_path / "shardmean.py")
-    assert dags == {"pets": str(tmp_path / "pets.py"), "train_cnn": ours, "vectorize_images": ours}
+    assert dags == {"pets": str(tmp_path / "pets.py"), "pets_train": ours, "pets_vectorize": ours}
     assert Path(folder).is_relative_to(airflow.parent), "of the wheel, not of a clone"
 
 
 def test_a_dag_of_an_airflow_without_spark_runs_the_etl_of_another_environment(spark, airflow, configs):
-    by_hand = run(spark, "shardmean", "vectorize", f"--config={configs / 'vectorize.yaml'}")
+    by_hand = run(spark, "shardmean", "vectorize", f"--pipeline={configs / 'pipelines' / 'pets.yaml'}")
     assert by_hand.returncode == 0, by_hand.stderr
     assert "published" in by_hand.stdout
     variables = {

@@ -44,12 +44,11 @@ def load_pipeline(file: Path) -> Pipeline:
 
 def load_stage(kind: type[Job], file: Path, overrides: Sequence[str] = (), params: str = "{}") -> Job:
     """Read one stage's job from a pipeline's file, with what the file says for all stages; else as `load_job`."""
-    document = with_shared_settings(_read_pipeline(file))
+    document = _read_pipeline(file)
     stage = "vectorize" if kind is VectorizeJob else "train"
-    section = document.get(stage)
-    if not isinstance(section, Mapping):
+    if not isinstance(document.get(stage), Mapping):
         raise UserError(f"pipeline {file}: no section {stage}; add it, or give a file that has one")
-    return _load_job(kind, dict(section), file, overrides, params)
+    return _load_job(kind, dict(with_shared_settings(document)[stage]), file, overrides, params)
 
 
 def _load_job(

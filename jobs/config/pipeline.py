@@ -21,7 +21,7 @@ PipelineName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$")]
 def _known_time_zone(name: str) -> str:
     try:
         ZoneInfo(name)
-    except (OSError, ValueError):
+    except (KeyError, OSError, ValueError):
         raise ValueError("no such time zone: give a name of the IANA database, such as Europe/Berlin") from None
     return name
 

@@ -36,16 +36,18 @@ def write_digits(folder: Path, numbers: range) -> None:
         Image.fromarray((digits.images[number] * 255 / 16).astype(np.uint8)).save(file)
 
 
-def write_configs(folder: Path) -> None:
-    folder.mkdir(parents=True)
+def write_configs(folder: Path, airflow: str = "{}") -> Path:
+    """One pipeline, digits, in a folder of configs; gives its file."""
     home = "${oc.env:SHARDMEAN_HOME}"
-    (folder / "vectorize.yaml").write_text(
-        f"source: {{uri: '{home}/images'}}\ndataset_uri: '{home}/dataset'\nschedule: null\n"
+    file = folder / "pipelines" / "digits.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        f"name: digits\n"
+        f"vectorize: {{source: {{uri: '{home}/images'}}, dataset_uri: '{home}/dataset'}}\n"
+        f"train: {{checkpoint_uri: '{home}/checkpoints', num_epochs: 2}}\n"
+        f"airflow: {airflow}\n"
     )
-    (folder / "train.yaml").write_text(
-        f"dataset_uri: '{home}/dataset'\ncheckpoint_uri: '{home}/checkpoints'\nnum_epochs: 2\n"
-        f"tracking: {{experiment: digits, registered_model: digits}}\n"
-    )
+    return file
 
 
 def clean_environment(home: Path, **more: str) -> dict[str, str]:

@@ -11,15 +11,15 @@ import sys
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from shardmean.dags.trigger_form import config_file, form
+from shardmean.dags.trigger_form import form
 from shardmean.jobs.config.job import TrainJob, VectorizeJob
-from shardmean.jobs.config.loading import load_job
+from shardmean.jobs.config.loading import load_stage, pipelines_folder
 from shardmean.jobs.config.validation_errors import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FILES = {VectorizeJob: "vectorize.yaml", TrainJob: "train.yaml"}
+FILE = pipelines_folder() / "digits.yaml"
 
 
 def alternatives(annotation: Any, limits: tuple[Any, ...] = ()) -> list[list[Any]]:
@@ -39,7 +39,7 @@ def alternatives(annotation: Any, limits: tuple[Any, ...] = ()) -> list[list[Any
 
 def shown(kind: Any) -> Iterator[list[Any]]:
     def value_of(params: dict[str, Any]) -> tuple[Any, Any]:
-        job = load_job(kind, config_file(FILES[kind]), params=json.dumps(params))
+        job = load_stage(kind, FILE, params=json.dumps(params))
         found: Any = job
         for name in key.split("."):
             found = getattr(found, name)
@@ -57,4 +57,4 @@ def shown(kind: Any) -> Iterator[list[Any]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps([case for kind in FILES for case in shown(kind)]) + "\n")
+    sys.stdout.write(json.dumps([case for kind in (VectorizeJob, TrainJob) for case in shown(kind)]) + "\n")

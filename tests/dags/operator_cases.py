@@ -6,6 +6,7 @@ the job leaves at its --result (null: nothing). Airflow's supervisor is replaced
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk.definitions.param import process_params
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time import task_runner
@@ -24,17 +26,36 @@ from airflow.sdk.execution_time.context import (
 )
 
 import shardmean.jobs.cli.main
-from shardmean.dags.spark_operator import DATASET
-from shardmean.dags.train_cnn import train_cnn
-from shardmean.dags.vectorize_images import vectorize_images
+from shardmean.dags import load_pipelines
+from shardmean.dags.assets import dataset_asset
+from shardmean.jobs.config.loading import load_pipeline, pipelines_folder
 from shardmean.model.storage import filesystem
 
-DAGS = {"train_cnn": train_cnn, "vectorize_images": vectorize_images}
+DAGS = load_pipelines(pipelines_folder())
+DATASET = dataset_asset(load_pipeline(pipelines_folder() / "digits.yaml"))
+
+
+class TaskInstance:
+    """What a task asks of its own instance; `xcoms` by task and key are what others have left."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self.try_number = case.get("try_number", 1)
+        self.xcoms = case.get("xcoms", {})
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+    def xcom_pull(self, task_ids: str, key: str = "return_value") -> Any:
+        return self.xcoms.get(task_ids, {}).get(key)
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
-    dag = DAGS[case["dag"]]()
-    (task,) = dag.tasks
+    dag = DAGS[f"digits_{case['dag']}"]
+    # A task that has run is not run again: each has arguments of its own.
+    task = copy.copy(dag.get_task(case.get("task", case["dag"])))
+    if hasattr(task, "application_args"):
+        task.application_args = list(task.application_args)
     params = process_params(dag, task, case.get("conf"), suppress_exception=False)
     ran: list[str] = []
 
@@ -46,13 +67,20 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         elif "result" not in case and shardmean.jobs.cli.main.main(ran):
             raise AirflowException("spark-submit ended with another code than 0")
 
+    def trigger(self: Any, _context: Any) -> None:
+        started.append([self.trigger_dag_id, self.conf])
+
+    started: list[Any] = []
     SparkSubmitOperator.execute = submit
+    TriggerDagRunOperator.execute = trigger
     task_runner.SUPERVISOR_COMMS = SimpleNamespace(send=lambda question: asked(question, case.get("known", [])))
-    outlets = OutletEventAccessors()
+    outlets, instance = OutletEventAccessors(), TaskInstance(case)
     context = {
         "params": params,
-        "dag_run": SimpleNamespace(dag_id=dag.dag_id, run_id=case.get("run_id", "manual__2026-11-26T02:03:04+00:00")),
-        "ti": SimpleNamespace(try_number=case.get("try_number", 1)),
+        "dag_run": SimpleNamespace(
+            dag_id=dag.dag_id, run_id=case.get("run_id", "manual__2026-11-26T02:03:04+00:00"), conf=case.get("conf")
+        ),
+        "ti": instance,
         "triggering_asset_events": TriggeringAssetEventsAccessor.build(
             AssetEventDagRunReferenceResult.model_validate(event) for event in described(case.get("events", []))
         ),
@@ -64,7 +92,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         outcome["result"] = task.execute(context)
     except (AirflowSkipException, AirflowFailException, RuntimeError) as error:
         outcome |= {"error": type(error).__name__, "message": str(error)}
-    return outcome | {"arguments": ran, "announced": outlets[task.outlets[0]].extra}
+    announced = outlets[task.outlets[0]].extra if task.outlets else {}
+    return outcome | {"arguments": ran, "announced": announced, "started": started, "pushed": instance.pushed}
 
 
 def described(extras: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,59 +6,108 @@ import json
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .conftest import clean_environment
+import shardmean.dags
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from .conftest import clean_environment, write_configs
 
 PARSE = """
-import os, sys
+import json, os, sys
+from pathlib import Path
 import airflow.sdk
 import airflow.providers.apache.spark.operators.spark_submit
+import airflow.providers.standard.operators.trigger_dagrun
 def cpu():
     return sum(os.times()[:2])
 before = cpu()
-import shardmean.dags.train_cnn, shardmean.dags.vectorize_images
+import shardmean.dags.shardmean_pipelines as module
+seconds = cpu() - before
 heavy = sorted({"torch", "pyspark", "mlflow", "pandas"} & set(sys.modules))
-import json
-dags = [shardmean.dags.vectorize_images.vectorize_images(), shardmean.dags.train_cnn.train_cnn()]
+dags = {name: value for name, value in vars(module).items() if isinstance(value, airflow.sdk.DAG)}
 def described(dag):
     params = {key: dag.params.get_param(key) for key in dag.params}
     return [[key, param.value, param.schema] for key, param in params.items()]
-params = {dag.dag_id: described(dag) for dag in dags}
-print(json.dumps({"cpu_s": cpu() - before, "heavy": heavy, "params": params}))
+params = {name: described(dag) for name, dag in dags.items()}
+print(json.dumps({"cpu_s": seconds, "heavy": heavy, "params": params}))
 """
 
 
-@pytest.fixture(scope="module")
-def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    home = tmp_path_factory.mktemp("parse")
-    environment = clean_environment(home, AIRFLOW_HOME=str(home))
+def parse(home: Path, configs: Path | None = None) -> dict[str, Any]:
+    where = {} if configs is None else {"SHARDMEAN_CONFIG_DIR": str(configs)}
+    environment = clean_environment(home, AIRFLOW_HOME=str(home), **where)
     done = subprocess.run([sys.executable, "-c", PARSE], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_parsing_is_quick_and_imports_nothing_heavy(parsed: dict[str, object]) -> None:
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return parse(tmp_path_factory.mktemp("parse"))
+
+
+def test_parsing_is_quick_and_imports_nothing_heavy(parsed: dict[str, Any]) -> None:
     assert parsed["heavy"] == []
     assert parsed["cpu_s"] < 1
+    assert sorted(parsed["params"]) == ["digits_train", "digits_vectorize", "fashion_train", "fashion_vectorize"]
 
 
-@pytest.mark.parametrize("dag_id", ["vectorize_images", "train_cnn"])
+def test_fifty_pipelines_parse_in_two_seconds_and_a_broken_one_leaves_49(tmp_path: Path) -> None:
+    file = write_configs(tmp_path)
+    text = file.read_text()
+    for number in range(49):
+        (file.parent / f"pile-{number:02d}.yaml").write_text(text.replace("name: digits", f"name: pile-{number:02d}"))
+    (file.parent / "pile-07.yaml").write_text("name: pile-07\nvectorize: {source: {uri: /x}, datset_uri: /y}\n")
+    parsed = parse(tmp_path, tmp_path)
+    assert parsed["heavy"] == []
+    assert parsed["cpu_s"] < 2
+    assert len(parsed["params"]) == 2 * 49 + 1
+    assert "pile-07_train" not in parsed["params"]
+    dags, errors = parsed_by_airflow(tmp_path, tmp_path)
+    assert len(dags) == 2 * 49
+    ((broken, message),) = errors.items()
+    assert broken == str(file.parent / "pile-07.yaml")
+    assert "vectorize.datset_uri: unknown key; did you mean vectorize.dataset_uri?" in message
+
+
+# The folder is parsed as Airflow's DAG processor does it, and the DAGs are serialized for its database.
+BY_AIRFLOW = """
+import json, sys
+import structlog
+from airflow.dag_processing.dagbag import DagBag
+from airflow.dag_processing.processor import _serialize_dags
+bag = DagBag(dag_folder=sys.argv[1])
+dags, errors = _serialize_dags(bag, structlog.get_logger())
+print(json.dumps([[dag.dag_id for dag in dags], {**bag.import_errors, **errors}]))
+"""
+
+
+def parsed_by_airflow(home: Path, configs: Path) -> tuple[list[str], dict[str, str]]:
+    environment = clean_environment(home, AIRFLOW_HOME=str(home), SHARDMEAN_CONFIG_DIR=str(configs))
+    folder = str(Path(shardmean.dags.__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", BY_AIRFLOW, folder], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    dags, errors = json.loads(done.stdout.splitlines()[-1])
+    return dags, errors
+
+
+@pytest.mark.parametrize("dag_id", ["digits_vectorize", "digits_train"])
 def test_the_fields_that_matter_most_stand_outside_sections(parsed: dict[str, dict[str, list]], dag_id: str) -> None:
     params = parsed["params"][dag_id]
     sections = [schema.get("section") for _, _, schema in params]
-    assert sections[:6] == [None] * 6
-    assert all(sections[6:])
+    num_outside = {"digits_vectorize": 5, "digits_train": 6}[dag_id]
+    assert sections[:num_outside] == [None] * num_outside
+    assert all(sections[num_outside:])
     assert all(schema["description_md"] for _, _, schema in params), "every field says what it means"
 
 
 def test_fields_carry_the_schemas_limits(parsed: dict[str, dict[str, list]]) -> None:
-    fields = {key: (value, schema) for key, value, schema in parsed["params"]["train_cnn"]}
+    fields = {key: (value, schema) for key, value, schema in parsed["params"]["digits_train"]}
     value, schema = fields["num_epochs"]
     assert (value, schema["type"], schema["minimum"], schema["maximum"]) == (12, "integer", 1, 100_000)
     network = fields["network"][1]
@@ -76,12 +125,9 @@ def test_fields_carry_the_schemas_limits(parsed: dict[str, dict[str, list]]) -> 
 def test_no_field_names_code_a_config_file_or_a_server(parsed: dict[str, dict[str, list]]) -> None:
     """A new field of free text must be thought about: a place belongs to the job's `uris()`."""
     fields = [field for dag in parsed["params"].values() for field in dag]
-    assert not [key for key, *_ in fields if key.split(".")[0] in ("spark", "airflow", "schedule")]
-    assert {key for key, *_ in fields if key.startswith("tracking.")} == {
-        "tracking.experiment", "tracking.registered_model"
-    }  # fmt: skip
+    assert not [key for key, *_ in fields if key.split(".")[0] in ("spark", "airflow", "tracking", "promote")]
     free = {key for key, _, schema in fields if "string" in schema["type"] and not {"enum", "pattern"} & set(schema)}
-    places = {"source.uri", "dataset_uri", "checkpoint_uri", "fine_tuning.start_from"}
+    places = {"source.uri", "fine_tuning.start_from"}
     of_source = {"label_pattern", "path_column", "label_column", "split_column", "group_column", "group_pattern"}
     colors = {"image.background", "image.padding"}
     assert free == places | colors | {f"source.{name}" for name in of_source}
@@ -90,25 +136,39 @@ def test_no_field_names_code_a_config_file_or_a_server(parsed: dict[str, dict[st
     assert lists == {"layers", "fine_tuning.freeze", "normalization.mean", "normalization.std"} | of_source
 
 
-def test_a_broken_config_is_an_import_error_that_names_the_key(tmp_path: Path) -> None:
-    (tmp_path / "vectorize.yaml").write_text("source: {uri: x}\ndataset_uri: y\nshard_byte: 5\n")
-    environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path), SHARDMEAN_CONFIG_DIR=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", "import shardmean.dags.vectorize_images"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert "shard_byte: unknown key; did you mean shard_bytes?" in done.stderr
+DIGITS = "name: digits\nvectorize: {source: {uri: /x}, dataset_uri: /y}\ntrain: {checkpoint_uri: /z}\n"
+ELSEWHERE = DIGITS.replace("train: {", "train: {dataset_uri: /w, ")
 
 
-def test_a_config_that_is_absent_is_an_import_error_that_names_the_variable(tmp_path: Path) -> None:
-    environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path), SHARDMEAN_CONFIG_DIR=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", "import shardmean.dags.train_cnn"], env=environment, capture_output=True, text=True
-    )
-    assert f"config file {tmp_path}/train.yaml: not found" in done.stderr
-    assert "let SHARDMEAN_CONFIG_DIR name a folder that holds a readable train.yaml" in done.stderr
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("other", DIGITS, "name = 'digits' is taken by"),
+        ("other", "name: Digits 2\n", "name = 'Digits 2': string should match pattern"),
+        ("digits", f"{DIGITS}airflow: {{schedule: at 3}}\n", "airflow.schedule = 'at 3': not a cron expression"),
+        ("digits", f"{DIGITS}airflow: {{timezone: Berlin}}\n", "airflow.timezone = 'Berlin': no such time zone"),
+        ("digits", ELSEWHERE, "train.dataset_uri is /w and that of vectorize is /y"),
+        ("digits", "name: [digits\n", "is not valid YAML or JSON"),
+    ],
+)
+def test_a_broken_pipeline_is_an_import_error_of_its_own_file(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    file = write_configs(tmp_path).with_name(f"{name}.yaml")
+    file.write_text(text)
+    dags, errors = parsed_by_airflow(tmp_path, tmp_path)
+    assert sorted(dags) == (["digits_train", "digits_vectorize"] if name == "other" else [])
+    assert list(errors) == [str(file)]
+    assert message in errors[str(file)]
+
+
+def test_a_folder_without_pipelines_says_what_to_do(tmp_path: Path) -> None:
+    dags, errors = parsed_by_airflow(tmp_path, tmp_path)
+    ((file, message),) = errors.items()
+    assert (dags, Path(file).name) == ([], "shardmean_pipelines.py")
+    assert f"{tmp_path}/pipelines: no pipelines (*.yaml): make one by `shardmean init NAME SOURCE`" in message
+    (tmp_path / "vectorize.yaml").touch()
+    assert f"convert them by `shardmean init --from {tmp_path}`" in parsed_by_airflow(tmp_path, tmp_path)[1][file]
 
 
 def test_each_value_of_a_setting_of_several_types_makes_a_valid_form_and_comes_back(tmp_path: Path) -> None:
@@ -127,12 +187,13 @@ def test_each_value_of_a_setting_of_several_types_makes_a_valid_form_and_comes_b
 
 TASK = """
 import json
-from shardmean.dags.vectorize_images import vectorize_images
-(task,) = vectorize_images().tasks
+from shardmean.dags.shardmean_pipelines import digits_vectorize as dag
+task = dag.get_task("vectorize")
 seconds = {name: getattr(task, name) for name in ("retry_delay", "max_retry_delay", "execution_timeout")}
 print(json.dumps({
     **{name: value and value.total_seconds() for name, value in seconds.items()},
     **{name: getattr(task, name) for name in ("pool", "queue", "retries", "retry_exponential_backoff", "_conn_id")},
+    "owner": task.owner, "tags": sorted(dag.tags),
 }))
 """
 
@@ -140,19 +201,19 @@ print(json.dumps({
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
-        ("", ["spark_default", "default_pool", "default", 3, 30, None]),
+        ("{}", ["spark_default", "default_pool", "default", 3, 30, None, "airflow", ["digits", "shardmean"]]),
         (
-            "airflow: {connection_id: big, pool: gpus, queue: q, retries: 1, retry_delay_s: 5, timeout_s: 60}\n",
-            ["big", "gpus", "q", 1, 5, 60],
+            "{connection_id: big, pool: gpus, queue: q, retries: 1, retry_delay_s: 5, timeout_s: 9, owner: a}",
+            ["big", "gpus", "q", 1, 5, 9, "a", ["digits", "shardmean"]],
         ),
     ],
 )
-def test_the_config_says_how_airflow_runs_the_task(tmp_path: Path, section: str, expected: list[object]) -> None:
-    (tmp_path / "vectorize.yaml").write_text(f"source: {{uri: x}}\ndataset_uri: y\n{section}")
+def test_the_pipeline_says_how_airflow_runs_its_tasks(tmp_path: Path, section: str, expected: list[object]) -> None:
+    write_configs(tmp_path, section)
     environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path), SHARDMEAN_CONFIG_DIR=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", TASK], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     task = json.loads(done.stdout.splitlines()[-1])
-    names = ("_conn_id", "pool", "queue", "retries", "retry_delay", "execution_timeout")
+    names = ("_conn_id", "pool", "queue", "retries", "retry_delay", "execution_timeout", "owner", "tags")
     assert [task[name] for name in names] == expected
     assert (task["retry_exponential_backoff"], task["max_retry_delay"]) == (2, 600), "pauses double, up to ten minutes"

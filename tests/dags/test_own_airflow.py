@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .conftest import clean_environment
+from .conftest import clean_environment, write_configs
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cluster.md"
 # The folder is parsed as Airflow's DAG processor does it, which leaves out files that look to hold no DAG.
@@ -20,17 +20,26 @@ print(json.dumps([{id: dag.fileloc for id, dag in bag.dags.items()}, bag.import_
 """
 
 
-def test_the_file_for_the_dags_folder_brings_both_dags(tmp_path: Path) -> None:
+def test_the_file_for_the_dags_folder_brings_the_dags_of_pipelines_beside_it(tmp_path: Path) -> None:
     found = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert found is not None
     file = tmp_path / "dags" / "shardmean.py"
     file.parent.mkdir()
     file.write_text(found[1])
+    write_configs(file.parent)
+    (file.parent / "model.py").write_text("NAME = 'pets'\n")
+    (file.parent / "pets.py").write_text("from airflow.sdk import DAG\nfrom model import NAME\n\nDAG(NAME)\n")
     environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path))
     done = subprocess.run(
-        [sys.executable, "-c", PARSE, str(file.parent)], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PARSE, str(file.parent)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     dags, errors = json.loads(done.stdout.splitlines()[-1])
     assert errors == {}
-    assert dags == {"train_cnn": str(file), "vectorize_images": str(file)}
+    pets = str(file.parent / "pets.py")
+    assert dags == {"digits_train": str(file), "digits_vectorize": str(file), "pets": pets}

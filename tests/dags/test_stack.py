@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture(scope="session")
 def vectorized(stack: Stack) -> dict[str, Any]:
-    return stack.finished("vectorize_images", stack.trigger("vectorize_images", {}))
+    return stack.finished("digits_vectorize", stack.trigger("digits_vectorize", {}))
 
 
 @pytest.fixture(scope="session")
@@ -27,18 +27,18 @@ def trained(stack: Stack, vectorized: dict[str, Any]) -> dict[str, Any]:
 
 
 def triggered(stack: Stack) -> set[str]:
-    """The runs of train_cnn that events have started."""
-    return {run["dag_run_id"] for run in stack.runs("train_cnn") if run["run_type"] == "asset_triggered"}
+    """The runs of digits_train that events have started."""
+    return {run["dag_run_id"] for run in stack.runs("digits_train") if run["run_type"] == "asset_triggered"}
 
 
 def next_triggered(stack: Stack, before: set[str]) -> dict[str, Any]:
-    """The run of train_cnn that the next event has started, once it has finished."""
-    return stack.finished("train_cnn", wait_for(lambda: triggered(stack) - before, 60).pop())
+    """The run of digits_train that the next event has started, once it has finished."""
+    return stack.finished("digits_train", wait_for(lambda: triggered(stack) - before, 60).pop())
 
 
 def test_vectorize_by_rest_publishes_the_dataset_as_asset_event(stack: Stack, vectorized: dict[str, Any]) -> None:
     assert vectorized["state"] == "success"
-    event = stack.call("/api/v2/assets/events?source_dag_id=vectorize_images")["asset_events"][0]
+    event = stack.call("/api/v2/assets/events?source_dag_id=digits_vectorize")["asset_events"][0]
     manifest = json.loads((stack.home / "dataset" / "manifest.json").read_text())
     assert event["extra"]["digest"] == manifest["digest"]
     assert sum(event["extra"]["num_examples"].values()) == 400
@@ -46,40 +46,35 @@ def test_vectorize_by_rest_publishes_the_dataset_as_asset_event(stack: Stack, ve
 
 def test_train_runs_on_the_assets_event(stack: Stack, trained: dict[str, Any]) -> None:
     assert trained["state"] == "success"
-    task = stack.task("train_cnn", trained["dag_run_id"], "train")
+    task = stack.task("digits_train", trained["dag_run_id"], "train")
     assert (task["state"], task["try_number"]) == ("success", 1)
 
 
 def test_the_task_shows_run_version_and_link(stack: Stack, trained: dict[str, Any]) -> None:
     run_id = trained["dag_run_id"]
-    result = stack.task("train_cnn", run_id, "train", "/xcomEntries/return_value?deserialize=true")["value"]
+    result = stack.task("digits_train", run_id, "train", "/xcomEntries/return_value?deserialize=true")["value"]
     manifest = json.loads((stack.home / "dataset" / "manifest.json").read_text())
     assert result["dataset_digest"] == manifest["digest"]
     assert (result["model_version"], result["aliases"]) == ("1", ["challenger", "champion"])
-    links = stack.task("train_cnn", run_id, "train", "/links")["extra_links"]
+    links = stack.task("digits_train", run_id, "train", "/links")["extra_links"]
     assert links["MLflow run"].startswith(f"{stack.mlflow}/#/experiments/")
     assert links["MLflow run"].endswith(result["run_id"])
 
 
 def test_nothing_new_is_skipped_and_trains_nothing(stack: Stack, trained: dict[str, Any]) -> None:
-    run_id = stack.trigger("vectorize_images", {})
-    assert stack.finished("vectorize_images", run_id)["state"] == "success"
-    assert stack.task("vectorize_images", run_id, "vectorize")["state"] == "skipped"
+    run_id = stack.trigger("digits_vectorize", {})
+    assert stack.finished("digits_vectorize", run_id)["state"] == "success"
+    assert stack.task("digits_vectorize", run_id, "vectorize")["state"] == "skipped"
     assert len(triggered(stack)) == 1
 
 
-def test_another_dataset_is_announced_once_and_trains_nothing_here(stack: Stack, trained: dict[str, Any]) -> None:
-    before, other = triggered(stack), str(stack.home / "other_set")
-    states = []
-    for _ in range(2):
-        run_id = stack.trigger("vectorize_images", {"dataset_uri": other})
-        assert stack.finished("vectorize_images", run_id)["state"] == "success"
-        states.append(stack.task("vectorize_images", run_id, "vectorize")["state"])
-    assert states == ["success", "skipped"]
-    run_id = next_triggered(stack, before)["dag_run_id"]
-    assert stack.task("train_cnn", run_id, "train")["state"] == "skipped"
-    said = json.dumps(stack.task("train_cnn", run_id, "train", "/logs/1"))
-    assert f"published: {other}; but train_cnn trains on {stack.home}/dataset." in said
+def test_a_version_that_was_trained_with_these_settings_is_skipped(stack: Stack, trained: dict[str, Any]) -> None:
+    run_id = stack.trigger("digits_train", {"skip_trained": True})
+    assert stack.finished("digits_train", run_id)["state"] == "success"
+    tasks = {name: stack.task("digits_train", run_id, name)["state"] for name in ("train", "train_newest")}
+    assert tasks == {"train": "skipped", "train_newest": "skipped"}
+    said = json.dumps(stack.task("digits_train", run_id, "train", "/logs/1"))
+    assert "was trained with these settings already: run" in said
 
 
 def test_a_version_that_was_published_by_the_command_line_is_announced(stack: Stack, trained: dict[str, Any]) -> None:
@@ -87,21 +82,21 @@ def test_a_version_that_was_published_by_the_command_line_is_announced(stack: St
     write_digits(stack.home / "images", range(400, 410))
     configs = stack.home / "configs"
     subprocess.run(
-        [SHARDMEAN, "vectorize", "--config", str(configs / "vectorize.yaml")],
+        [SHARDMEAN, "vectorize", "--pipeline", str(configs / "pipelines" / "digits.yaml")],
         env=clean_environment(stack.home, SHARDMEAN_CONFIG_DIR=str(configs)), timeout=120, check=True,
     )  # fmt: skip
     digest = json.loads((stack.home / "dataset" / "manifest.json").read_text())["digest"]
-    run_id = stack.trigger("vectorize_images", {})
-    assert stack.finished("vectorize_images", run_id)["state"] == "success"
-    assert stack.task("vectorize_images", run_id, "vectorize")["state"] == "success"
+    run_id = stack.trigger("digits_vectorize", {})
+    assert stack.finished("digits_vectorize", run_id)["state"] == "success"
+    assert stack.task("digits_vectorize", run_id, "vectorize")["state"] == "success"
     run_id = next_triggered(stack, before)["dag_run_id"]
-    result = stack.task("train_cnn", run_id, "train", "/xcomEntries/return_value?deserialize=true")["value"]
+    result = stack.task("digits_train", run_id, "train", "/xcomEntries/return_value?deserialize=true")["value"]
     assert result["dataset_digest"] == digest
 
 
 def test_a_value_outside_the_schema_is_refused_at_once(stack: Stack) -> None:
     with pytest.raises(urllib.error.HTTPError) as refusal:
-        stack.trigger("train_cnn", {"num_epochs": 0})
+        stack.trigger("digits_train", {"num_epochs": 0})
     assert refusal.value.code == 400
     assert "0 is less than the minimum of 1" in refusal.value.read().decode()
 
@@ -112,27 +107,29 @@ def test_a_value_outside_the_schema_is_refused_at_once(stack: Stack) -> None:
         ({"optimizer.momentum": 0.5}, "momentum is 0.5, but adam has none: set it to 0 or use sgd"),
         (
             {"spark": {"spark.python.daemon.module": "os"}},
-            "spark: not in the form of train_cnn, so a run may not set it",
+            "spark: not in the form of digits_train, so a run may not set it",
         ),
     ],
 )
 def test_the_users_mistake_fails_without_retry(
     stack: Stack, vectorized: dict[str, Any], conf: dict[str, Any], message: str
 ) -> None:
-    run_id = stack.trigger("train_cnn", conf)
-    assert stack.finished("train_cnn", run_id)["state"] == "failed"
-    assert stack.task("train_cnn", run_id, "train")["try_number"] == 1
-    assert message in json.dumps(stack.task("train_cnn", run_id, "train", "/logs/1"))
+    run_id = stack.trigger("digits_train", conf)
+    assert stack.finished("digits_train", run_id)["state"] == "failed"
+    assert stack.task("digits_train", run_id, "train")["try_number"] == 1
+    assert message in json.dumps(stack.task("digits_train", run_id, "train", "/logs/1"))
 
 
 def test_the_worlds_error_is_left_to_a_retry(stack: Stack, vectorized: dict[str, Any]) -> None:
-    run_id = stack.trigger("train_cnn", {"checkpoint_uri": "/proc/none"})
+    run_id = stack.trigger("digits_train", {"num_workers": 64, "batch_size_per_worker": 1, "wait_for_workers_s": 1})
     states = wait_for(
-        lambda: (t := stack.task("train_cnn", run_id, "train"))["state"] in ("up_for_retry", "failed") and [t["state"]],
+        lambda: (
+            (t := stack.task("digits_train", run_id, "train"))["state"] in ("up_for_retry", "failed") and [t["state"]]
+        ),
         120,
     )
     assert states == ["up_for_retry"]
-    path = f"/api/v2/dags/train_cnn/dagRuns/{run_id.replace('+', '%2B').replace(':', '%3A')}"
+    path = f"/api/v2/dags/digits_train/dagRuns/{run_id.replace('+', '%2B').replace(':', '%3A')}"
     stack.call(path, {"state": "failed"}, "PATCH")
 
 
@@ -155,7 +152,7 @@ def test_the_trigger_form_in_a_browser(stack: Stack, vectorized: dict[str, Any])
     from playwright.sync_api import sync_playwright
 
     write_digits(stack.home / "images", range(400, 420))
-    before = {run["dag_run_id"] for run in stack.runs("vectorize_images")}
+    before = {run["dag_run_id"] for run in stack.runs("digits_vectorize")}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_OPTIONS)
         page = browser.new_page(viewport={"width": 1400, "height": 1100})
@@ -164,24 +161,22 @@ def test_the_trigger_form_in_a_browser(stack: Stack, vectorized: dict[str, Any])
         page.fill("input[name=password]", stack.password)
         page.click("button[type=submit]")
         page.wait_for_url("**/")
-        page.goto(f"{stack.airflow}/dags/vectorize_images")
+        page.goto(f"{stack.airflow}/dags/digits_vectorize")
         page.get_by_role("button", name="Trigger").first.click()
-        height = page.locator("input[name='element_image.height_px']")
-        height.wait_for()
+        share = page.locator("input[name='element_max_rejected_fraction']")
+        share.wait_for()
         shown = page.locator("input[name^=element_]:visible").evaluate_all("all => all.map(one => one.name)")
         # Sections start collapsed: the fields that matter most stand outside them and show at once.
         assert "element_source.uri" in shown
         assert "element_split.train" not in shown
-        height.fill("16")
-        page.locator("input[name='element_image.width_px']").fill("16")
-        page.locator("input[name='element_dataset_uri']").fill(str(stack.home / "dataset16"))
+        share.fill("0.25")
         dialog = page.locator("[role=dialog][data-state=open]")
         dialog.get_by_role("button", name="Trigger").last.click()
-        new = wait_for(lambda: {r["dag_run_id"] for r in stack.runs("vectorize_images")} - before, 30)
+        new = wait_for(lambda: {r["dag_run_id"] for r in stack.runs("digits_vectorize")} - before, 30)
         browser.close()
-    assert stack.finished("vectorize_images", new.pop())["state"] == "success"
-    manifest = json.loads((stack.home / "dataset16" / "manifest.json").read_text())
-    assert (manifest["image"]["height_px"], manifest["image"]["width_px"]) == (16, 16)
+    run = stack.finished("digits_vectorize", new.pop())
+    assert (run["state"], run["conf"]["max_rejected_fraction"]) == ("success", 0.25)
+    manifest = json.loads((stack.home / "dataset" / "manifest.json").read_text())
     assert manifest["source"]["num_files"] == 420
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from shardmean.jobs.config.job import TrainJob, VectorizeJob
-from shardmean.jobs.config.loading import config_folder, load_job
+from shardmean.jobs.config.loading import load_job, load_pipeline, load_stage, pipelines_folder
 from shardmean.jobs.config.source import EXAMPLE_COLUMNS
 from shardmean.model.dataset.shard import SCHEMA
+from shardmean.model.errors import UserError
 from tests.jobs.config.loaded import TRAIN, VECTORIZE, YAML, refusal, train_job, train_refusal
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -43,11 +43,14 @@ def test_params_may_be_nested(write):
     assert (job.averaging.frequency, job.averaging.weights) == (9, "uniform")
 
 
-@pytest.mark.parametrize("name", [path.name for path in sorted(CONFIGS.glob("*.yaml"))])
-def test_shipped_configs_load(name, monkeypatch):
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("pipelines/*.yaml")), ids=lambda file: file.stem)
+def test_shipped_pipelines_load(file, monkeypatch):
     monkeypatch.setenv("SHARDMEAN_HOME", "/somewhere")
-    job = load_job(VectorizeJob if name == "vectorize.yaml" else TrainJob, CONFIGS / name)
-    assert job.dataset_uri.startswith("/somewhere/datasets/")
+    pipeline = load_pipeline(file)
+    assert pipeline.name == file.stem
+    assert pipeline.train.dataset_uri == pipeline.vectorize.dataset_uri == f"/somewhere/datasets/{file.stem}"
+    assert pipeline.train.tracking.registered_model == pipeline.train.tracking.experiment == file.stem
+    assert (load_stage(VectorizeJob, file), load_stage(TrainJob, file)) == (pipeline.vectorize, pipeline.train)
 
 
 def test_relative_paths_start_at_the_working_directory(tmp_path, monkeypatch):
@@ -151,19 +154,10 @@ def test_a_mistake_of_many_is_told_with_all_others_and_the_file(write):
 
 
 def test_without_a_file_an_example_of_one_is_named():
-    for kind, name in ((TrainJob, "train.yaml"), (VectorizeJob, "vectorize.yaml")):
+    for kind in (TrainJob, VectorizeJob):
         remedy = refusal(kind).splitlines()[-1]
-        assert remedy.startswith("  give key=value, or a file of settings, such as --config ")
-        file = Path(remedy.rpartition(" ")[2])
-        assert (file.name, load_job(kind, file)) == (name, load_job(kind, CONFIGS / name))
-
-
-@pytest.mark.parametrize("file", CONFIGS.glob("*.yaml"))
-def test_a_config_file_says_what_runs_it(file, monkeypatch):
-    command = re.search(r"`shardmean (vectorize|train) --config (configs/\S+)`", file.read_text())
-    monkeypatch.chdir(CONFIGS.parent)
-    assert CONFIGS.parent / command[2] == file
-    load_job({"vectorize": VectorizeJob, "train": TrainJob}[command[1]], Path(command[2]))
+        assert remedy == "  give key=value, or a pipeline's file, such as --pipeline configs/pipelines/digits.yaml"
+        load_stage(kind, CONFIGS.parent / remedy.rpartition(" ")[2])
 
 
 def test_missing_keys_are_named_as_they_must_be_set():
@@ -220,18 +214,19 @@ def test_wrong_file(write, text, parts):
 
 def test_files_that_cannot_be_read(tmp_path):
     assert "none.yaml: not found (from " in refusal(file=tmp_path / "none.yaml")
-    assert f"config file {tmp_path}: Is a directory; correct --config" in refusal(file=tmp_path)
+    assert f"config file {tmp_path}: Is a directory; correct --pipeline or --config" in refusal(file=tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00a")
     assert "binary.yaml is not valid YAML or JSON" in refusal(file=tmp_path / "binary.yaml")
 
 
 def test_what_is_absent_where_the_dags_look_names_their_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARDMEAN_CONFIG_DIR", str(tmp_path))
-    (tmp_path / "vectorize.yaml").mkdir()
-    remedy = "let SHARDMEAN_CONFIG_DIR name a folder that holds a readable {}, the same on every Airflow machine"
-    assert remedy.format("train.yaml") in refusal(file=config_folder() / "train.yaml")
-    assert remedy.format("vectorize.yaml") in refusal(VectorizeJob, file=config_folder() / "vectorize.yaml")
-    assert "correct --config" in refusal(file=tmp_path / "elsewhere" / "train.yaml")
+    (tmp_path / "pipelines" / "pets.yaml").mkdir(parents=True)
+    remedy = "let the folder pipelines of SHARDMEAN_CONFIG_DIR hold a readable {}, on every Airflow machine"
+    for name in ("digits.yaml", "pets.yaml"):
+        with pytest.raises(UserError, match=remedy.format(name)):
+            load_pipeline(pipelines_folder() / name)
+    assert "correct --pipeline or --config" in refusal(file=tmp_path / "elsewhere" / "train.yaml")
 
 
 @pytest.mark.parametrize(

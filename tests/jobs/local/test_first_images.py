@@ -28,9 +28,11 @@ def test_images_that_are_there_stay_alone(images):
 
 
 def write_configs(folder, images):
-    folder.mkdir()
-    (folder / "vectorize.yaml").write_text(f"source: {{uri: '{images}'}}\ndataset_uri: {folder}/set\n")
-    (folder / "train.yaml").write_text(f"dataset_uri: {folder}/set\ncheckpoint_uri: {folder}/ck\n")
+    (folder / "pipelines").mkdir(parents=True)
+    (folder / "pipelines" / "digits.yaml").write_text(
+        f"name: digits\nvectorize: {{source: {{uri: '{images}'}}, dataset_uri: {folder}/set}}\n"
+        f"train: {{checkpoint_uri: {folder}/ck}}\n"
+    )
 
 
 def test_configs_that_ask_for_other_images_get_none(images, monkeypatch, tmp_path):
@@ -50,5 +52,5 @@ def test_a_copy_of_our_configs_gets_the_digits(images, monkeypatch, tmp_path):
 
 def test_a_config_folder_without_the_files_is_named_with_its_variable(images, monkeypatch, tmp_path):
     monkeypatch.setenv("SHARDMEAN_CONFIG_DIR", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"none/vectorize\.yaml: not found .*let SHARDMEAN_CONFIG_DIR name a folder"):
+    with pytest.raises(UserError, match=r"none/pipelines/digits\.yaml: not found .*SHARDMEAN_CONFIG_DIR hold"):
         write_first_images({"SHARDMEAN_HOME": str(tmp_path)})
