@@ -13,8 +13,8 @@ help:
 	@echo "make up          Airflow and MLflow on this machine (AIRFLOW_PORT=8080 MLFLOW_PORT=5000), until Ctrl-C"
 	@echo "make test        all checks: format, lint, types, import rules, tests"
 	@echo "make doctor      what is wrong with the environment"
-	@echo "make clean       remove the environment, .venv; the next target makes it anew"
-	@echo "make clean-data  remove .shardmean: DataSets, checkpoints, registered models, all that was made here"
+	@echo "make clean       remove the environment, .venv; the next target installs it again"
+	@echo "make clean-data  remove .shardmean: DataSets, checkpoints, registered models, all outputs"
 
 demo:
 	@$(PYTHON) -m shardmean.jobs.local.bootstrap demo

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs a Spark master or worker in the foreground, from the pip package: docker/spark.sh master|worker [OPTIONS]
+# Runs a Spark master or worker of the pip package in the foreground: docker/spark.sh master|worker [OPTIONS]
 set -eu
 role=$1; shift
 SPARK_HOME=$(python -c 'import pathlib, pyspark; print(pathlib.Path(pyspark.__file__).parent)')
