@@ -156,6 +156,33 @@ def _root(
 
 
 @_command
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The pipeline's name.", show_default=False)] = "",
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder or table of images.", show_default=False)
+    ] = "",
+    converted: Annotated[
+        Path | None, typer.Option("--from", metavar="FOLDER", help="Convert the configs of version 0.1.0 there.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write it; else where Airflow looks.")
+    ] = None,
+) -> None:
+    """Write a pipeline's file for a pile of images."""
+    from shardmean.jobs.config.loading import pipelines_folder
+    from shardmean.jobs.pipeline.starter import convert_configs, write_pipeline
+    from shardmean.model.storage import filesystem
+
+    if bool(name and source) == bool(converted) or bool(name) != bool(source):
+        raise UserError("give NAME and SOURCE, or --from FOLDER")
+    if converted is not None:
+        file = convert_configs(converted, folder or converted / "pipelines")
+    else:
+        file = write_pipeline(name, filesystem.absolute(source), folder or pipelines_folder())
+    typer.echo(f"wrote {file}\nnext: shardmean vectorize --pipeline {file}\n      shardmean train --pipeline {file}")
+
+
+@_command
 def vectorize(
     overrides: Overrides,
     pipeline: PipelineFile = None,
