@@ -121,7 +121,9 @@ def test_the_users_mistake_fails_without_retry(
 
 
 def test_the_worlds_error_is_left_to_a_retry(stack: Stack, vectorized: dict[str, Any]) -> None:
-    run_id = stack.trigger("digits_train", {"num_workers": 64, "batch_size_per_worker": 1, "wait_for_workers_s": 1})
+    damaged = "f" * 32
+    (stack.home / "dataset" / "versions" / f"{damaged}.json").write_text("[")
+    run_id = stack.trigger("digits_train", {"dataset_digest": damaged})
     states = wait_for(
         lambda: (
             (t := stack.task("digits_train", run_id, "train"))["state"] in ("up_for_retry", "failed") and [t["state"]]
