@@ -1,0 +1,1 @@
+"""Whether and how a challenger becomes champion: the gate, the promotion, and the way back."""
