@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shardmean.jobs.common.arrow_tables import rows_of
 from shardmean.jobs.vectorize.index.duplicates import CONFLICT, copies
 from shardmean.jobs.vectorize.index.table import bytes_of
 from shardmean.jobs.vectorize.report.histogram import (
@@ -23,15 +24,12 @@ from shardmean.jobs.vectorize.report.histogram import (
 from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from shardmean.model.dataset.manifest import Manifest
 
 NUM_PATHS = 20
 NUM_GROUPS = 20
 NUM_PATHS_A_GROUP = 6
 NUM_SIZES = 8
-MANY_CLASSES = 30
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,6 @@ class DatasetStatistics:
     copies: list[Copies]
     num_conflicts: int
     conflicts: list[Conflict]
-    lacking: dict[str, list[str]]
     sizes: list[tuple[str, int]]
     num_sizes: int
     per_class: Histogram | None
@@ -111,8 +108,8 @@ def compute_statistics(manifest: Manifest, index: pa.Table) -> DatasetStatistics
     classes = _classes(manifest, rejected)
     num_copies, num_copied, most_copied = _copies(index, is_accepted)
     num_conflicts, conflicts = _conflicts(rejected)
-    sizes = _known_sizes(index, is_accepted)
-    num_sizes, commonest = _sizes(*sizes)
+    sizes = index.select(["width", "height"]).filter(is_accepted).drop_null()
+    num_sizes, commonest = _sizes(sizes)
     return DatasetStatistics(
         classes=classes,
         num_rejected=rejected.num_rows,
@@ -122,11 +119,10 @@ def compute_statistics(manifest: Manifest, index: pa.Table) -> DatasetStatistics
         copies=most_copied,
         num_conflicts=num_conflicts,
         conflicts=conflicts,
-        lacking=lacking(manifest),
         sizes=commonest,
         num_sizes=num_sizes,
-        per_class=_per_class(classes),
-        histograms=_histograms(*sizes, index["size_bytes"].filter(is_accepted)),
+        per_class=histogram("Examples of a class", np.array([one.num_examples for one in classes]), format_number),
+        histograms=_histograms(sizes, index["size_bytes"].filter(is_accepted)),
         newest_ns=pc.max(index["modified_ns"]).as_py(),
     )
 
@@ -158,8 +154,8 @@ def _rejections(rejected: pa.Table) -> list[Rejection]:
     rejections = []
     for reason, number in sorted(_counts(rejected["reason"]).items(), key=lambda pair: (-pair[1], pair[0])):
         first = rejected.filter(pc.equal(rejected["reason"], reason)).slice(0, NUM_PATHS)
-        pairs = zip(first["path"].to_pylist(), first["detail"].to_pylist(), strict=True)
-        rejections.append(Rejection(reason, number, [(path, detail or "") for path, detail in pairs]))
+        pairs = [(path, detail or "") for path, detail in rows_of(first, ["path", "detail"])]
+        rejections.append(Rejection(reason, number, pairs))
     return rejections
 
 
@@ -186,9 +182,7 @@ def _conflicts(rejected: pa.Table) -> tuple[int, list[Conflict]]:
     by_content = conflicting.group_by("content_hash").aggregate([("class_name", "distinct"), ("path", "list")])
     # By the set of classes rather than by pairs: one black image in 10,000 classes would make 50 million pairs.
     shared: defaultdict[tuple[str, ...], list[list[str]]] = defaultdict(list)
-    for names, paths in zip(
-        *(by_content[name].to_pylist() for name in ("class_name_distinct", "path_list")), strict=True
-    ):
+    for names, paths in rows_of(by_content, ["class_name_distinct", "path_list"]):
         shared[tuple(sorted(names))].append(paths)
     conflicts = []
     for names in sorted(shared, key=lambda names: (-len(shared[names]), names))[:NUM_GROUPS]:
@@ -197,30 +191,19 @@ def _conflicts(rejected: pa.Table) -> tuple[int, list[Conflict]]:
     return len(shared), conflicts
 
 
-def _known_sizes(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    is_known = pc.and_(is_accepted, pc.and_(pc.is_valid(index["width"]), pc.is_valid(index["height"])))
-    return index["width"].filter(is_known).to_numpy(), index["height"].filter(is_known).to_numpy()
-
-
-def _sizes(widths: NDArray[np.int32], heights: NDArray[np.int32]) -> tuple[int, list[tuple[str, int]]]:
+def _sizes(sizes: pa.Table) -> tuple[int, list[tuple[str, int]]]:
     """How many different sizes there are, and the commonest of them."""
-    keys, counts = np.unique(widths.astype(np.int64) << 32 | heights, return_counts=True)
-    commonest = np.argsort(-counts, kind="stable")[:NUM_SIZES]
-    pairs = zip(keys[commonest].tolist(), counts[commonest].tolist(), strict=True)
-    return len(keys), [(f"{key >> 32:,} x {key & 0xFFFFFFFF:,}", number) for key, number in pairs]
+    counts = sizes.group_by(["width", "height"]).aggregate([([], "count_all")])
+    order = [("count_all", "descending"), ("width", "ascending"), ("height", "ascending")]
+    commonest = rows_of(counts.sort_by(order).slice(0, NUM_SIZES), ["width", "height", "count_all"])
+    return counts.num_rows, [(f"{width:,} x {height:,}", number) for width, height, number in commonest]
 
 
-def _per_class(classes: list[ClassCount]) -> Histogram | None:
-    if len(classes) < MANY_CLASSES:
-        return None
-    chart = histogram("Examples of a class", np.array([one.num_examples for one in classes]), format_number)
-    return None if chart is None or chart.is_single else chart
-
-
-def _histograms(widths: NDArray[np.int32], heights: NDArray[np.int32], sizes_bytes: pa.ChunkedArray) -> list[Histogram]:
+def _histograms(sizes: pa.Table, sizes_bytes: pa.ChunkedArray) -> list[Histogram]:
     def format_pixels(value: float) -> str:
         return f"{format_number(value)} px"
 
+    widths, heights = (sizes[name].to_numpy() for name in ("width", "height"))
     charts = [
         histogram("Width", widths, format_pixels),
         histogram("Height", heights, format_pixels),
