@@ -38,41 +38,41 @@ REPAIR_HINT = "restore the DataSet, or run vectorize with replace=true"
 
 
 class Verification:
-    """Goes through a DataSet once; `damages` has a line for each thing that is wrong."""
+    """Goes through a DataSet once: first each shard, then what they hold together and the tables."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self.damages: list[str] = []
-        self.num_shards = 0
+        self._dataset = dataset
+        self._damages: list[str] = []
         self._ids: list[NDArray[np.uint64]] = []
         self._contents: dict[str, list[NDArray[np.uint64]]] = {split: [] for split in SPLITS}
 
-    def run(self) -> None:
-        """Check all shards, what they hold together, and the tables that the manifest names."""
-        manifest = self.dataset.manifest
-        for shard in manifest.shards:
-            self._try(shard_uri(self.dataset.uri, shard.name), partial(self._shard, shard))
-            self.num_shards += 1
-        self.damages += self._together()
+    def add_shard(self, shard: Shard) -> None:
+        """Check one shard."""
+        self._try(shard_uri(self._dataset.uri, shard.name), partial(self._shard, shard))
+
+    def all_damages(self) -> list[str]:
+        """A line for each thing that is wrong with the shards, what they hold together, and the manifest's tables."""
+        uri, manifest = self._dataset.uri, self._dataset.manifest
+        self._try(uri, self._together)
         tables = ((manifest.index, index_uri, index_faults), (manifest.rejected, rejected_uri, rejected_faults))
         for name, uri_of, faults in tables:
             if name is not None:
-                uri = uri_of(self.dataset.uri, name)
-                self._try(uri, partial(self._table, uri, name, faults))
+                self._try(uri_of(uri, name), partial(self._table, uri_of(uri, name), name, faults))
+        return self._damages
 
     def _try(self, uri: str, check: Callable[[], Iterator[str]]) -> None:
         try:
-            self.damages += [f"{uri}: {fault}; {REPAIR_HINT}" for fault in check()]
+            self._damages += [f"{uri}: {fault}; {REPAIR_HINT}" for fault in check()]
         except FileNotFoundError:
-            self.damages.append(f"{uri}: missing; {REPAIR_HINT}")
+            self._damages.append(f"{uri}: missing; {REPAIR_HINT}")
         except _DAMAGES as error:
             text = str(error).splitlines()[0]
-            self.damages.append(text if uri in text else f"{uri}: damaged ({text}); {REPAIR_HINT}")
+            self._damages.append(text if uri in text else f"{uri}: damaged ({text}); {REPAIR_HINT}")
 
     def _shard(self, shard: Shard) -> Iterator[str]:
-        manifest = self.dataset.manifest
+        manifest = self._dataset.manifest
         num_classes = len(manifest.class_names)
-        table = read_shard(self.dataset.uri, shard)
+        table = read_shard(self._dataset.uri, shard)
         features_of(table, manifest.image.example_bytes)
         labels_N, ids = table["label"].to_numpy(), table["id"].to_pylist()
         is_known_N = (labels_N >= 0) & (labels_N < num_classes)
@@ -91,18 +91,18 @@ class Verification:
         content = filesystem.read_buffer(uri)
         if not is_named_by(name, content):
             raise ValueError("its SHA-256 is not that of its name")
-        yield from faults(pq.read_table(pa.BufferReader(content)), self.dataset.manifest)
+        yield from faults(pq.read_table(pa.BufferReader(content)), self._dataset.manifest)
 
     def _together(self) -> Iterator[str]:
         ids = np.concatenate([np.zeros(0, dtype=np.uint64), *self._ids])
         num_repeated = len(ids) - len(np.unique(ids))
         if num_repeated:
-            yield f"{self.dataset.uri}: {num_repeated} ids are there more than once; {REPAIR_HINT}"
+            yield f"{num_repeated} ids are there more than once"
         contents = {split: np.unique(np.concatenate(parts)) for split, parts in self._contents.items() if parts}
         for one, other in combinations(contents, 2):
             num_shared = len(np.intersect1d(contents[one], contents[other], assume_unique=True))
             if num_shared:
-                yield f"{self.dataset.uri}: {one} and {other} share the bytes of {num_shared} images; {REPAIR_HINT}"
+                yield f"{one} and {other} share the bytes of {num_shared} images"
 
 
 def _keys(texts: list[str]) -> NDArray[np.uint64]:
