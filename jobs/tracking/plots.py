@@ -1,4 +1,4 @@
-"""The plots of a training: augmentation, learning curves, metrics by class, mistakes, calibration.
+"""The plots of a training: augmentation, timeline, learning curves, metrics by class, mistakes, calibration.
 
 Each is a matplotlib figure. With more classes than a plot can name it shows the worst and says so.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from shardmean.jobs.tracking.timeline import timeline
+from shardmean.model.training.phase_timer import PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,11 @@ styled = rc_context({
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "text.parse_math": False,
 })  # fmt: skip
 INK, TRAIN, HELD_OUT, GAP = "#1f2933", "#9aa5b1", "#0b6bcb", "#e8833a"
+MAX_WORKERS = 32
+PHASE_COLORS = {
+    "start": "#9aa5b1", "wait": "#d64545", "step": "#0b6bcb", "average": "#f0b429", "evaluate": "#3ebd93",
+    "Spark": "#e4e7eb",
+}  # fmt: skip
 
 
 def of_training(
@@ -56,6 +61,47 @@ def augmentation(images_NECHW: NDArray[np.uint8]) -> Figure:
         if row == 0:
             axes.set_title(f"epoch {column}" if column else "as it is", fontsize=9)
     return figure
+
+
+@styled
+def timeline(timings: Sequence[dict[str, Any]]) -> Figure:
+    """Where the time went: a row per worker, its phases along the seconds of the checkpoint's segments.
+
+    Within a segment a phase's seconds are drawn together, in the order in which phases begin. `Spark` is the rest: the
+    job's start and end, and waiting until the other workers end.
+    """
+    num_workers = min(MAX_WORKERS, max((len(timing["workers"]) for timing in timings), default=1))
+    figure = Figure(figsize=(12, 1.8 + 0.35 * num_workers), layout="constrained")
+    axes = figure.subplots()
+    for rank in range(num_workers):
+        for name, spans in _spans(timings, rank).items():
+            label = name if rank == 0 else None
+            axes.broken_barh(spans, (rank - 0.35, 0.7), color=PHASE_COLORS[name], linewidth=0, label=label)
+    axes.set_yticks(range(num_workers), [f"worker {rank}" for rank in range(num_workers)])
+    axes.invert_yaxis()
+    total = sum(timing["seconds"] for timing in timings)
+    axes.set(xlabel="seconds of training", xlim=(0, max(total, 1e-3)), title="no segment was trained")
+    if total:
+        steps = [worker.get("step", 0.0) / len(timing["workers"]) for timing in timings for worker in timing["workers"]]
+        busy = sum(steps) / total
+        axes.set_title(f"{len(timings)} segments in {total:.1f} s; a worker steps {busy:.0%} of the time")
+    axes.spines["left"].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(PHASE_COLORS))
+    return figure
+
+
+def _spans(timings: Sequence[dict[str, Any]], rank: int) -> dict[str, list[tuple[float, float]]]:
+    """Starts and lengths of one worker's phases, in seconds of training."""
+    spans: dict[str, list[tuple[float, float]]] = {name: [] for name in PHASE_COLORS}
+    start = 0.0
+    for timing in timings:
+        for seconds in timing["workers"][rank : rank + 1]:
+            spark, left = max(0.0, timing["seconds"] - sum(seconds.values())), start
+            for name, width in ({"Spark": spark} | {phase: seconds.get(phase, 0.0) for phase in PHASES}).items():
+                spans[name].append((left, width))
+                left += width
+        start += timing["seconds"]
+    return spans
 
 
 @styled
