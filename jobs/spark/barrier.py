@@ -110,22 +110,20 @@ class BarrierLauncher:
             raise mistake or LostWorkerError(first_cause(error), _lost_rank(error)) from error
 
     def _run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
-        is_local = is_local_mode(self._context)
-        with broadcast_states(self._context, tasks, live=self._live, is_local=is_local) as sent:
-            large = sent.large
+        with broadcast_states(self._context, tasks, self._live) as sent:
 
-            def in_task(mine: Iterable[Task]) -> Iterator[Report | Failure]:
+            def in_task(numbers: Iterable[int]) -> Iterator[Report | Failure]:
                 from shardmean.model.training.worker_runtime import attempt
 
                 freeze_garbage()
-                for task in mine:
-                    whole = restored_state(_with_own_threads(task), large)
+                for task in (sent[number] for number in numbers):
+                    whole = restored_state(_with_own_threads(task))
                     yield attempt(work, whole, partial(task_device, task.config.device))
 
-            tasks_rdd = self._context.parallelize(sent.tasks, len(sent.tasks))
+            numbers = self._context.parallelize(list(range(len(sent))), len(sent))
             if self._profile is not None:
-                tasks_rdd = tasks_rdd.withResources(self._profile)
-            return tasks_rdd.barrier().mapPartitions(in_task).collect()
+                numbers = numbers.withResources(self._profile)
+            return numbers.barrier().mapPartitions(in_task).collect()
 
     def cancel(self, reason: str) -> None:
         """End the running job; `run` then raises RetryableError with this reason."""
