@@ -25,9 +25,9 @@ LARGE_BYTES = 2**18
 COPIES, COPIES_IN_LOCAL_MODE = 2.5, 5
 # Settings of the driver to raise, by the words of Spark's errors; repeating the job would fail in the same way.
 _REMEDIES = {
-    "spark.rpc.message.maxSize": ("exceeds max allowed",),
-    "spark.driver.maxResultSize": ("is bigger than spark.driver.maxResultSize",),
-    "spark.driver.memory": ("java.lang.OutOfMemoryError",),
+    "spark.rpc.message.maxSize": "exceeds max allowed",
+    "spark.driver.maxResultSize": "is bigger than spark.driver.maxResultSize",
+    "spark.driver.memory": "java.lang.OutOfMemoryError",
 }
 
 
@@ -78,12 +78,11 @@ def no_room(context: SparkContext, text: str) -> UserError | None:
     """The user's mistake where the text of Spark's error says that the states did not fit into the driver."""
     if "Job aborted" in text and "OutOfMemoryError" in text:
         return None  # an executor's memory: a retry may find a machine with more
-    for setting, signs in _REMEDIES.items():
-        if any(sign in text for sign in signs):
-            line = next(line.strip() for line in text.splitlines() if any(sign in line for sign in signs))
-            return UserError(
-                f"the workers' states are too large for Spark's driver: {line}; {_raise(context, setting)}"
-            )
+    for setting, sign in _REMEDIES.items():
+        line = next((line.strip() for line in text.splitlines() if sign in line), None)
+        if line is not None:
+            remedy = _raise(context, setting)
+            return UserError(f"the workers' states are too large for Spark's driver: {line}; {remedy}")
     return None
 
 
