@@ -136,7 +136,8 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
     """Rows are true classes, columns found ones; color is the share of the true class, numbers are counts."""
     counts_KK = evaluation.confusion_KK
     actual_K = counts_KK.sum(axis=1)
-    shown_N = np.sort(_first(counts_KK.diagonal() - actual_K, MAX_CLASSES))
+    shown_N, more = _first(counts_KK.diagonal() - actual_K, MAX_CLASSES, "most mistakes")
+    shown_N.sort()
     counts_NN = counts_KK[np.ix_(shown_N, shown_N)]
     share_NN = counts_NN / np.maximum(1, actual_K[shown_N, None])
     size = max(5, 3 + 0.4 * len(shown_N))
@@ -146,7 +147,7 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true")
     accuracy = f"accuracy {evaluation.accuracy:.2%} over {evaluation.num_examples:,} examples"
-    axes.set_title(f"{split}: {accuracy}{_which(shown_N, class_names, 'most mistakes')}")
+    axes.set_title(f"{split}: {accuracy}{more}")
     labels = [_short(class_names[number]) for number in shown_N]
     axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60)
     axes.set_yticks(range(len(labels)), labels)
@@ -161,7 +162,7 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
 def class_metrics(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
     """Precision, recall and F1 of each class, the lowest F1 on top."""
     metrics = evaluation.per_class()
-    shown_N = _first(metrics["f1"], MAX_CLASSES)
+    shown_N, more = _first(metrics["f1"], MAX_CLASSES, "lowest F1")
     figure = Figure(figsize=(8, 1.6 + 0.28 * len(shown_N)), layout="constrained")
     axes = figure.subplots()
     places_N = np.arange(len(shown_N))
@@ -173,7 +174,7 @@ def class_metrics(evaluation: Evaluation, class_names: Sequence[str], split: str
     labels = [f"{_short(class_names[number])}  ({metrics['examples'][number]:,})" for number in shown_N]
     axes.set_yticks(places_N, labels)
     axes.set(xlabel="precision, recall, F1 (%)", ylim=(len(shown_N) - 0.4, -0.6))
-    axes.set_title(f"{split}: classes (examples) by F1{_which(shown_N, class_names, 'lowest F1')}")
+    axes.set_title(f"{split}: classes (examples) by F1{more}")
     axes.grid(axis="x", color=TRAIN, alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -206,7 +207,7 @@ def roc_curves(evaluation: Evaluation, class_names: Sequence[str], split: str) -
     """ROC curve of each class against the rest, the lowest area first; the right side widens low false rates."""
     curves = evaluation.roc_curves
     areas_K = curves.areas()
-    shown_N = _first(areas_K, MAX_CURVES)
+    shown_N, more = _first(areas_K, MAX_CURVES, "lowest area")
     shown_N = shown_N[~np.isnan(areas_K[shown_N])]
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     whole, widened = figure.subplots(1, 2)
@@ -224,22 +225,17 @@ def roc_curves(evaluation: Evaluation, class_names: Sequence[str], split: str) -
     widened.set(xlabel="false positive rate (logarithmic)", xscale="log", xlim=(lowest_false, 1))
     widened.set_ylim(lowest_true - 0.1 * (1 - lowest_true) - 0.01, 1.01)
     area = f"mean area {evaluation.metrics()['roc_auc_macro']:.4f}"
-    figure.suptitle(f"{split}: each class against the rest, {area}{_which(shown_N, class_names, 'lowest area')}")
+    figure.suptitle(f"{split}: each class against the rest, {area}{more}")
     if len(shown_N):
         widened.legend(loc="upper left", bbox_to_anchor=(1, 1), title="class  area")
     return figure
 
 
-def _first(values_K: NDArray[Any], limit: int) -> NDArray[np.int64]:
-    return np.argsort(values_K, kind="stable")[:limit]
-
-
-def _which(shown_N: NDArray[np.int64], class_names: Sequence[str], why: str) -> str:
-    return (
-        f"\nthe {len(shown_N)} of {len(class_names):,} classes with the {why}"
-        if len(shown_N) < len(class_names)
-        else ""
-    )
+def _first(values_K: NDArray[Any], limit: int, why: str) -> tuple[NDArray[np.int64], str]:
+    """The classes of the smallest values, and what a title says where there are more."""
+    shown_N = np.argsort(values_K, kind="stable")[:limit]
+    more = f"\nthe {limit} of {len(values_K):,} classes with the {why}" if len(values_K) > limit else ""
+    return shown_N, more
 
 
 def _short(name: str) -> str:

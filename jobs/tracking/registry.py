@@ -34,12 +34,10 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 LOGGED_NAME = "model"
 MODEL_SPEC_KEYS = ("image", "class_names", "network", "layers", "mean", "std")
 NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
-OUTPUTS: dict[str, DataType | Map] = {
-    "label": DataType.string, "probability": DataType.double, "probabilities": Map(DataType.double),
-}  # fmt: skip
-SIGNATURE = ModelSignature(
-    Schema([ColSpec(DataType.binary, "image")]), Schema([ColSpec(kind, name) for name, kind in OUTPUTS.items()])
-)
+SIGNATURE = ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema([
+    ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"),
+    ColSpec(Map(DataType.double), "probabilities"),
+]))  # fmt: skip
 # A model's metrics on the rows in question; None where it takes other images or classes.
 ChampionMetrics = Callable[[PretrainedModel], dict[str, float] | None]
 log = logging.getLogger(__name__)

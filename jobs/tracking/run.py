@@ -216,9 +216,10 @@ class Tracker:
             )
             self._client.set_terminated(self.run_id, "FINISHED")
             run = self._client.get_run(self.run_id)
+        page = f"{self.tracking_uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{self.run_id}"
         return TrainResult(
             run_id=self.run_id,
-            run_url=self.run_url(run.info.experiment_id),
+            run_url=page if self.tracking_uri.startswith("http") else None,
             tracking_uri=self.tracking_uri,
             model_name=name,
             model_version=version,
@@ -237,12 +238,6 @@ class Tracker:
         """Mark the run as FAILED or KILLED; when MLflow is away, only warn. A later try resumes the run."""
         with self._best_effort(f"the run is not marked as {status}"):
             self._client.set_terminated(self.run_id, status)
-
-    def run_url(self, experiment_id: str) -> str | None:
-        """The run's page, when a server shows it."""
-        if not self.tracking_uri.startswith("http"):
-            return None
-        return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}"
 
     def _log_evaluation(self, evaluation: Evaluation, metrics: dict[str, float], split: str) -> None:
         # The names of the other splits belong to the epochs' series.
