@@ -41,21 +41,17 @@ def examine() -> int:
     colors = {"ok": "green", "warning": "yellow", "wrong": "red"}
     num_wrong = 0
     for name, check in CHECKS.items():
-        one = _safely(check)
+        try:
+            one = check()
+        except Exception as error:
+            detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+            one = Finding(detail, "reinstall: pip install -c constraints.txt -e '.[all]'", "wrong")
         num_wrong += one.state == "wrong"
         console.print(f"[{colors[one.state]}]{one.state:8}[/]{name:20}{escape(one.found)}")
         if one.remedy:
             console.print(f"{'':28}-> {escape(one.remedy)}")
     console.print(f"{num_wrong} of {len(CHECKS)} checks found something wrong" if num_wrong else "all is well")
     return 1 if num_wrong else 0
-
-
-def _safely(check: Callable[[], Finding]) -> Finding:
-    try:
-        return check()
-    except Exception as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Finding(detail, "reinstall: pip install -c constraints.txt -e '.[all]'", "wrong")
 
 
 def _python() -> Finding:

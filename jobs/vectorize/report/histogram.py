@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -11,14 +10,14 @@ import numpy as np
 from rich.filesize import decimal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 NUM_BINS, NUM_TICKS = 24, 6
 LOG_FROM = 12.0
 BINS_PER_OCTAVE = 6  # of the aspect ratio: an octave leads from 1:1 to 2:1
 OCTAVES = ("1:4", "1:2", "1:1", "2:1", "4:1")
-
-Format = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Histogram:
         return len(self.counts) == 1
 
 
-def histogram(title: str, values: NDArray[np.integer], to_text: Format) -> Histogram | None:
+def histogram(title: str, values: NDArray[np.integer], to_text: Callable[[float], str]) -> Histogram | None:
     """A histogram of whole numbers from 0 up, which `to_text` writes. None where there are no values."""
     if not len(values):
         return None

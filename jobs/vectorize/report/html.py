@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.vectorize.report.histogram import format_bytes, format_number
-from shardmean.jobs.vectorize.report.statistics import DatasetStatistics, compute_statistics, lacking
+from shardmean.jobs.vectorize.report.statistics import DatasetStatistics, lacking
 from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def make_report(dataset: Dataset, index: pa.Table) -> bytes:
         "detail": partial(truncate_printable, limit=MAX_DETAIL),
         "percent": lambda part, whole: f"{100 * part / whole if whole else 0:.3g}",
     }
-    statistics = compute_statistics(dataset.manifest, index)
+    statistics = DatasetStatistics(dataset.manifest, index)
     page = environment.get_template("report.html").render(
         name=_last_name(dataset.uri),
         uri=dataset.uri,

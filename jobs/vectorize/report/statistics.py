@@ -75,56 +75,31 @@ class Conflict:
     paths: list[str]
 
 
-@dataclass(frozen=True)
 class DatasetStatistics:
     """All that the report says, without its pictures. Lists are in the order in which they are shown."""
 
-    classes: list[ClassCount]
-    num_rejected: int
-    rejections: list[Rejection]
-    num_copies: int
-    num_copied: int
-    copies: list[Copies]
-    num_conflicts: int
-    conflicts: list[Conflict]
-    sizes: list[tuple[str, int]]
-    num_sizes: int
-    per_class: Histogram | None
-    histograms: list[Histogram]
-    newest_ns: int | None
+    def __init__(self, manifest: Manifest, index: pa.Table) -> None:
+        """Count. `index` has a row for each image of the source, sorted by path (see `index.table.INDEX`)."""
+        # Rows of millions of images are not copied: of those accepted, only what a figure needs is.
+        is_accepted = pc.is_valid(index["split"])
+        rejected = index.filter(pc.is_valid(index["reason"]))
+        sizes = index.select(["width", "height"]).filter(is_accepted).drop_null()
+        self.classes = _classes(manifest, rejected)
+        self.num_rejected = rejected.num_rows
+        self.rejections = _rejections(rejected)
+        self.num_copies, self.num_copied, self.copies = _copies(index, is_accepted)
+        self.num_conflicts, self.conflicts = _conflicts(rejected)
+        self.num_sizes, self.sizes = _sizes(sizes)
+        num_examples = np.array([one.num_examples for one in self.classes])
+        self.per_class = histogram("Examples of a class", num_examples, format_number)
+        self.histograms = _histograms(sizes, index["size_bytes"].filter(is_accepted))
+        self.newest_ns: int | None = pc.max(index["modified_ns"]).as_py()
 
     def num_examples(self, split: str | None = None) -> int:
         """Examples in one split, or in all."""
         if split is None:
             return sum(one.num_examples for one in self.classes)
         return sum(one.num_per_split[SPLITS.index(split)] for one in self.classes)
-
-
-def compute_statistics(manifest: Manifest, index: pa.Table) -> DatasetStatistics:
-    """Count. `index` has a row for each image of the source, sorted by path (see `index.table.INDEX`)."""
-    # Rows of millions of images are not copied: of those accepted, only what a figure needs is.
-    is_accepted = pc.is_valid(index["split"])
-    rejected = index.filter(pc.is_valid(index["reason"]))
-    classes = _classes(manifest, rejected)
-    num_copies, num_copied, most_copied = _copies(index, is_accepted)
-    num_conflicts, conflicts = _conflicts(rejected)
-    sizes = index.select(["width", "height"]).filter(is_accepted).drop_null()
-    num_sizes, commonest = _sizes(sizes)
-    return DatasetStatistics(
-        classes=classes,
-        num_rejected=rejected.num_rows,
-        rejections=_rejections(rejected),
-        num_copies=num_copies,
-        num_copied=num_copied,
-        copies=most_copied,
-        num_conflicts=num_conflicts,
-        conflicts=conflicts,
-        sizes=commonest,
-        num_sizes=num_sizes,
-        per_class=histogram("Examples of a class", np.array([one.num_examples for one in classes]), format_number),
-        histograms=_histograms(sizes, index["size_bytes"].filter(is_accepted)),
-        newest_ns=pc.max(index["modified_ns"]).as_py(),
-    )
 
 
 def lacking(manifest: Manifest) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.vectorize.index.table import read_index
 from shardmean.jobs.vectorize.report.html import facts, plural
-from shardmean.jobs.vectorize.report.statistics import compute_statistics, lacking
+from shardmean.jobs.vectorize.report.statistics import DatasetStatistics, lacking
 from shardmean.jobs.vectorize.report.verify import Verification
 from shardmean.model.dataset.manifest import SPLITS, load_manifest, report_uri
 from shardmean.model.dataset.reader import Dataset
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shardmean.jobs.vectorize.report.histogram import Histogram
-    from shardmean.jobs.vectorize.report.statistics import DatasetStatistics
     from shardmean.model.dataset.manifest import Manifest
 
 MAX_CLASSES, NUM_EXTREME = 50, 20
@@ -51,7 +50,7 @@ def show(dataset: Dataset, *, verify: bool) -> int:
     for split, names in lacking(manifest).items():
         console.print(f"{split} has no example of {plural(len(names), 'class')}: {_some(names, MAX_LACKING)}")
     if statistics is None:
-        _show_heading(console, f"Rejected: {manifest.num_rejected:,}")
+        console.print(f"\nRejected: {manifest.num_rejected:,}", style="bold")
         for reason, number in manifest.num_rejected_by_reason.items():
             console.print(f"  {number:,} {truncate_printable(reason, MAX_NAME)}")
     else:
@@ -71,12 +70,7 @@ def _statistics(dataset: Dataset, console: Console) -> DatasetStatistics | None:
         # The manifest alone is useful, and --verify goes on to all other files.
         console.print(f"the index cannot be read ({truncate_printable(str(error), MAX_PATH)})", style="red")
         return None
-    return compute_statistics(dataset.manifest, index)
-
-
-def _show_heading(console: Console, text: str) -> None:
-    console.print()
-    console.print(text, style="bold")
+    return DatasetStatistics(dataset.manifest, index)
 
 
 def _show_overview(console: Console, dataset: Dataset, statistics: DatasetStatistics | None) -> None:
@@ -108,7 +102,7 @@ def _classes(manifest: Manifest, statistics: DatasetStatistics | None) -> Table:
 
 def _show_originals(console: Console, histograms: list[Histogram]) -> None:
     if histograms:
-        _show_heading(console, "Original images, of those accepted")
+        console.print("\nOriginal images, of those accepted", style="bold")
     block = "█" if console.encoding.startswith("utf") else "#"
     for one in histograms:
         console.print(f"  {one.title}: {one.summary}")
@@ -123,7 +117,7 @@ def _show_originals(console: Console, histograms: list[Histogram]) -> None:
 
 
 def _show_rejected(console: Console, statistics: DatasetStatistics) -> None:
-    _show_heading(console, f"Rejected: {statistics.num_rejected:,}")
+    console.print(f"\nRejected: {statistics.num_rejected:,}", style="bold")
     for one in statistics.rejections:
         console.print(f"  {one.num_images:,} {truncate_printable(one.reason, MAX_NAME)}")
         for path, detail in one.first[:MAX_PATHS]:
@@ -134,7 +128,7 @@ def _show_rejected(console: Console, statistics: DatasetStatistics) -> None:
 def _show_conflicts(console: Console, statistics: DatasetStatistics) -> None:
     if not statistics.conflicts:
         return
-    _show_heading(console, "Conflicting labels: the same bytes in more than one class")
+    console.print("\nConflicting labels: the same bytes in more than one class", style="bold")
     for one in statistics.conflicts[:MAX_GROUPS]:
         shared = f"{plural(one.num_contents, 'image')} in {plural(one.num_images, 'file')}"
         console.print(f"  {_some(one.class_names, MAX_PATHS)}: {shared}")
@@ -142,7 +136,7 @@ def _show_conflicts(console: Console, statistics: DatasetStatistics) -> None:
 
 
 def _show_copies(console: Console, statistics: DatasetStatistics) -> None:
-    _show_heading(console, f"Exact copies: {statistics.num_copies:,}")
+    console.print(f"\nExact copies: {statistics.num_copies:,}", style="bold")
     for one in statistics.copies[:MAX_GROUPS]:
         console.print(f"  {one.num_images:,} x {truncate_printable(one.class_name, MAX_NAME)}, {one.split}")
         for path in one.paths[:MAX_PATHS]:

@@ -75,15 +75,14 @@ class Verification:
         table = read_shard(self._dataset.uri, shard)
         features_of(table, manifest.image.example_bytes)
         labels_N, ids = table["label"].to_numpy(), table["id"].to_pylist()
-        is_known_N = (labels_N >= 0) & (labels_N < num_classes)
-        if not is_known_N.all():
-            yield f"label {labels_N[~is_known_N][0]} in a DataSet of {num_classes} classes"
-        per_class = np.bincount(labels_N[is_known_N], minlength=num_classes)
+        unknown_N = labels_N[(labels_N < 0) | (labels_N >= num_classes)]
+        if len(unknown_N):
+            yield f"label {unknown_N[0]} in a DataSet of {num_classes} classes"
         self._ids.append(_keys(ids))
         self._contents[shard.split].append(_keys([one[:HASH_DIGITS] for one in ids]))
         if len(ids) != shard.num_examples:
             yield f"{len(ids)} examples, the manifest says {shard.num_examples}"
-        elif {label: count for label, count in enumerate(per_class.tolist()) if count} != shard.num_per_class:
+        elif Counter(labels_N.tolist()) != shard.num_per_class:
             yield "the examples of its classes are not as many as the manifest says"
 
     def _table(self, uri: str, name: str, faults: Callable[[pa.Table, Manifest], Iterator[str]]) -> Iterator[str]:
