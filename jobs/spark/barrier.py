@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyspark import BarrierTaskContext
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
-from shardmean.jobs.spark import jvm
-from shardmean.jobs.spark.session import first_cause, freeze_garbage, is_local_mode, run_job
+from shardmean.jobs.spark.session import JVM_ENDED, first_cause, freeze_garbage, has_ended, is_local_mode, run_job
 from shardmean.jobs.spark.state_broadcast import broadcast_states, no_room, restored_state
 from shardmean.model.errors import LostLauncherError, LostWorkerError, RetryableError, UserError
 from shardmean.model.training.progress import INTERVAL_S, run_periodically
@@ -84,10 +83,10 @@ class BarrierLauncher:
         """Tasks of a training that Spark can run side by side now, as Spark counts them for barrier jobs."""
         scala = self._context._jsc.sc()  # noqa: SLF001 - PySpark has no name for it
         manager = scala.resourceProfileManager()
-        if self._profile is None:
-            return int(scala.maxNumConcurrentTasks(manager.defaultResourceProfile()))
-        profile = self._profile._java_resource_profile  # noqa: SLF001 - nor for this
-        manager.addResourceProfile(profile)
+        profile = manager.defaultResourceProfile()
+        if self._profile is not None:
+            profile = self._profile._java_resource_profile  # noqa: SLF001 - nor for this
+            manager.addResourceProfile(profile)
         return int(scala.maxNumConcurrentTasks(profile))
 
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
@@ -102,8 +101,8 @@ class BarrierLauncher:
         except UserError:
             raise
         except Exception as error:
-            if jvm.has_ended(self._context):
-                raise LostLauncherError(jvm.ENDED) from error
+            if has_ended(self._context):
+                raise LostLauncherError(JVM_ENDED) from error
             if self._reason:
                 raise RetryableError(self._reason) from error
             mistake = no_room(self._context, str(error))

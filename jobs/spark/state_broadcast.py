@@ -39,14 +39,11 @@ def broadcast_states(context: SparkContext, tasks: Sequence[Task], live: list[Br
     runs, and after a failed one until the next begins.
     Raises UserError where the states do not fit into the driver's memory.
     """
-    sizes = {id(part): num_bytes(part) for task in tasks for part in task.state.values()}
-    _check_room(context, tasks, sum(sizes.values()))
+    parts = {id(part): part for task in tasks for part in task.state.values()}
+    _check_room(context, tasks, sum(map(num_bytes, parts.values())))
     _destroy(live)
-    sent: dict[int, Broadcast[Any]] = {}
-    for part in (part for task in tasks for part in task.state.values()):
-        if sizes[id(part)] >= LARGE_BYTES and id(part) not in sent:
-            sent[id(part)] = context.broadcast(part)
-            live.append(sent[id(part)])
+    sent = {key: context.broadcast(part) for key, part in parts.items() if num_bytes(part) >= LARGE_BYTES}
+    live += sent.values()
     yield [replace(task, state={name: sent.get(id(v), v) for name, v in task.state.items()}) for task in tasks]
     # Not after a failure or an interrupt: tasks may still run, and Spark would wait until they release the broadcast.
     _destroy(live)
