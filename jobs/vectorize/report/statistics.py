@@ -56,20 +56,11 @@ class Rejection:
 
 
 @dataclass(frozen=True)
-class Copies:
-    """Accepted images of equal bytes: how many, in which class and split, and the first paths."""
-
-    num_images: int
-    class_name: str
-    split: str
-    paths: list[str]
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Images whose bytes are in more than one class: in which, how many contents in how many files, and some paths."""
+class SameBytes:
+    """Files of equal bytes in one class and split, or such contents in the same classes, which conflict; some paths."""
 
     class_names: tuple[str, ...]
+    split: str | None
     num_contents: int
     num_images: int
     paths: list[str]
@@ -134,7 +125,7 @@ def _rejections(rejected: pa.Table) -> list[Rejection]:
     return rejections
 
 
-def _copies(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[int, int, list[Copies]]:
+def _copies(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[int, int, list[SameBytes]]:
     """How many images are copies of another, of how many contents, and the largest groups of them."""
     hashes = index["content_hash"]
     read = np.flatnonzero(pc.and_(is_accepted, pc.is_valid(hashes)).to_numpy())
@@ -146,11 +137,11 @@ def _copies(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[int, int, li
     for group in groups[:NUM_GROUPS]:
         some = index.take(pa.array(read[group[:NUM_PATHS_A_GROUP]]))
         class_name, split = some["class_name"][0].as_py(), some["split"][0].as_py()
-        most_copied.append(Copies(len(group), class_name, split, some["path"].to_pylist()))
+        most_copied.append(SameBytes((class_name,), split, 1, len(group), some["path"].to_pylist()))
     return num_copies, len(groups), most_copied
 
 
-def _conflicts(rejected: pa.Table) -> tuple[int, list[Conflict]]:
+def _conflicts(rejected: pa.Table) -> tuple[int, list[SameBytes]]:
     """How many sets of classes share contents, and those that share the most."""
     is_conflict = pc.and_(pc.equal(rejected["reason"], CONFLICT), pc.is_valid(rejected["content_hash"]))
     conflicting = rejected.filter(is_conflict)
@@ -162,7 +153,7 @@ def _conflicts(rejected: pa.Table) -> tuple[int, list[Conflict]]:
     conflicts = []
     for names in sorted(shared, key=lambda names: (-len(shared[names]), names))[:NUM_GROUPS]:
         paths = sorted(chain.from_iterable(shared[names]))
-        conflicts.append(Conflict(names, len(shared[names]), len(paths), paths[:NUM_PATHS_A_GROUP]))
+        conflicts.append(SameBytes(names, None, len(shared[names]), len(paths), paths[:NUM_PATHS_A_GROUP]))
     return len(shared), conflicts
 
 

@@ -138,7 +138,7 @@ def _show_conflicts(console: Console, statistics: DatasetStatistics) -> None:
 def _show_copies(console: Console, statistics: DatasetStatistics) -> None:
     console.print(f"\nExact copies: {statistics.num_copies:,}", style="bold")
     for one in statistics.copies[:MAX_GROUPS]:
-        console.print(f"  {one.num_images:,} x {truncate_printable(one.class_name, MAX_NAME)}, {one.split}")
+        console.print(f"  {one.num_images:,} x {truncate_printable(one.class_names[0], MAX_NAME)}, {one.split}")
         for path in one.paths[:MAX_PATHS]:
             console.print(f"    {truncate_printable(path, MAX_PATH)}")
         _show_more(console, one.num_images - MAX_PATHS)

@@ -65,14 +65,15 @@ class Pictures:
 
 @dataclass
 class _Mean:
-    """Pixels added up."""
+    """Pixels added up; of no shape until there are some."""
 
-    total_CHW: NDArray[np.uint64]
+    total_CHW: NDArray[np.uint64] = field(default_factory=lambda: np.zeros((), np.uint64))
     num: int = 0
 
     def add(self, features_NCHW: NDArray[np.uint8]) -> None:
-        self.total_CHW += features_NCHW.sum(axis=0, dtype=np.uint64)
-        self.num += len(features_NCHW)
+        if len(features_NCHW):
+            self.total_CHW = self.total_CHW + features_NCHW.sum(axis=0, dtype=np.uint64)
+            self.num += len(features_NCHW)
 
     def picture(self, limit_px: int, min_num: int = 1) -> Picture | None:
         if self.num < min_num:
@@ -85,7 +86,7 @@ class _Mean:
 class _Sample:
     """What is gathered of a class while examples go by: those of the smallest ids, and the mean."""
 
-    mean: _Mean
+    mean: _Mean = field(default_factory=_Mean)
     by_id: dict[str, tuple[NDArray[np.uint8], str]] = field(default_factory=dict)
 
     def add(self, examples: Examples, rows_N: NDArray[np.int64]) -> None:
@@ -100,9 +101,7 @@ def draw(dataset: Dataset) -> Pictures:
     spread = _spread(manifest.shards_of("train"), MAX_SHARDS // 2)
     labels = _labels(manifest, spread)
     shards = spread + _shards_for_rest(manifest, spread, labels)
-    mean, *class_means = (_Mean(np.zeros(manifest.image.shape, np.uint64)) for _ in range(1 + len(labels)))
-    samples = {label: _Sample(class_mean) for label, class_mean in zip(labels, class_means, strict=True)}
-    num_read = 0
+    mean, samples, num_read = _Mean(), {label: _Sample() for label in labels}, 0
     step, max_rows = max(1, WINDOW_BYTES // example_bytes), max(1, MAX_READ_BYTES // len(shards) // example_bytes)
     for number, shard in enumerate(shards):
         num_rows = min(max_rows, shard.num_examples)

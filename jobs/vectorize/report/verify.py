@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from shardmean.jobs.vectorize.index.duplicates import HASH_BYTES
-from shardmean.jobs.vectorize.index.table import is_named_by
+from shardmean.jobs.vectorize.index.table import REPAIR_HINT, read_table
 from shardmean.model.dataset.manifest import SPLITS, index_uri, rejected_uri, shard_uri
 from shardmean.model.dataset.shard import features_of, read_shard
 from shardmean.model.errors import RetryableError
-from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 HASH_DIGITS = 2 * HASH_BYTES  # of the hash of an image's bytes, with which its id begins
 MAX_FAULTS = 5
 _DAMAGES = (RetryableError, OSError, ValueError, KeyError, pa.ArrowException)
-REPAIR_HINT = "restore the DataSet, or run vectorize with replace=true"
 
 
 class Verification:
@@ -54,11 +51,14 @@ class Verification:
         """A line for each thing that is wrong with the shards, what they hold together, and the manifest's tables."""
         uri, manifest = self._dataset.uri, self._dataset.manifest
         self._try(uri, self._together)
-        tables = ((manifest.index, index_uri, index_faults), (manifest.rejected, rejected_uri, rejected_faults))
-        for name, uri_of, faults in tables:
-            if name is not None:
-                self._try(uri_of(uri, name), partial(self._table, uri_of(uri, name), name, faults))
+        if manifest.index is not None:
+            self._table(index_uri(uri, manifest.index), index_faults)
+        if manifest.rejected is not None:
+            self._table(rejected_uri(uri, manifest.rejected), rejected_faults)
         return self._damages
+
+    def _table(self, uri: str, faults: Callable[[pa.Table, Manifest], Iterator[str]]) -> None:
+        self._try(uri, lambda: faults(read_table(uri), self._dataset.manifest))
 
     def _try(self, uri: str, check: Callable[[], Iterator[str]]) -> None:
         try:
@@ -84,13 +84,6 @@ class Verification:
             yield f"{len(ids)} examples, the manifest says {shard.num_examples}"
         elif Counter(labels_N.tolist()) != shard.num_per_class:
             yield "the examples of its classes are not as many as the manifest says"
-
-    def _table(self, uri: str, name: str, faults: Callable[[pa.Table, Manifest], Iterator[str]]) -> Iterator[str]:
-        """Check a table whose name begins with the hash of its content."""
-        content = filesystem.read_buffer(uri)
-        if not is_named_by(name, content):
-            raise ValueError("its SHA-256 is not that of its name")
-        yield from faults(pq.read_table(pa.BufferReader(content)), self._dataset.manifest)
 
     def _together(self) -> Iterator[str]:
         ids = np.concatenate([np.zeros(0, dtype=np.uint64), *self._ids])
