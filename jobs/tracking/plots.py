@@ -82,9 +82,8 @@ def timeline(timings: Sequence[dict[str, Any]]) -> Figure:
     total = sum(timing["seconds"] for timing in timings)
     axes.set(xlabel="seconds of training", xlim=(0, max(total, 1e-3)), title="no segment was trained")
     if total:
-        steps = [worker.get("step", 0.0) / len(timing["workers"]) for timing in timings for worker in timing["workers"]]
-        busy = sum(steps) / total
-        axes.set_title(f"{len(timings)} segments in {total:.1f} s; a worker steps {busy:.0%} of the time")
+        busy = sum(worker.get("step", 0.0) / len(one["workers"]) for one in timings for worker in one["workers"])
+        axes.set_title(f"{len(timings)} segments in {total:.1f} s; a worker steps {busy / total:.0%} of the time")
     axes.spines["left"].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(PHASE_COLORS))
     return figure

@@ -135,14 +135,10 @@ def _spread(items: list[T], limit: int) -> list[T]:
 
 def _labels(manifest: Manifest, spread: list[Shard]) -> list[int]:
     """The classes to show: all, or evenly spaced ones of those that the given shards hold."""
-    labels = _labels_in(manifest.shards)
-    if len(labels) > MAX_CLASSES:
-        labels = _labels_in(spread) or labels
-    return _spread(labels, MAX_CLASSES)
-
-
-def _labels_in(shards: list[Shard]) -> list[int]:
-    return sorted({label for shard in shards for label in shard.num_per_class})
+    labels: set[int] = set().union(*(shard.num_per_class for shard in manifest.shards))
+    if len(labels) > MAX_CLASSES and spread:
+        labels = set().union(*(shard.num_per_class for shard in spread))
+    return _spread(sorted(labels), MAX_CLASSES)
 
 
 def _shards_for_rest(manifest: Manifest, spread: list[Shard], labels: list[int]) -> list[Shard]:

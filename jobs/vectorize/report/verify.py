@@ -63,8 +63,6 @@ class Verification:
     def _try(self, uri: str, check: Callable[[], Iterator[str]]) -> None:
         try:
             self._damages += [f"{uri}: {fault}; {REPAIR_HINT}" for fault in check()]
-        except FileNotFoundError:
-            self._damages.append(f"{uri}: missing; {REPAIR_HINT}")
         except _DAMAGES as error:
             text = str(error).splitlines()[0]
             self._damages.append(text if uri in text else f"{uri}: damaged ({text}); {REPAIR_HINT}")
