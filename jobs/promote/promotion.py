@@ -1,4 +1,4 @@
-"""Moves a registered model's aliases: challenger, champion, previous_champion. Only MLflow's client is needed, no torch.
+"""Moves a registered model's aliases: challenger, champion, previous_champion. Needs MLflow's client, no torch.
 
 MLflow changes an alias without a condition. So a version that passed the gate says so in a tag before the alias moves,
 and who moved it looks again for a better one that passed: of two that finish at once the better stays, in any order.
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import mlflow
 from mlflow.exceptions import MlflowException
 
 from shardmean.jobs.promote.gate import Criterion, judge, needs_predictions, value_of
@@ -21,6 +20,7 @@ from shardmean.model.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import mlflow
     from mlflow.entities.model_registry import ModelVersion
 
     from shardmean.jobs.config.promote import PromoteConfig
@@ -80,14 +80,13 @@ class Promoter:
             return Decision(version, None, [*criteria, *judge(self._config, measured, None)])
         theirs = self._measured(champion, measured.rows, measure)
         if theirs is None:
-            text = f"champion {champion.version} cannot be compared; to replace it: shardmean promote {self._name} {version}"
-            return Decision(
-                version, str(champion.version), [*criteria, Criterion("comparison", has_passed=False, text=text)]
-            )
+            text = f"champion {champion.version} cannot be compared; replace it by: shardmean promote {self._name} {version}"
+            criteria.append(Criterion("comparison", has_passed=False, text=text))
+            return Decision(version, str(champion.version), criteria)
         return Decision(version, str(champion.version), [*criteria, *judge(self._config, measured, theirs)])
 
     def promote(self, version: str, *, by: str, why: str) -> None:
-        """Make a version champion, whatever the gate says; ends a hold. Raises UserError where there is no such version."""
+        """Make a version champion, whatever the gate says; ends a hold. Raises UserError where there is none."""
         found = self._version(version)
         if found is None:
             raise UserError(f"{self._name} has no version {version}: see `shardmean models {self._name}`")
@@ -121,7 +120,7 @@ class Promoter:
         return decision.version
 
     def rollback(self, *, by: str, why: str) -> str:
-        """Make the former champion champion again and hold it; gives its version. Raises UserError where there is none."""
+        """Make the former champion champion again and hold it; gives its version. Raises UserError without one."""
         present, aliases = self.champion(), self._client.get_registered_model(self._name).aliases
         former = self._version(str(aliases[PREVIOUS])) if PREVIOUS in aliases else None
         if present is None or former is None:
@@ -188,7 +187,7 @@ class Promoter:
                 and all(measured.metrics.get(name) == value for name, value in theirs.metrics.items())
             )
             if is_same:
-                text = f"its figures are those of version {other.version}, which was rolled back: {other.tags[ROLLED_BACK]}"
+                text = f"as good as version {other.version}, which was rolled back: {other.tags[ROLLED_BACK]}"
                 criteria.append(Criterion("rollback", has_passed=False, text=text))
         return criteria
 

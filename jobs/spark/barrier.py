@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyspark import BarrierTaskContext
 from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
-from shardmean.jobs.spark import jvm
-from shardmean.jobs.spark.session import first_cause, freeze_garbage, is_local_mode, run_job
+from shardmean.jobs.spark.session import JVM_ENDED, first_cause, freeze_garbage, has_ended, is_local_mode, run_job
 from shardmean.jobs.spark.state_broadcast import broadcast_states, no_room, restored_state
 from shardmean.model.errors import LostLauncherError, LostWorkerError, RetryableError, UserError
 from shardmean.model.training.progress import INTERVAL_S, run_periodically
@@ -84,10 +83,10 @@ class BarrierLauncher:
         """Tasks of a training that Spark can run side by side now, as Spark counts them for barrier jobs."""
         scala = self._context._jsc.sc()  # noqa: SLF001 - PySpark has no name for it
         manager = scala.resourceProfileManager()
-        if self._profile is None:
-            return int(scala.maxNumConcurrentTasks(manager.defaultResourceProfile()))
-        profile = self._profile._java_resource_profile  # noqa: SLF001 - nor for this
-        manager.addResourceProfile(profile)
+        profile = manager.defaultResourceProfile()
+        if self._profile is not None:
+            profile = self._profile._java_resource_profile  # noqa: SLF001 - nor for this
+            manager.addResourceProfile(profile)
         return int(scala.maxNumConcurrentTasks(profile))
 
     def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
@@ -102,30 +101,28 @@ class BarrierLauncher:
         except UserError:
             raise
         except Exception as error:
-            if jvm.has_ended(self._context):
-                raise LostLauncherError(jvm.ENDED) from error
+            if has_ended(self._context):
+                raise LostLauncherError(JVM_ENDED) from error
             if self._reason:
                 raise RetryableError(self._reason) from error
             mistake = no_room(self._context, str(error))
             raise mistake or LostWorkerError(first_cause(error), _lost_rank(error)) from error
 
     def _run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
-        is_local = is_local_mode(self._context)
-        with broadcast_states(self._context, tasks, live=self._live, is_local=is_local) as sent:
-            large = sent.large
+        with broadcast_states(self._context, tasks, self._live) as sent:
 
-            def in_task(mine: Iterable[Task]) -> Iterator[Report | Failure]:
+            def in_task(numbers: Iterable[int]) -> Iterator[Report | Failure]:
                 from shardmean.model.training.worker_runtime import attempt
 
                 freeze_garbage()
-                for task in mine:
-                    whole = restored_state(_with_own_threads(task), large)
+                for task in (sent[number] for number in numbers):
+                    whole = restored_state(_with_own_threads(task))
                     yield attempt(work, whole, partial(task_device, task.config.device))
 
-            tasks_rdd = self._context.parallelize(sent.tasks, len(sent.tasks))
+            numbers = self._context.parallelize(list(range(len(sent))), len(sent))
             if self._profile is not None:
-                tasks_rdd = tasks_rdd.withResources(self._profile)
-            return tasks_rdd.barrier().mapPartitions(in_task).collect()
+                numbers = numbers.withResources(self._profile)
+            return numbers.barrier().mapPartitions(in_task).collect()
 
     def cancel(self, reason: str) -> None:
         """End the running job; `run` then raises RetryableError with this reason."""

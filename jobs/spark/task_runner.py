@@ -6,31 +6,23 @@ import logging
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from pyspark.accumulators import AddingAccumulatorParam
 
 from shardmean.jobs.spark.session import open_session, run_tasks
-from shardmean.model.errors import RetryableError, UserError
+from shardmean.model.errors import RetryableError, ShardmeanError, UserError
 from shardmean.model.training.progress import INTERVAL_S, run_periodically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
 
     from pyspark.sql import SparkSession
 
 T = TypeVar("T")
 R = TypeVar("R")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TaskFailure:
-    """Why a task failed: by the user's mistake, or by something that may succeed when it is repeated."""
-
-    message: str
-    is_users: bool
 
 
 @dataclass(frozen=True)
@@ -41,18 +33,18 @@ class Operation(Generic[T, R]):
     size: Callable[[T], int]
     num_rejected: Callable[[R], int]
 
-    def try_task(self, task: T) -> R | TaskFailure:
-        """The task's report, or its failure as a value: through Spark an error would lose its message."""
+    def try_task(self, task: T) -> R | ShardmeanError:
+        """The task's report, or its error as a value: raised through Spark it would lose its kind and message."""
         try:
             return self.do(task)
         except (UserError, RetryableError) as error:
-            return TaskFailure(str(error), isinstance(error, UserError))
+            return error
 
 
 class Runner(Protocol):
     """Runs tasks, each of which may be run twice, and returns their reports in order."""
 
-    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | TaskFailure]:
+    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | ShardmeanError]:
         """Raises RetryableError when tasks were lost."""
 
 
@@ -61,18 +53,17 @@ def run_all(runner: Runner, operation: Operation[T, R], tasks: Sequence[T]) -> l
 
     Raises UserError and RetryableError.
     """
-    reports: list[R | TaskFailure] = runner.run(operation, tasks) if tasks else []
-    failed = {n: r for n, r in enumerate(reports) if isinstance(r, TaskFailure) and not r.is_users}
+    reports: list[R | ShardmeanError] = runner.run(operation, tasks) if tasks else []
+    failed = [number for number, report in enumerate(reports) if isinstance(report, RetryableError)]
     if failed:
-        reason = next(iter(failed.values())).message
-        log.warning("%d of %d tasks failed and are repeated: %s", len(failed), len(tasks), reason)
-        again: list[R | TaskFailure] = runner.run(operation, [tasks[number] for number in failed])
+        log.warning("%d of %d tasks failed and are repeated: %s", len(failed), len(tasks), reports[failed[0]])
+        again: list[R | ShardmeanError] = runner.run(operation, [tasks[number] for number in failed])
         for number, report in zip(failed, again, strict=True):
             reports[number] = report
     good: list[R] = []
     for report in reports:
-        if isinstance(report, TaskFailure):
-            raise UserError(report.message) if report.is_users else RetryableError(report.message)
+        if isinstance(report, ShardmeanError):
+            raise report
         good.append(report)
     return good
 
@@ -80,38 +71,33 @@ def run_all(runner: Runner, operation: Operation[T, R], tasks: Sequence[T]) -> l
 class LocalRunner:
     """Runs tasks in this process, one after the other, for tests and benchmarks."""
 
-    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | TaskFailure]:
+    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | ShardmeanError]:
         """Run them."""
         return [operation.try_task(task) for task in tasks]
 
 
-class SparkRunner:
+class SparkRunner(ExitStack):
     """Runs tasks on Spark, which starts with the first tasks and stops at the end of the `with` block."""
 
     def __init__(self, name: str, settings: Mapping[str, str]) -> None:
+        super().__init__()
         self._name = name
         self._settings = settings
-        self._ends = ExitStack()
-        self._session: SparkSession | None = None
 
-    def __enter__(self) -> Self:
-        return self
+    @cached_property
+    def _session(self) -> SparkSession:
+        return self.enter_context(open_session(self._name, self._settings))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._ends.__exit__(kind, error, at)
-
-    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | TaskFailure]:
+    def run(self, operation: Operation[T, R], tasks: Sequence[T]) -> list[R | ShardmeanError]:
         """Run them in parallel as one plain job. Spark repeats tasks that are lost with a machine."""
-        if self._session is None:
-            self._session = self._ends.enter_context(open_session(self._name, self._settings))
         # With the task's number: Spark may run a task twice, and then it counts once.
         counter: AddingAccumulatorParam[list[tuple[int, int, int]]] = AddingAccumulatorParam([])
         reported = self._session.sparkContext.accumulator([], counter)
 
-        def run(numbered: tuple[int, T]) -> R | TaskFailure:
+        def run(numbered: tuple[int, T]) -> R | ShardmeanError:
             number, task = numbered
             report = operation.try_task(task)
-            num_rejected = 0 if isinstance(report, TaskFailure) else operation.num_rejected(report)
+            num_rejected = 0 if isinstance(report, ShardmeanError) else operation.num_rejected(report)
             reported.add([(number, operation.size(task), num_rejected)])
             return report
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from shardmean.jobs.config.former_names import with_current_names
@@ -23,7 +24,8 @@ def params_of(job: TrainJob, manifest: Manifest) -> dict[str, str]:
     """A training's settings as MLflow's params, with the DataSet's version and image."""
     described = job.model_dump(exclude={"tracking", "checkpoint_uri", "run_key", "spark", "airflow", "promote"})
     described |= {"dataset_digest": manifest.digest, "image": manifest.image.model_dump()}
-    return {key: str(value) for key, value in _flat(described)}
+    (flat,) = pd.json_normalize(described).to_dict("records")
+    return {str(key): str(value) for key, value in flat.items()}
 
 
 def finished_run(job: TrainJob, manifest: Manifest) -> str | None:
@@ -55,11 +57,3 @@ def finished_run(job: TrainJob, manifest: Manifest) -> str | None:
 
 def _deciding(params: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in params.items() if key.split(".")[0] not in _OTHERS}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    return [
-        pair
-        for key, value in values.items()
-        for pair in (_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)])
-    ]

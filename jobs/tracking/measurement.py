@@ -54,12 +54,13 @@ class Measurement:
 
 def record(client: mlflow.MlflowClient, version: ModelVersion, dataset_digest: str, measured: Measurement) -> None:
     """Keep a measurement with the version's run, and say in its tags on which rows it was made."""
+    run_id = str(version.run_id)
     if measured.predictions is not None:
         rows = measured.predictions.sorted()
         stream = pa.BufferOutputStream()
         columns = {"id": rows.ids_N.astype(str), "label": rows.labels_N, "predicted": rows.predicted_N}
         pq.write_table(pa.table(columns), stream, compression="zstd")
-        write_artifact(client, version.run_id, _path(measured.rows, "parquet"), stream.getvalue().to_pybytes())
+        write_artifact(client, run_id, _path(measured.rows, "parquet"), stream.getvalue().to_pybytes())
     document = {
         "rows": measured.rows,
         "metrics": measured.metrics,
@@ -67,7 +68,7 @@ def record(client: mlflow.MlflowClient, version: ModelVersion, dataset_digest: s
         "latency_ms": measured.latency_ms,
         "has_predictions": measured.predictions is not None,
     }
-    write_artifact(client, version.run_id, _path(measured.rows, "json"), json.dumps(document, indent=1).encode())
+    write_artifact(client, run_id, _path(measured.rows, "json"), json.dumps(document, indent=1).encode())
     tags = {DATASET: dataset_digest, ROWS: measured.rows, ACCURACY: repr(measured.metrics[ACCURACY])}
     for key, value in tags.items():
         client.set_model_version_tag(version.name, str(version.version), key, value)
@@ -83,7 +84,7 @@ def recorded(client: mlflow.MlflowClient, version: ModelVersion, rows: str) -> M
     document: dict[str, Any] = json.loads(text)
     predictions = None
     if document["has_predictions"]:
-        data = read_artifact(client, version.run_id, _path(rows, "parquet"))
+        data = read_artifact(client, str(version.run_id), _path(rows, "parquet"))
         predictions = None if data is None else _predictions(data)
     return Measurement(rows, document["metrics"], document["class_recall"], document["latency_ms"], predictions)
 

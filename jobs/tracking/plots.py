@@ -1,4 +1,4 @@
-"""The plots of a training: augmentation, learning curves, metrics by class, mistakes, calibration.
+"""The plots of a training: augmentation, timeline, learning curves, metrics by class, mistakes, calibration.
 
 Each is a matplotlib figure. With more classes than a plot can name it shows the worst and says so.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from shardmean.jobs.tracking.timeline import timeline
+from shardmean.model.training.phase_timer import PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,11 @@ styled = rc_context({
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "text.parse_math": False,
 })  # fmt: skip
 INK, TRAIN, HELD_OUT, GAP = "#1f2933", "#9aa5b1", "#0b6bcb", "#e8833a"
+MAX_WORKERS = 32
+PHASE_COLORS = {
+    "start": "#9aa5b1", "wait": "#d64545", "step": "#0b6bcb", "average": "#f0b429", "evaluate": "#3ebd93",
+    "Spark": "#e4e7eb",
+}  # fmt: skip
 
 
 def of_training(
@@ -56,6 +61,46 @@ def augmentation(images_NECHW: NDArray[np.uint8]) -> Figure:
         if row == 0:
             axes.set_title(f"epoch {column}" if column else "as it is", fontsize=9)
     return figure
+
+
+@styled
+def timeline(timings: Sequence[dict[str, Any]]) -> Figure:
+    """Where the time went: a row per worker, its phases along the seconds of the checkpoint's segments.
+
+    Within a segment a phase's seconds are drawn together, in the order in which phases begin. `Spark` is the rest: the
+    job's start and end, and waiting until the other workers end.
+    """
+    num_workers = min(MAX_WORKERS, max((len(timing["workers"]) for timing in timings), default=1))
+    figure = Figure(figsize=(12, 1.8 + 0.35 * num_workers), layout="constrained")
+    axes = figure.subplots()
+    for rank in range(num_workers):
+        for name, spans in _spans(timings, rank).items():
+            label = name if rank == 0 else None
+            axes.broken_barh(spans, (rank - 0.35, 0.7), color=PHASE_COLORS[name], linewidth=0, label=label)
+    axes.set_yticks(range(num_workers), [f"worker {rank}" for rank in range(num_workers)])
+    axes.invert_yaxis()
+    total = sum(timing["seconds"] for timing in timings)
+    axes.set(xlabel="seconds of training", xlim=(0, max(total, 1e-3)), title="no segment was trained")
+    if total:
+        busy = sum(worker.get("step", 0.0) / len(one["workers"]) for one in timings for worker in one["workers"])
+        axes.set_title(f"{len(timings)} segments in {total:.1f} s; a worker steps {busy / total:.0%} of the time")
+    axes.spines["left"].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(PHASE_COLORS))
+    return figure
+
+
+def _spans(timings: Sequence[dict[str, Any]], rank: int) -> dict[str, list[tuple[float, float]]]:
+    """Starts and lengths of one worker's phases, in seconds of training."""
+    spans: dict[str, list[tuple[float, float]]] = {name: [] for name in PHASE_COLORS}
+    start = 0.0
+    for timing in timings:
+        for seconds in timing["workers"][rank : rank + 1]:
+            spark, left = max(0.0, timing["seconds"] - sum(seconds.values())), start
+            for name, width in ({"Spark": spark} | {phase: seconds.get(phase, 0.0) for phase in PHASES}).items():
+                spans[name].append((left, width))
+                left += width
+        start += timing["seconds"]
+    return spans
 
 
 @styled
@@ -90,7 +135,8 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
     """Rows are true classes, columns found ones; color is the share of the true class, numbers are counts."""
     counts_KK = evaluation.confusion_KK
     actual_K = counts_KK.sum(axis=1)
-    shown_N = np.sort(_first(counts_KK.diagonal() - actual_K, MAX_CLASSES))
+    shown_N, more = _first(counts_KK.diagonal() - actual_K, MAX_CLASSES, "most mistakes")
+    shown_N.sort()
     counts_NN = counts_KK[np.ix_(shown_N, shown_N)]
     share_NN = counts_NN / np.maximum(1, actual_K[shown_N, None])
     size = max(5, 3 + 0.4 * len(shown_N))
@@ -100,7 +146,7 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true")
     accuracy = f"accuracy {evaluation.accuracy:.2%} over {evaluation.num_examples:,} examples"
-    axes.set_title(f"{split}: {accuracy}{_which(shown_N, class_names, 'most mistakes')}")
+    axes.set_title(f"{split}: {accuracy}{more}")
     labels = [_short(class_names[number]) for number in shown_N]
     axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60)
     axes.set_yticks(range(len(labels)), labels)
@@ -115,7 +161,7 @@ def confusion_matrix(evaluation: Evaluation, class_names: Sequence[str], split: 
 def class_metrics(evaluation: Evaluation, class_names: Sequence[str], split: str) -> Figure:
     """Precision, recall and F1 of each class, the lowest F1 on top."""
     metrics = evaluation.per_class()
-    shown_N = _first(metrics["f1"], MAX_CLASSES)
+    shown_N, more = _first(metrics["f1"], MAX_CLASSES, "lowest F1")
     figure = Figure(figsize=(8, 1.6 + 0.28 * len(shown_N)), layout="constrained")
     axes = figure.subplots()
     places_N = np.arange(len(shown_N))
@@ -127,7 +173,7 @@ def class_metrics(evaluation: Evaluation, class_names: Sequence[str], split: str
     labels = [f"{_short(class_names[number])}  ({metrics['examples'][number]:,})" for number in shown_N]
     axes.set_yticks(places_N, labels)
     axes.set(xlabel="precision, recall, F1 (%)", ylim=(len(shown_N) - 0.4, -0.6))
-    axes.set_title(f"{split}: classes (examples) by F1{_which(shown_N, class_names, 'lowest F1')}")
+    axes.set_title(f"{split}: classes (examples) by F1{more}")
     axes.grid(axis="x", color=TRAIN, alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -160,7 +206,7 @@ def roc_curves(evaluation: Evaluation, class_names: Sequence[str], split: str) -
     """ROC curve of each class against the rest, the lowest area first; the right side widens low false rates."""
     curves = evaluation.roc_curves
     areas_K = curves.areas()
-    shown_N = _first(areas_K, MAX_CURVES)
+    shown_N, more = _first(areas_K, MAX_CURVES, "lowest area")
     shown_N = shown_N[~np.isnan(areas_K[shown_N])]
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     whole, widened = figure.subplots(1, 2)
@@ -178,22 +224,17 @@ def roc_curves(evaluation: Evaluation, class_names: Sequence[str], split: str) -
     widened.set(xlabel="false positive rate (logarithmic)", xscale="log", xlim=(lowest_false, 1))
     widened.set_ylim(lowest_true - 0.1 * (1 - lowest_true) - 0.01, 1.01)
     area = f"mean area {evaluation.metrics()['roc_auc_macro']:.4f}"
-    figure.suptitle(f"{split}: each class against the rest, {area}{_which(shown_N, class_names, 'lowest area')}")
+    figure.suptitle(f"{split}: each class against the rest, {area}{more}")
     if len(shown_N):
         widened.legend(loc="upper left", bbox_to_anchor=(1, 1), title="class  area")
     return figure
 
 
-def _first(values_K: NDArray[Any], limit: int) -> NDArray[np.int64]:
-    return np.argsort(values_K, kind="stable")[:limit]
-
-
-def _which(shown_N: NDArray[np.int64], class_names: Sequence[str], why: str) -> str:
-    return (
-        f"\nthe {len(shown_N)} of {len(class_names):,} classes with the {why}"
-        if len(shown_N) < len(class_names)
-        else ""
-    )
+def _first(values_K: NDArray[Any], limit: int, why: str) -> tuple[NDArray[np.int64], str]:
+    """The classes of the smallest values, and what a title says where there are more."""
+    shown_N = np.argsort(values_K, kind="stable")[:limit]
+    more = f"\nthe {limit} of {len(values_K):,} classes with the {why}" if len(values_K) > limit else ""
+    return shown_N, more
 
 
 def _short(name: str) -> str:

@@ -34,12 +34,10 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 LOGGED_NAME = "model"
 MODEL_SPEC_KEYS = ("image", "class_names", "network", "layers", "mean", "std")
 NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
-OUTPUTS: dict[str, DataType | Map] = {
-    "label": DataType.string, "probability": DataType.double, "probabilities": Map(DataType.double),
-}  # fmt: skip
-SIGNATURE = ModelSignature(
-    Schema([ColSpec(DataType.binary, "image")]), Schema([ColSpec(kind, name) for name, kind in OUTPUTS.items()])
-)
+SIGNATURE = ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema([
+    ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"),
+    ColSpec(Map(DataType.double), "probabilities"),
+]))  # fmt: skip
 # A model's metrics on the rows in question; None where it takes other images or classes.
 ChampionMetrics = Callable[[PretrainedModel], dict[str, float] | None]
 log = logging.getLogger(__name__)
@@ -81,7 +79,10 @@ def _log_model(run_id: str, final: Checkpoint, example: bytes) -> str:
             input_example=pd.DataFrame({"image": [example]}),
             pip_requirements=_requirements(),
         )
-        _forget(code.name, search_path)
+        # MLflow imported the code to check the example, from a folder of its own that is gone now.
+        for name in [name for name in sys.modules if name.split(".")[0] == code.name]:
+            del sys.modules[name]
+        sys.path[:] = search_path
     return str(logged.model_id)
 
 
@@ -111,11 +112,17 @@ def set_aliases(
         return [CHALLENGER, CHAMPION]
     else:
         theirs = _champion_accuracy(client, champion, rows, champion_metrics)
-        reason = _promotion_reason(theirs, accuracy)
-        if theirs is None or accuracy <= theirs:
-            log.info("champion stays version %s: %s", champion.version, reason)
+        if theirs is None:
+            log.info(
+                "champion stays version %s: it cannot be evaluated, or takes other images or classes, so the two "
+                "cannot be compared; to replace it, set the alias by hand", champion.version,
+            )  # fmt: skip
             return [CHALLENGER]
-        log.info("version %s replaces champion %s: %s", version, champion.version, reason)
+        both = f"its accuracy on the same rows is {theirs:.2%}, the new version's {accuracy:.2%}"
+        if accuracy <= theirs:
+            log.info("champion stays version %s: %s", champion.version, both)
+            return [CHALLENGER]
+        log.info("version %s replaces champion %s: %s", version, champion.version, both)
     client.set_registered_model_alias(name, CHAMPION, version)
     return [CHALLENGER, CHAMPION]
 
@@ -191,19 +198,3 @@ def _champion_accuracy(
 def _requirements() -> list[str]:
     names = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "simplejpeg")
     return [f"{name}=={metadata.version(name).split('+')[0]}" for name in names]
-
-
-def _promotion_reason(theirs: float | None, ours: float) -> str:
-    if theirs is None:
-        return (
-            "it cannot be evaluated, or takes other images or classes, so the two cannot be compared; to replace it, "
-            "set the alias by hand"
-        )
-    return f"its accuracy on the same rows is {theirs:.2%}, the new version's {ours:.2%}"
-
-
-def _forget(package: str, search_path: list[str]) -> None:
-    # MLflow imported the code to check the example, from a folder of its own that is gone now.
-    for name in [name for name in sys.modules if name.split(".")[0] == package]:
-        del sys.modules[name]
-    sys.path[:] = search_path

@@ -150,12 +150,10 @@ class Tracker:
         """Log the DataSet's report to the run; without one, or when MLflow is away, only say so."""
         uri = report_uri(self._job.dataset_uri, self._manifest.digest)
         with self._best_effort("no report of the DataSet"):
-            try:
-                report = filesystem.read_bytes(uri).decode()
-            except FileNotFoundError:
-                log.info("%s: no such report, so the run in MLflow has none", uri)
+            if filesystem.exists(uri):
+                self._client.log_text(self.run_id, filesystem.read_bytes(uri).decode(), "dataset/report.html")
             else:
-                self._client.log_text(self.run_id, report, "dataset/report.html")
+                log.info("%s: no such report, so the run in MLflow has none", uri)
 
     @contextmanager
     def _best_effort(self, consequence: str) -> Iterator[None]:
@@ -171,15 +169,18 @@ class Tracker:
 
     def log_progress(self, progress: EpochProgress) -> None:
         """Send how far an epoch is, which MLflow shows live. Does not wait for the answer."""
-        now, step = int(time.time() * 1000), progress.total_examples
         values = {
-            "loss": progress.loss,
-            "examples_per_second": progress.examples_per_second,
-            "epoch": progress.epoch + 1,
+            "progress/loss": progress.loss,
+            "progress/examples_per_second": progress.examples_per_second,
+            "progress/epoch": progress.epoch + 1,
         }
-        values |= {f"worker_{rank}/examples_per_second": rate for rank, rate in progress.worker_rates.items()}
-        metrics = [Metric(f"progress/{name}", value, now, step) for name, value in values.items()]
-        self._client.log_batch(self.run_id, metrics=metrics, synchronous=False)
+        values |= {f"progress/worker_{rank}/examples_per_second": rate for rank, rate in progress.worker_rates.items()}
+        self._log_metrics(values, step=progress.total_examples, synchronous=False)
+
+    def _log_metrics(self, values: dict[str, float], *, step: int, synchronous: bool = True) -> None:
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self.run_id, metrics=metrics, synchronous=synchronous)
 
     def log_epochs(self, history: list[dict[str, float]]) -> None:
         """Send the metrics of all epochs that MLflow does not have yet; when it is away, only warn."""
@@ -190,10 +191,8 @@ class Tracker:
         sent = {metric.step for metric in self._client.get_metric_history(self.run_id, "train_loss")}
         for epoch, metrics in enumerate(history, start=1):
             if epoch not in sent:
-                now = int(time.time() * 1000)
                 saved = {"checkpoint_s": self.checkpoint_s[epoch]} if epoch in self.checkpoint_s else {}
-                series = [Metric(name, value, now, epoch) for name, value in (metrics | saved).items()]
-                self._client.log_batch(self.run_id, metrics=series)
+                self._log_metrics(metrics | saved, step=epoch)
 
     def finish(
         self,
@@ -210,17 +209,20 @@ class Tracker:
         metrics, name = evaluation.metrics(), self._job.tracking.registered_model
         with self._errors():
             self._send(final.history)
-            self._log_plots(final, evaluation, split)
-            self._log_metrics(evaluation, metrics, split)
+            names, deciding = self._manifest.class_names, self._job.early_stopping.metric
+            for plot, figure in plots.of_training(final, evaluation, names, split=split, metric=deciding).items():
+                self._log_plot(plot, figure)
+            self._log_evaluation(evaluation, metrics, split)
             version = registry.register(self._client, self.run_id, name, final, example)
             aliases = registry.set_aliases(
                 self._client, name, version, self._manifest, split, metrics["accuracy"], champion_metrics
             )
             self._client.set_terminated(self.run_id, "FINISHED")
             run = self._client.get_run(self.run_id)
+        page = f"{self.tracking_uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{self.run_id}"
         return TrainResult(
             run_id=self.run_id,
-            run_url=self.run_url(run.info.experiment_id),
+            run_url=page if self.tracking_uri.startswith("http") else None,
             tracking_uri=self.tracking_uri,
             model_name=name,
             model_version=version,
@@ -240,26 +242,14 @@ class Tracker:
         with self._best_effort(f"the run is not marked as {status}"):
             self._client.set_terminated(self.run_id, status)
 
-    def run_url(self, experiment_id: str) -> str | None:
-        """The run's page, when a server shows it."""
-        if not self.tracking_uri.startswith("http"):
-            return None
-        return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}"
-
-    def _log_metrics(self, evaluation: Evaluation, metrics: dict[str, float], split: str) -> None:
+    def _log_evaluation(self, evaluation: Evaluation, metrics: dict[str, float], split: str) -> None:
         # The names of the other splits belong to the epochs' series.
-        prefix, now = f"{'' if split == 'test' else 'final_'}{split}", int(time.time() * 1000)
-        finals = [Metric(f"{prefix}_{name}", value, now, 0) for name, value in metrics.items()]
+        prefix = split if split == "test" else f"final_{split}"
         # All are logged at once, so an earlier try has logged all or none.
-        if finals[0].key not in self._client.get_run(self.run_id).data.metrics:
-            self._client.log_batch(self.run_id, metrics=finals)
+        if f"{prefix}_accuracy" not in self._client.get_run(self.run_id).data.metrics:
+            self._log_metrics({f"{prefix}_{name}": value for name, value in metrics.items()}, step=0)
         table = pd.DataFrame({"class": self._manifest.class_names, **evaluation.per_class()})
         self._client.log_text(self.run_id, table.to_csv(index=False), f"evaluation/{split}_classes.csv")
-
-    def _log_plots(self, final: Checkpoint, evaluation: Evaluation, split: str) -> None:
-        names, metric = self._manifest.class_names, self._job.early_stopping.metric
-        for name, figure in plots.of_training(final, evaluation, names, split=split, metric=metric).items():
-            self._log_plot(name, figure)
 
     def _log_plot(self, name: str, figure: Figure) -> None:
         self._client.log_figure(self.run_id, figure, f"plots/{name}.png", save_kwargs={"dpi": 110})

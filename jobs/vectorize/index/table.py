@@ -57,7 +57,7 @@ REMEMBERED = ("content_hash", "reason", "detail", "width", "height", "has_more_f
 RETRYABLE_REASONS = ("vanished", "changed", "no_permission", "not_readable", "too_slow")
 OF_THE_LISTING = (MISSING, NOT_A_FILE)
 REJECTED = ("path", "reason", "detail", "size_bytes")
-REPAIR_HINT = "the index is damaged: restore the DataSet, or run vectorize with replace=true"
+REPAIR_HINT = "restore the DataSet, or run vectorize with replace=true"
 _LISTED = ("path", "row", "size_bytes", "modified_ns", "class_name", "group", "extra_hash")
 
 
@@ -125,29 +125,28 @@ def _name_of(data: pa.Buffer) -> str:
     return f"{hashlib.sha256(data).hexdigest()[:20]}.parquet"
 
 
-def is_named_by(name: str, data: pa.Buffer) -> bool:
-    """Whether a table's name is that of its bytes."""
-    return name == _name_of(data)
-
-
 def rejected_table(index: pa.Table, is_chosen_N: pa.BooleanArray | None = None) -> pa.Table:
     """The images that became no example, for people; of those that are chosen."""
     is_rejected = pc.is_valid(index["reason"])
     return index.select(REJECTED).filter(is_rejected if is_chosen_N is None else pc.and_(is_rejected, is_chosen_N))
 
 
-def read_index(dataset_uri: str, name: str | None) -> pa.Table:
-    """A published index; an empty one where the DataSet was made without. Raises RetryableError for a damaged one."""
-    if name is None:
-        return INDEX.empty_table()
-    uri = index_uri(dataset_uri, name)
+def read_table(uri: str) -> pa.Table:
+    """A table in a file that is named by the hash of its bytes. Raises RetryableError for a missing or damaged one."""
     try:
         data = filesystem.read_buffer(uri)
     except FileNotFoundError:
         raise RetryableError(f"{uri}: missing; {REPAIR_HINT}") from None
-    if not is_named_by(name, data):
+    if _name_of(data) not in uri:
         raise RetryableError(f"{uri}: damaged (its SHA-256 is not its name); {REPAIR_HINT}")
-    table = pq.read_table(pa.BufferReader(data))
+    return pq.read_table(pa.BufferReader(data))
+
+
+def read_index(dataset_uri: str, name: str | None) -> pa.Table:
+    """A published index; an empty one where the DataSet was made without. Raises RetryableError for a damaged one."""
+    if name is None:
+        return INDEX.empty_table()
+    table = read_table(index_uri(dataset_uri, name))
     if "home" in table.column_names:  # of version 0.1.0
         table = table.rename_columns({"home": "published_split"})
     return table.select(INDEX.names).cast(INDEX)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -11,13 +10,14 @@ import numpy as np
 from rich.filesize import decimal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 NUM_BINS, NUM_TICKS = 24, 6
 LOG_FROM = 12.0
-BINS_PER_OCTAVE, MAX_OCTAVES = 6, 2  # of the aspect ratio: an octave leads from 1:1 to 2:1
-
-Format = Callable[[float], str]
+BINS_PER_OCTAVE = 6  # of the aspect ratio: an octave leads from 1:1 to 2:1
+OCTAVES = ("1:4", "1:2", "1:1", "2:1", "4:1")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Histogram:
         return len(self.counts) == 1
 
 
-def histogram(title: str, values: NDArray[np.integer], to_text: Format) -> Histogram | None:
+def histogram(title: str, values: NDArray[np.integer], to_text: Callable[[float], str]) -> Histogram | None:
     """A histogram of whole numbers from 0 up, which `to_text` writes. None where there are no values."""
     if not len(values):
         return None
@@ -63,26 +63,20 @@ def _edges(low: int, high: int) -> list[float]:
 
 
 def aspect_histogram(title: str, widths: NDArray[np.integer], heights: NDArray[np.integer]) -> Histogram | None:
-    """A histogram of width / height on a logarithmic axis whose middle bin is the square."""
+    """A histogram of width / height on a logarithmic axis from 1:4 to 4:1, whose middle bin is the square."""
     if not len(widths):
         return None
-    if len(np.unique(widths / heights)) == 1:
-        ratio = f"{widths[0] / heights[0]:.2f}"
-        return Histogram(title, [len(widths)], [ratio], [], f"all {ratio}")
-    limit = BINS_PER_OCTAVE * MAX_OCTAVES
-    bins = np.clip(np.rint(BINS_PER_OCTAVE * np.log2(widths / heights)), -limit, limit).astype(np.int64)
-    reach = max(BINS_PER_OCTAVE, int(np.abs(bins).max()))
-    counts = np.bincount(bins + reach, minlength=2 * reach + 1).tolist()
-    ratios = 2.0 ** (np.arange(-reach, reach + 1) / BINS_PER_OCTAVE)
-    labels = [f"about {ratio:.2f}" for ratio in ratios]
-    if reach == limit:
-        labels[0], labels[-1] = f"{ratios[0]:.2f} or less", f"{ratios[-1]:.2f} or more"
-    octaves = range(-(reach // BINS_PER_OCTAVE), reach // BINS_PER_OCTAVE + 1)
-    names = [f"{2**octave}:1" if octave >= 0 else f"1:{2**-octave}" for octave in octaves]
-    at = [(BINS_PER_OCTAVE * octave + reach + 0.5) / len(counts) for octave in octaves]
+    ratios = widths / heights
+    if ratios.min() == ratios.max():
+        return Histogram(title, [len(ratios)], [f"{ratios[0]:.2f}"], [], f"all {ratios[0]:.2f}")
+    limit = BINS_PER_OCTAVE * (len(OCTAVES) // 2)
+    bins = np.clip(np.rint(BINS_PER_OCTAVE * np.log2(ratios)), -limit, limit).astype(np.int64)
+    counts = np.bincount(bins + limit, minlength=2 * limit + 1).tolist()
+    labels = [f"about {2 ** (number / BINS_PER_OCTAVE):.2f}" for number in range(-limit + 1, limit)]
+    ticks = [((BINS_PER_OCTAVE * number + 0.5) / len(counts), name) for number, name in enumerate(OCTAVES)]
     shapes = {"upright": widths < heights, "square": widths == heights, "lying": widths > heights}
     summary = ", ".join(f"{100 * is_it.mean():.0f} % {name}" for name, is_it in shapes.items() if is_it.any())
-    return Histogram(title, counts, labels, list(zip(at, names, strict=True)), summary)
+    return Histogram(title, counts, ["0.25 or less", *labels, "4.00 or more"], ticks, summary)
 
 
 def format_number(value: float) -> str:

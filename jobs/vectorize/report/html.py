@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 from datetime import UTC, datetime
-from importlib.resources import files
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.vectorize.report.histogram import format_bytes, format_number
-from shardmean.jobs.vectorize.report.statistics import NUM_PATHS, DatasetStatistics, compute_statistics
+from shardmean.jobs.vectorize.report.statistics import DatasetStatistics, lacking
 from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from jinja2 import Environment
 
     from shardmean.jobs.vectorize.report.statistics import ClassCount
-    from shardmean.jobs.vectorize.report.thumbnails import Picture
     from shardmean.model.dataset.manifest import Manifest
     from shardmean.model.dataset.reader import Dataset
 
@@ -29,14 +26,26 @@ MAX_LACKING = 50
 
 def make_report(dataset: Dataset, index: pa.Table) -> bytes:
     """The page of a DataSet, published or about to be; `index` is its index table. Raises RetryableError."""
-    # `shardmean inspect`, which takes its facts from here, needs neither torch (in here) nor Jinja.
+    # `shardmean inspect`, which takes its facts from here, needs neither Pillow (in `thumbnails`) nor Jinja.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     from shardmean.jobs.vectorize.report.thumbnails import draw
 
-    statistics = compute_statistics(dataset.manifest, index)
-    template = _environment().from_string(
-        (files("shardmean.jobs.vectorize.report") / "report.html").read_text(encoding="utf-8")
-    )
-    page = template.render(
+    environment = Environment(
+        loader=PackageLoader("shardmean.jobs.vectorize", "report"),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "number": format_number,
+        "bytes": format_bytes,
+        "plural": plural,
+        "name": partial(truncate_printable, limit=MAX_NAME),
+        "path": partial(truncate_printable, limit=MAX_PATH),
+        "detail": partial(truncate_printable, limit=MAX_DETAIL),
+        "percent": lambda part, whole: f"{100 * part / whole if whole else 0:.3g}",
+    }
+    statistics = DatasetStatistics(dataset.manifest, index)
+    page = environment.get_template("report.html").render(
         name=_last_name(dataset.uri),
         uri=dataset.uri,
         manifest=dataset.manifest,
@@ -45,7 +54,7 @@ def make_report(dataset: Dataset, index: pa.Table) -> bytes:
         splits=[split for split in SPLITS if statistics.num_examples(split)],
         groups=_class_groups(statistics),
         facts=facts(dataset.manifest, statistics),
-        num_paths=NUM_PATHS,
+        lacking=lacking(dataset.manifest),
         max_lacking=MAX_LACKING,
     )
     return page.encode()
@@ -93,24 +102,3 @@ def _class_groups(statistics: DatasetStatistics) -> list[tuple[str, list[ClassCo
         (f"The {NUM_EXTREME} largest", order[:NUM_EXTREME]),
         (f"The {NUM_EXTREME} smallest", order[-NUM_EXTREME:]),
     ]
-
-
-def _environment() -> Environment:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "number": format_number,
-        "bytes": format_bytes,
-        "plural": plural,
-        "name": lambda text: truncate_printable(text, MAX_NAME),
-        "path": lambda text: truncate_printable(text, MAX_PATH),
-        "detail": lambda text: truncate_printable(text, MAX_DETAIL),
-        "data_uri": _data_uri,
-        "percent": lambda part, whole: f"{100 * part / whole if whole else 0:.3g}",
-    }
-    return environment
-
-
-def _data_uri(picture: Picture) -> str:
-    return f"data:{picture.media_type};base64,{base64.b64encode(picture.data).decode()}"

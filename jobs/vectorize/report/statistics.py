@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shardmean.jobs.common.arrow_tables import rows_of
 from shardmean.jobs.vectorize.index.duplicates import CONFLICT, copies
 from shardmean.jobs.vectorize.index.table import bytes_of
 from shardmean.jobs.vectorize.report.histogram import (
@@ -23,15 +24,12 @@ from shardmean.jobs.vectorize.report.histogram import (
 from shardmean.model.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from shardmean.model.dataset.manifest import Manifest
 
 NUM_PATHS = 20
 NUM_GROUPS = 20
 NUM_PATHS_A_GROUP = 6
 NUM_SIZES = 8
-MANY_CLASSES = 30
 
 
 @dataclass(frozen=True)
@@ -58,77 +56,41 @@ class Rejection:
 
 
 @dataclass(frozen=True)
-class Copies:
-    """Accepted images of equal bytes: how many, in which class and split, and the first paths."""
-
-    num_images: int
-    class_name: str
-    split: str
-    paths: list[str]
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Images whose bytes are in more than one class: in which, how many contents in how many files, and some paths."""
+class SameBytes:
+    """Files of equal bytes in one class and split, or such contents in the same classes, which conflict; some paths."""
 
     class_names: tuple[str, ...]
+    split: str | None
     num_contents: int
     num_images: int
     paths: list[str]
 
 
-@dataclass(frozen=True)
 class DatasetStatistics:
     """All that the report says, without its pictures. Lists are in the order in which they are shown."""
 
-    classes: list[ClassCount]
-    num_rejected: int
-    rejections: list[Rejection]
-    num_copies: int
-    num_copied: int
-    copies: list[Copies]
-    num_conflicts: int
-    conflicts: list[Conflict]
-    lacking: dict[str, list[str]]
-    sizes: list[tuple[str, int]]
-    num_sizes: int
-    per_class: Histogram | None
-    histograms: list[Histogram]
-    newest_ns: int | None
+    def __init__(self, manifest: Manifest, index: pa.Table) -> None:
+        """Count. `index` has a row for each image of the source, sorted by path (see `index.table.INDEX`)."""
+        # Rows of millions of images are not copied: of those accepted, only what a figure needs is.
+        is_accepted = pc.is_valid(index["split"])
+        rejected = index.filter(pc.is_valid(index["reason"]))
+        sizes = index.select(["width", "height"]).filter(is_accepted).drop_null()
+        self.classes = _classes(manifest, rejected)
+        self.num_rejected = rejected.num_rows
+        self.rejections = _rejections(rejected)
+        self.num_copies, self.num_copied, self.copies = _copies(index, is_accepted)
+        self.num_conflicts, self.conflicts = _conflicts(rejected)
+        self.num_sizes, self.sizes = _sizes(sizes)
+        num_examples = np.array([one.num_examples for one in self.classes])
+        self.per_class = histogram("Examples of a class", num_examples, format_number)
+        self.histograms = _histograms(sizes, index["size_bytes"].filter(is_accepted))
+        self.newest_ns: int | None = pc.max(index["modified_ns"]).as_py()
 
     def num_examples(self, split: str | None = None) -> int:
         """Examples in one split, or in all."""
         if split is None:
             return sum(one.num_examples for one in self.classes)
         return sum(one.num_per_split[SPLITS.index(split)] for one in self.classes)
-
-
-def compute_statistics(manifest: Manifest, index: pa.Table) -> DatasetStatistics:
-    """Count. `index` has a row for each image of the source, sorted by path (see `index.table.INDEX`)."""
-    # Rows of millions of images are not copied: of those accepted, only what a figure needs is.
-    is_accepted = pc.is_valid(index["split"])
-    rejected = index.filter(pc.is_valid(index["reason"]))
-    classes = _classes(manifest, rejected)
-    num_copies, num_copied, most_copied = _copies(index, is_accepted)
-    num_conflicts, conflicts = _conflicts(rejected)
-    sizes = _known_sizes(index, is_accepted)
-    num_sizes, commonest = _sizes(*sizes)
-    return DatasetStatistics(
-        classes=classes,
-        num_rejected=rejected.num_rows,
-        rejections=_rejections(rejected),
-        num_copies=num_copies,
-        num_copied=num_copied,
-        copies=most_copied,
-        num_conflicts=num_conflicts,
-        conflicts=conflicts,
-        lacking=lacking(manifest),
-        sizes=commonest,
-        num_sizes=num_sizes,
-        per_class=_per_class(classes),
-        histograms=_histograms(*sizes, index["size_bytes"].filter(is_accepted)),
-        newest_ns=pc.max(index["modified_ns"]).as_py(),
-    )
 
 
 def lacking(manifest: Manifest) -> dict[str, list[str]]:
@@ -158,12 +120,12 @@ def _rejections(rejected: pa.Table) -> list[Rejection]:
     rejections = []
     for reason, number in sorted(_counts(rejected["reason"]).items(), key=lambda pair: (-pair[1], pair[0])):
         first = rejected.filter(pc.equal(rejected["reason"], reason)).slice(0, NUM_PATHS)
-        pairs = zip(first["path"].to_pylist(), first["detail"].to_pylist(), strict=True)
-        rejections.append(Rejection(reason, number, [(path, detail or "") for path, detail in pairs]))
+        pairs = [(path, detail or "") for path, detail in rows_of(first, ["path", "detail"])]
+        rejections.append(Rejection(reason, number, pairs))
     return rejections
 
 
-def _copies(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[int, int, list[Copies]]:
+def _copies(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[int, int, list[SameBytes]]:
     """How many images are copies of another, of how many contents, and the largest groups of them."""
     hashes = index["content_hash"]
     read = np.flatnonzero(pc.and_(is_accepted, pc.is_valid(hashes)).to_numpy())
@@ -175,52 +137,39 @@ def _copies(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[int, int, li
     for group in groups[:NUM_GROUPS]:
         some = index.take(pa.array(read[group[:NUM_PATHS_A_GROUP]]))
         class_name, split = some["class_name"][0].as_py(), some["split"][0].as_py()
-        most_copied.append(Copies(len(group), class_name, split, some["path"].to_pylist()))
+        most_copied.append(SameBytes((class_name,), split, 1, len(group), some["path"].to_pylist()))
     return num_copies, len(groups), most_copied
 
 
-def _conflicts(rejected: pa.Table) -> tuple[int, list[Conflict]]:
+def _conflicts(rejected: pa.Table) -> tuple[int, list[SameBytes]]:
     """How many sets of classes share contents, and those that share the most."""
     is_conflict = pc.and_(pc.equal(rejected["reason"], CONFLICT), pc.is_valid(rejected["content_hash"]))
     conflicting = rejected.filter(is_conflict)
     by_content = conflicting.group_by("content_hash").aggregate([("class_name", "distinct"), ("path", "list")])
     # By the set of classes rather than by pairs: one black image in 10,000 classes would make 50 million pairs.
     shared: defaultdict[tuple[str, ...], list[list[str]]] = defaultdict(list)
-    for names, paths in zip(
-        *(by_content[name].to_pylist() for name in ("class_name_distinct", "path_list")), strict=True
-    ):
+    for names, paths in rows_of(by_content, ["class_name_distinct", "path_list"]):
         shared[tuple(sorted(names))].append(paths)
     conflicts = []
     for names in sorted(shared, key=lambda names: (-len(shared[names]), names))[:NUM_GROUPS]:
         paths = sorted(chain.from_iterable(shared[names]))
-        conflicts.append(Conflict(names, len(shared[names]), len(paths), paths[:NUM_PATHS_A_GROUP]))
+        conflicts.append(SameBytes(names, None, len(shared[names]), len(paths), paths[:NUM_PATHS_A_GROUP]))
     return len(shared), conflicts
 
 
-def _known_sizes(index: pa.Table, is_accepted: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    is_known = pc.and_(is_accepted, pc.and_(pc.is_valid(index["width"]), pc.is_valid(index["height"])))
-    return index["width"].filter(is_known).to_numpy(), index["height"].filter(is_known).to_numpy()
-
-
-def _sizes(widths: NDArray[np.int32], heights: NDArray[np.int32]) -> tuple[int, list[tuple[str, int]]]:
+def _sizes(sizes: pa.Table) -> tuple[int, list[tuple[str, int]]]:
     """How many different sizes there are, and the commonest of them."""
-    keys, counts = np.unique(widths.astype(np.int64) << 32 | heights, return_counts=True)
-    commonest = np.argsort(-counts, kind="stable")[:NUM_SIZES]
-    pairs = zip(keys[commonest].tolist(), counts[commonest].tolist(), strict=True)
-    return len(keys), [(f"{key >> 32:,} x {key & 0xFFFFFFFF:,}", number) for key, number in pairs]
+    counts = sizes.group_by(["width", "height"]).aggregate([([], "count_all")])
+    order = [("count_all", "descending"), ("width", "ascending"), ("height", "ascending")]
+    commonest = rows_of(counts.sort_by(order).slice(0, NUM_SIZES), ["width", "height", "count_all"])
+    return counts.num_rows, [(f"{width:,} x {height:,}", number) for width, height, number in commonest]
 
 
-def _per_class(classes: list[ClassCount]) -> Histogram | None:
-    if len(classes) < MANY_CLASSES:
-        return None
-    chart = histogram("Examples of a class", np.array([one.num_examples for one in classes]), format_number)
-    return None if chart is None or chart.is_single else chart
-
-
-def _histograms(widths: NDArray[np.int32], heights: NDArray[np.int32], sizes_bytes: pa.ChunkedArray) -> list[Histogram]:
+def _histograms(sizes: pa.Table, sizes_bytes: pa.ChunkedArray) -> list[Histogram]:
     def format_pixels(value: float) -> str:
         return f"{format_number(value)} px"
 
+    widths, heights = (sizes[name].to_numpy() for name in ("width", "height"))
     charts = [
         histogram("Width", widths, format_pixels),
         histogram("Height", heights, format_pixels),

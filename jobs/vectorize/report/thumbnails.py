@@ -5,15 +5,15 @@ Shapes: N examples, S shards, K classes, C channels, H and W pixels.
 
 from __future__ import annotations
 
+import base64
+import heapq
 import io
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
-
-from shardmean.model.images.decoder import encode_png
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,27 +35,21 @@ THUMBNAIL_PX, MEAN_PX, PNG_PX = 112, 256, 48
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file (PNG where small, else JPEG) for a page, and the path of the image that it was made of."""
+    """An image file (PNG where small, else JPEG) as a page holds it, and the path of the image that it was made of."""
 
-    data: bytes
+    data_uri: str
     path: str
     width_px: int
     height_px: int
 
-    @property
-    def media_type(self) -> str:
-        """What the bytes are."""
-        return "image/png" if self.data.startswith(b"\x89PNG") else "image/jpeg"
-
 
 @dataclass(frozen=True)
 class ClassPictures:
-    """Examples of one class, and their mean over `num_mean` examples where those are enough."""
+    """Examples of one class, and their mean where they are enough for one."""
 
     name: str
     examples: list[Picture]
     mean: Picture | None
-    num_mean: int
 
 
 @dataclass(frozen=True)
@@ -70,88 +64,68 @@ class Pictures:
 
 
 @dataclass
-class _Sum:
-    """Pixels added up. An array only once there is something in it."""
+class _Mean:
+    """Pixels added up; of no shape until there are some."""
 
-    pixels_CHW: NDArray[np.uint64] | None = None
+    total_CHW: NDArray[np.uint64] = field(default_factory=lambda: np.zeros((), np.uint64))
     num: int = 0
 
     def add(self, features_NCHW: NDArray[np.uint8]) -> None:
         if len(features_NCHW):
-            total = features_NCHW.sum(axis=0, dtype=np.uint64)
-            self.pixels_CHW = total if self.pixels_CHW is None else self.pixels_CHW + total
+            self.total_CHW = self.total_CHW + features_NCHW.sum(axis=0, dtype=np.uint64)
             self.num += len(features_NCHW)
 
-    def picture(self, limit_px: int) -> Picture | None:
-        if self.pixels_CHW is None:
+    def picture(self, limit_px: int, min_num: int = 1) -> Picture | None:
+        if self.num < min_num:
             return None
-        mean_CHW = ((self.pixels_CHW + self.num // 2) // self.num).astype(np.uint8)
+        mean_CHW = ((self.total_CHW + self.num // 2) // self.num).astype(np.uint8)
         return _picture(mean_CHW, f"mean of {self.num:,} examples", limit_px)
 
 
 @dataclass
-class _Collector:
-    """What is gathered while examples go by: for each class the examples of the smallest ids, and sums."""
+class _Sample:
+    """What is gathered of a class while examples go by: those of the smallest ids, and the mean."""
 
-    manifest: Manifest
-    labels: list[int]
-    best: defaultdict[int, dict[str, tuple[NDArray[np.uint8], str]]] = field(default_factory=lambda: defaultdict(dict))
-    mean: _Sum = field(default_factory=_Sum)
-    class_means: defaultdict[int, _Sum] = field(default_factory=lambda: defaultdict(_Sum))
-    num_read: int = 0
+    mean: _Mean = field(default_factory=_Mean)
+    by_id: dict[str, tuple[NDArray[np.uint8], str]] = field(default_factory=dict)
 
-    def add(self, examples: Examples, num_mean: int) -> None:
-        """Add some examples; the first `num_mean` count for the means."""
-        self.num_read += len(examples.labels_N)
-        self.mean.add(examples.features_NCHW[:num_mean])
-        for label in self.labels:
-            rows_N = np.flatnonzero(examples.labels_N == label)
-            self._keep(label, rows_N, examples)
-            if self.manifest.image.example_bytes <= MAX_CLASS_MEAN_BYTES:
-                rows_N = rows_N[rows_N < num_mean]
-                self.class_means[label].add(examples.features_NCHW[rows_N])
-
-    def _keep(self, label: int, rows_N: NDArray[np.int64], examples: Examples) -> None:
-        kept = self.best[label]
-        for row in sorted(rows_N.tolist(), key=examples.ids.__getitem__)[:MAX_PER_CLASS]:
-            kept[examples.ids[row]] = (examples.features_NCHW[row].copy(), examples.paths[row])
-        for example_id in sorted(kept)[MAX_PER_CLASS:]:
-            del kept[example_id]
-
-    def pictures(self, label: int) -> ClassPictures:
-        examples = [_picture(*picture, THUMBNAIL_PX) for _, picture in sorted(self.best[label].items())]
-        total = self.class_means[label]
-        mean = total.picture(THUMBNAIL_PX) if total.num >= MIN_CLASS_MEAN else None
-        return ClassPictures(self.manifest.class_names[label], examples, mean, total.num)
+    def add(self, examples: Examples, rows_N: NDArray[np.int64]) -> None:
+        for row in rows_N.tolist():
+            self.by_id[examples.ids[row]] = (examples.features_NCHW[row].copy(), examples.paths[row])
+        self.by_id = dict(heapq.nsmallest(MAX_PER_CLASS, self.by_id.items()))
 
 
 def draw(dataset: Dataset) -> Pictures:
     """Read at most 16 shards and about 256 MiB of examples. Raises RetryableError for a damaged shard."""
-    manifest = dataset.manifest
+    manifest, example_bytes = dataset.manifest, dataset.manifest.image.example_bytes
     spread = _spread(manifest.shards_of("train"), MAX_SHARDS // 2)
     labels = _labels(manifest, spread)
     shards = spread + _shards_for_rest(manifest, spread, labels)
-    collector = _Collector(manifest, labels)
-    step = max(1, WINDOW_BYTES // manifest.image.example_bytes)
-    rows_a_shard = max(1, MAX_READ_BYTES // len(shards) // manifest.image.example_bytes)
+    mean, samples, num_read = _Mean(), {label: _Sample() for label in labels}, 0
+    step, max_rows = max(1, WINDOW_BYTES // example_bytes), max(1, MAX_READ_BYTES // len(shards) // example_bytes)
     for number, shard in enumerate(shards):
-        # What one shard is short of, the next ones make up for.
-        left = max(0, len(spread) - number)
-        wanted = -(-(MAX_MEAN_EXAMPLES - collector.mean.num) // left) if left else 0
-        num_rows = min(rows_a_shard, shard.num_examples)
+        num_rows = min(max_rows, shard.num_examples)
+        stop_mean = MAX_MEAN_EXAMPLES // len(spread) if number < len(spread) else 0
         for first in range(0, num_rows, step):
             examples = dataset.read(shard, first, min(first + step, num_rows))
-            num_mean = min(wanted, len(examples.labels_N))
-            collector.add(examples, num_mean)
-            wanted -= num_mean
-    classes = [collector.pictures(label) for label in labels]
-    return Pictures(
-        mean=collector.mean.picture(MEAN_PX),
-        num_mean=collector.mean.num,
-        classes=[one for one in classes if one.examples],
-        num_read=collector.num_read,
-        num_shards=len(shards),
-    )
+            num_mean = max(0, stop_mean - first)
+            num_read += len(examples.labels_N)
+            mean.add(examples.features_NCHW[:num_mean])
+            for label, sample in samples.items():
+                rows_N = np.flatnonzero(examples.labels_N == label)
+                sample.add(examples, rows_N)
+                if example_bytes <= MAX_CLASS_MEAN_BYTES:
+                    sample.mean.add(examples.features_NCHW[rows_N[rows_N < num_mean]])
+    classes = [
+        ClassPictures(
+            manifest.class_names[label],
+            [_picture(pixels_CHW, path, THUMBNAIL_PX) for pixels_CHW, path in sample.by_id.values()],
+            sample.mean.picture(THUMBNAIL_PX, MIN_CLASS_MEAN),
+        )
+        for label, sample in samples.items()
+        if sample.by_id
+    ]
+    return Pictures(mean.picture(MEAN_PX), mean.num, classes, num_read, len(shards))
 
 
 def _spread(items: list[T], limit: int) -> list[T]:
@@ -161,45 +135,35 @@ def _spread(items: list[T], limit: int) -> list[T]:
 
 def _labels(manifest: Manifest, spread: list[Shard]) -> list[int]:
     """The classes to show: all, or evenly spaced ones of those that the given shards hold."""
-    labels = _labels_in(manifest.shards)
-    if len(labels) > MAX_CLASSES:
-        labels = _labels_in(spread) or labels
-    return _spread(labels, MAX_CLASSES)
-
-
-def _labels_in(shards: list[Shard]) -> list[int]:
-    return sorted({label for shard in shards for label in shard.num_per_class})
+    labels: set[int] = set().union(*(shard.num_per_class for shard in manifest.shards))
+    if len(labels) > MAX_CLASSES and spread:
+        labels = set().union(*(shard.num_per_class for shard in spread))
+    return _spread(sorted(labels), MAX_CLASSES)
 
 
 def _shards_for_rest(manifest: Manifest, spread: list[Shard], labels: list[int]) -> list[Shard]:
     """Further shards, each the one that has most of what is still missing of the examples to show."""
-    names = {shard.name for shard in spread}
-    others = [shard for shard in manifest.shards if shard.name not in names]
+    missing = Counter(dict.fromkeys(labels, MAX_PER_CLASS))
+    for shard in spread:
+        missing -= Counter(shard.num_per_class)
 
-    def counts_of(shard: Shard) -> list[int]:
-        return [shard.num_per_class.get(label, 0) for label in labels]
+    def gain(shard: Shard) -> int:
+        return sum(min(num, shard.num_per_class.get(label, 0)) for label, num in missing.items())
 
-    counts_SK = np.array([counts_of(shard) for shard in others], dtype=np.int64)
-    missing_K = MAX_PER_CLASS - np.array([counts_of(shard) for shard in spread], np.int64).sum(axis=0)
+    others = [shard for shard in manifest.shards if shard not in spread]
     chosen: list[Shard] = []
-    while len(chosen) < min(len(others), MAX_SHARDS - len(spread)):
-        gains_S = np.minimum(counts_SK, missing_K.clip(0)).sum(axis=1)
-        best = int(gains_S.argmax())
-        if gains_S[best] == 0:
-            break
-        chosen.append(others[best])
-        missing_K -= counts_SK[best]
-        counts_SK[best] = 0
+    while others and len(chosen) < MAX_SHARDS - len(spread) and gain(best := max(others, key=gain)):
+        others.remove(best)
+        chosen.append(best)
+        missing -= Counter(best.num_per_class)
     return chosen
 
 
 def _picture(pixels_CHW: NDArray[np.uint8], path: str, limit_px: int) -> Picture:
-    _, height, width = pixels_CHW.shape
-    if max(height, width) <= PNG_PX:
-        return Picture(encode_png(pixels_CHW), path, width, height)
-    pixels = pixels_CHW[0] if len(pixels_CHW) == 1 else np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0))
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels_CHW[0] if len(pixels_CHW) == 1 else pixels_CHW.transpose(1, 2, 0))
     image.thumbnail((limit_px, limit_px), Image.Resampling.BOX)
+    kind = "png" if max(image.size) <= PNG_PX else "jpeg"
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=75)
-    return Picture(stream.getvalue(), path, *image.size)
+    image.save(stream, kind, quality=75)
+    data_uri = f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return Picture(data_uri, path, *image.size)

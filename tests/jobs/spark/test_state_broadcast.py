@@ -76,7 +76,7 @@ def test_what_workers_share_is_broadcast_once_and_let_go(launcher, sent):
 
 
 def test_what_an_interrupted_job_was_sent_is_let_go_by_the_next(launcher, spark, sent):
-    pack = partial(broadcast_states, spark.sparkContext, tasks_with(launcher, [None, None]), live=[], is_local=True)
+    pack = partial(broadcast_states, spark.sparkContext, tasks_with(launcher, [None, None]), live=[])
     with pytest.raises(KeyboardInterrupt), pack():
         raise KeyboardInterrupt
     assert are_there(sent) == [True], "a task that still runs would keep Spark waiting"

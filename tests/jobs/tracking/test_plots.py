@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from shardmean.jobs.tracking import plots
-from shardmean.jobs.tracking.timeline import _spans, timeline
 from shardmean.model.evaluation.evaluator import Evaluation, Mistake
 from tests.model.counting import counted
 
@@ -127,18 +126,25 @@ def moment(epoch: int, num_workers: int) -> dict:
 
 @pytest.mark.parametrize("num_workers", [[], [1], [2, 2], [3, 2, 3], [40] * 3])
 def test_a_timeline_has_a_row_for_each_worker_and_ends_with_the_last_segment(num_workers):
-    figure = timeline([moment(number, count) for number, count in enumerate(num_workers)])
+    figure = plots.timeline([moment(number, count) for number, count in enumerate(num_workers)])
     assert draw(figure)
     (axes,) = figure.axes
     rows = [label.get_text() for label in axes.get_yticklabels()]
     assert rows == [f"worker {rank}" for rank in range(min(32, max(num_workers, default=1)))]
     assert axes.get_xlim()[1] == pytest.approx(2.0 * len(num_workers), abs=0.01)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["start", "wait", "step", "average", "evaluate", "Spark"]
+    assert axes.get_title() == (
+        f"{len(num_workers)} segments in {2 * len(num_workers):.1f} s; a worker steps 50% of the time"
+        if num_workers
+        else "no segment was trained"
+    )
 
 
 def test_a_timelines_phases_fill_each_segment():
     moments = [moment(1, 2), moment(2, 1)]
     for rank, ends in ((0, [2.0, 4.0]), (1, [2.0])):
-        spans = sorted(span for found in _spans(moments, rank).values() for span in found)
+        spans = sorted(span for found in plots._spans(moments, rank).values() for span in found)
         assert sum(length for _, length in spans) == pytest.approx(2.0 * len(ends))
         for (start, length), (following, _) in pairwise(spans):
             assert start + length == pytest.approx(following)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from shardmean.jobs.config.job import TrackingConfig, TrainJob
-from shardmean.jobs.spark.jvm import ENDED
+from shardmean.jobs.spark.session import JVM_ENDED
 from shardmean.jobs.train.job import train
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.training import checkpoint
@@ -179,7 +179,7 @@ def test_a_killed_jvm_gives_a_clear_message(story):
     killed = story.tries["JVM killed"]
     assert killed.code == 1, killed.text
     (message,) = [line for line in killed.text.splitlines() if line.startswith("shardmean: error: ")]
-    assert message == f"shardmean: error: {ENDED}"
+    assert message == f"shardmean: error: {JVM_ENDED}"
     assert_no_frame_of_ours(killed.text)
     assert '"kind": "retryable"' in (story.home / "JVM killed.json").read_text()
     assert killed.was_clean

@@ -47,5 +47,7 @@ def test_the_square_stands_in_the_middle():
     found = aspect_histogram("x", np.array([10, 20, 30]), np.array([10, 10, 30]))
     middle = len(found.counts) // 2
     assert (found.labels[middle], found.counts[middle]) == ("about 1.00", 2)
-    assert [label for _, label in found.ticks] == ["1:2", "1:1", "2:1"]
+    assert [label for _, label in found.ticks] == ["1:4", "1:2", "1:1", "2:1", "4:1"]
+    for place, (at, _) in zip(range(0, 25, 6), found.ticks, strict=True):
+        assert at == (place + 0.5) / len(found.counts), "in the middle of its bin"
     assert found.summary == "67 % square, 33 % lying"

@@ -89,13 +89,16 @@ def test_many_classes_are_cut(inspect, tmp_path):
 
 
 def test_an_older_encoding_is_no_error(made, monkeypatch, tmp_path):
-    dataset, _ = publish_indexed(tmp_path / "set", [Made(f"ü{n}", "写真", pixels(n // 2)) for n in range(4)])
+    dataset, _ = publish_indexed(tmp_path / "sät", [Made(f"ü{n}", "写真", pixels(n // 2)) for n in range(4)])
     with (tmp_path / "out").open("w", encoding="ascii") as file, monkeypatch.context() as patch:
         patch.setattr("sys.stdout", file)
         assert show(dataset, verify=True) == 0
+        Path(dataset.uri, "shards", dataset.manifest.shards[0].name).unlink()
+        assert show(dataset, verify=True) == 1
     text = (tmp_path / "out").read_text()
     assert "\\u5199\\u771f" in text
     assert "\\xfc1" in text
+    assert "/s\\xe4t/shards/" in text
 
 
 def test_one_version_of_several(made, capsys, tmp_path):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.vectorize.report.html import make_report
-from shardmean.jobs.vectorize.report.statistics import compute_statistics
+from shardmean.jobs.vectorize.report.statistics import DatasetStatistics
 from shardmean.jobs.vectorize.report.thumbnails import MAX_SHARDS, draw
 from shardmean.model.config.image import SplitConfig
 from shardmean.model.dataset.manifest import shard_uri
@@ -269,7 +269,7 @@ def test_figures_equal_counts_of_the_rows(tmp_path_factory, rows):
         drawn = pixels(content, (1, 2, 2)) if reason is None else None
         items.append(Made(f"{name}/{number}", name, drawn, reason=reason, content=b"%d" % content))
     dataset, index = publish_indexed(tmp_path_factory.mktemp("set"), items)
-    found = compute_statistics(dataset.manifest, index)
+    found = DatasetStatistics(dataset.manifest, index)
     assert {one.reason: one.num_images for one in found.rejections} == dataset.manifest.num_rejected_by_reason
     contents = Counter(item.content_hash for item in items if item.reason is None)
     assert found.num_copied == sum(n > 1 for n in contents.values())
