@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import torch
 
 from ..config.training import LOWEST_IS_BEST
 from ..dataset.epoch_layout import PLAN_VERSION
-from ..dataset.sampler import EpochPlan, Stage
+from ..dataset.sampler import Stage
 from ..errors import FailedWorkerError, LostLauncherError, LostWorkerError, RetryableError, UserError
 from ..evaluation.evaluator import Evaluation
 from ..optimization.fine_tuning import PretrainedModel, load_pretrained
@@ -28,12 +27,13 @@ from .watchdog import HangDetector, watchdog
 from .worker import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from ..config.training import MetricName, TrainingConfig
     from ..dataset.manifest import Split
     from ..dataset.reader import Dataset
+    from ..dataset.sampler import EpochPlan
     from ..distributed.store import Address, Progress
     from .launcher import Launcher
 
@@ -105,12 +105,13 @@ class Trainer:
         name = f"epoch {state.epoch + 1}"
         num_before = round(state.running.get("num_examples", 0))
         total = self.dataset.manifest.num_examples("train")
-        stages: tuple[Stage, ...] = ()
+        plan: EpochPlan
+        rounds: Rounds
 
         def tasks() -> tuple[list[ReplicaState], dict[str, Any]]:
-            nonlocal stages
-            stages, rounds = self._next_rounds(state)
-            return _states(state, stages[-1].num_workers), {"rounds": rounds}
+            nonlocal plan, rounds
+            plan, rounds = self._next_rounds(state)
+            return _states(state, plan.num_workers), {"rounds": rounds}
 
         with progress_reporter(
             name, total, num_before=num_before, epoch=state.epoch, on_progress=self.on_progress
@@ -118,42 +119,36 @@ class Trainer:
             reports, retry_s = self._run(train_rounds, tasks, watch=watch)
         evaluation = _evaluation(reports) if reports[0].evaluation is not None else None
         seconds = time.monotonic() - started
-        new = merged(state, stages, reports, evaluation, self._plan(state, stages), seconds=seconds, retry_s=retry_s)
+        new = merged(state, plan, rounds, reports, evaluation, seconds=seconds, retry_s=retry_s)
         seen = new.running["num_examples"] if not new.ends_epoch else new.history[-1]["examples"]
         assert new.ends_epoch is (seen == total), "every example is seen exactly once an epoch"
         return self._judged(new) if new.ends_epoch else new
 
-    def _next_rounds(self, state: Checkpoint) -> tuple[tuple[Stage, ...], Rounds]:
-        """The epoch's stages as they are after the next segment, which is in the last; and that segment's rounds."""
+    def _next_rounds(self, state: Checkpoint) -> tuple[EpochPlan, Rounds]:
+        """The plan of the stage that the next segment is in, and that segment's rounds."""
         num_workers = self._num_workers(state)
         *earlier, last = state.stages or (Stage(num_workers, 0),)
         if last.num_workers != num_workers:
             log.warning("going on with %d workers in place of %d", num_workers, last.num_workers)
             earlier, last = [*earlier, last] if last.num_rounds else earlier, Stage(num_workers, 0)
-        plan = self._plan(state, (*earlier, last))
+        # An epoch that another version began goes on by its plan, so that each example is seen once.
+        version = PLAN_VERSION if state.ends_epoch else state.plan_version
+        manifest, epoch = self.dataset.manifest, state.epoch
+        plan = plan_training(
+            self.config, manifest, epoch=epoch, num_workers=num_workers, earlier=earlier, version=version
+        )
         every_rounds = self.config.checkpoint_every_rounds or plan.num_rounds
         stop = min(plan.num_rounds, last.num_rounds + every_rounds)
         rounds = Rounds(
-            epoch=state.epoch,
+            epoch=epoch,
             first=last.num_rounds,
             stop=stop,
             earlier=tuple(earlier),
             first_step=state.num_steps,
             ends_epoch=stop == plan.num_rounds,
-            plan_version=_plan_version(state),
+            plan_version=version,
         )
-        return (*earlier, Stage(num_workers, stop)), rounds
-
-    def _plan(self, state: Checkpoint, stages: Sequence[Stage]) -> EpochPlan:
-        *earlier, last = stages
-        return plan_training(
-            self.config,
-            self.dataset.manifest,
-            epoch=state.epoch,
-            num_workers=last.num_workers,
-            earlier=earlier,
-            version=_plan_version(state),
-        )
+        return plan, rounds
 
     def _num_workers(self, state: Checkpoint) -> int:
         """Workers for the next segment: all that are wanted, or after a wait as many as there are slots."""
@@ -180,9 +175,9 @@ class Trainer:
 
         Returns the reports, and the seconds that failed tries took.
         """
-        begun, retry_s = time.monotonic(), 0.0
+        begun, num_failed, retry_s = time.monotonic(), 0, 0.0
         earlier: set[tuple[str, int, str]] = set()
-        for retry in itertools.count(1):
+        while True:
             try:
                 states, other = tasks()
                 return self._run_once(work, states, watch=watch, **other), retry_s
@@ -192,13 +187,13 @@ class Trainer:
                 key = error.repeated_key if isinstance(error, FailedWorkerError) else None
                 if key in earlier:
                     raise UserError(f"{error} (failed identically twice; not retrying)") from error
-                if retry > self.config.max_segment_retries:
+                num_failed += 1
+                if num_failed > self.config.max_segment_retries:
                     raise
                 if key is not None:
                     earlier.add(key)
-                log.warning("%s; trying again (%d of %d)", error, retry, self.config.max_segment_retries)
+                log.warning("%s; trying again (%d of %d)", error, num_failed, self.config.max_segment_retries)
                 retry_s = time.monotonic() - begun
-        raise AssertionError("the loop ends by return or raise")
 
     def _run_once(self, work: Work, states: list[ReplicaState], *, watch: Watch | None, **other: Any) -> list[Report]:
         address = self.launcher.rendezvous.new_address()
@@ -254,11 +249,6 @@ class Trainer:
         if all(last > earlier for earlier in before):
             return replace(state, best_epoch=state.epoch, best_model=state.model)
         return state
-
-
-def _plan_version(state: Checkpoint) -> int:
-    # An epoch that another version began goes on by its plan, so that each example is seen once.
-    return PLAN_VERSION if state.ends_epoch else state.plan_version
 
 
 def _states(state: Checkpoint, num_workers: int) -> list[ReplicaState]:
