@@ -81,5 +81,5 @@ def prefetch(items: Generator[T], num_ahead: int) -> Generator[T]:
 def on_device(batch: Examples, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images uint8 (B, C, H, W) and labels int64 (B,) of a minibatch on a device."""
     images_BCHW, labels_B = torch.from_numpy(batch.features_NCHW), torch.from_numpy(batch.labels_N)
-    # From pinned memory (see model/feed.py) the copies run beside the GPU's work on the minibatch before.
+    # From pinned memory the copies run beside the GPU's work on the minibatch before.
     return images_BCHW.to(device, non_blocking=True), labels_B.to(device, non_blocking=True)

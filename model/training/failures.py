@@ -24,15 +24,12 @@ def primary_failure(failures: list[Failure]) -> Exception:
     for failure in failures:
         if failure.kind != "user" and (failure is first or failure.kind != "peer"):
             log.error("%s failed:\n%s", _where(failure), failure.trace)
-    return UserError(f"{_where(first)}: {first.message}") if first.kind == "user" else _failed(first)
-
-
-def _failed(failure: Failure) -> FailedWorkerError:
-    # On a cluster a worker may be on another host the next time.
-    key = (failure.kind, failure.rank, failure.message)
-    return FailedWorkerError(
-        f"{_where(failure)}: {failure.message}", key if failure.kind in ("diverged", "bug") else None
-    )
+    text = f"{_where(first)}: {first.message}"
+    if first.kind == "user":
+        return UserError(text)
+    # Without the host: on a cluster a worker may be on another one the next time.
+    key = (first.kind, first.rank, first.message)
+    return FailedWorkerError(text, key if first.kind in ("diverged", "bug") else None)
 
 
 def _where(failure: Failure) -> str:

@@ -13,7 +13,6 @@ from .worker_runtime import attempt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from .messages import Failure, Report, Task, Work
 
@@ -64,5 +63,5 @@ class LocalLauncher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
