@@ -179,17 +179,22 @@ def check_writable(folder_uri: str) -> None:
 
 @contextmanager
 def translated(verb: str, uri: str) -> Iterator[None]:
-    """Raise RetryableError for any OSError but FileNotFoundError, which is raised where no file can be there either."""
+    """Raise RetryableError with the remedy for any OSError.
+
+    But to read, list or delete what is not there is a FileNotFoundError, also where no file can be.
+    """
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if verb != "write" and isinstance(error, FileNotFoundError):
+            raise
         if verb == "read" and error.errno in _NO_FILE:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from error
+        remedy = "check the path, permission and network"
+        if verb == "write":
+            remedy = "check permission and free space there, or choose another place"
         raise RetryableError(
-            f"cannot {verb} {uri}: {error.strerror or error}; "
-            "check the path, permission and network, then repeat the command"
+            f"cannot {verb} {uri}: {error.strerror or error}; {remedy}, then repeat the command"
         ) from error
 
 
@@ -200,7 +205,7 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     there is replaced at once, but see `replaces_at_once`. Raises RetryableError with the remedy when the store refuses.
     """
     system, path = locate(uri)
-    with writing(uri):
+    with translated("write", uri):
         if isinstance(system, fs.LocalFileSystem):
             name = PurePosixPath(path).name
             with LocalFile(Path(path).parent, prefix=name) as file:
@@ -236,7 +241,7 @@ def new_file(folder_uri: str) -> Iterator[NewFile]:
     As whole as one by `write_bytes`, and with the same errors; one that is not published leaves nothing.
     """
     folder = local_path(folder_uri)
-    with writing(folder_uri):
+    with translated("write", folder_uri):
         if folder is None:
             yield _StoreFile(folder_uri)
         else:
@@ -264,18 +269,6 @@ class _StoreFile:
 
 
 NewFile = LocalFile | _StoreFile
-
-
-@contextmanager
-def writing(uri: str) -> Iterator[None]:
-    """Raise RetryableError with the remedy for any OSError."""
-    try:
-        yield
-    except OSError as error:
-        raise RetryableError(
-            f"cannot write {uri}: {error.strerror or error}; "
-            "check permission and free space there, or choose another place, then repeat the command"
-        ) from error
 
 
 def delete(uri: str) -> None:
