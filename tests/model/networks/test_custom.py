@@ -144,11 +144,11 @@ def test_a_stored_model_has_what_its_network_needs(factories, tiny_data, tmp_pat
     state = dict(model.state_dict())
     model_spec = image_model.describe(tiny_data.manifest, network, layers=config.layers)
     image_model.save_model(tmp_path / "stored", model_spec, state)
-    loaded = image_model.load_model(tmp_path / "stored")
+    loaded = image_model.ImageModel.load(tmp_path / "stored")
     images = torch.arange(2 * 192, dtype=torch.uint8).reshape(2, *shape)
     assert torch.equal(loaded.classifier(images), model(images))
     assert json.loads((tmp_path / "stored" / "classifier.json").read_text())["network"] == network
     if ":" in network:
         monkeypatch.delenv("SHARDMEAN_FACTORIES")
         with pytest.raises(UserError, match="and where a model made of it is loaded"):
-            image_model.load_model(tmp_path / "stored")
+            image_model.ImageModel.load(tmp_path / "stored")
