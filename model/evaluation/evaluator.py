@@ -164,11 +164,12 @@ def evaluate(
     split: Split,
     *,
     num_mistakes: int,
-    beat: Callable[[], None] = lambda: None,
+    beat: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """A worker's part of an evaluation: counts and losses of its rows, and its worst mistakes with their pixels.
 
-    `beat` is called after each minibatch. Raises UserError for class scores that are not finite.
+    `beat` is called after each minibatch with the number of rows so far. Raises UserError for class scores that are not
+    finite.
     """
     evaluation = Evaluation.empty(len(dataset.manifest.class_names))
     model.eval()
@@ -178,7 +179,7 @@ def evaluate(
         evaluation.add(batch.labels_N, probabilities_BK, losses_B)
         mistakes = _worst_mistakes(batch, probabilities_BK, losses_B, num_mistakes)
         evaluation.worst = _worst(evaluation.worst + mistakes, num_mistakes)
-        beat()
+        beat(evaluation.num_examples)
     model.train()
     return evaluation
 

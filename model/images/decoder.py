@@ -66,7 +66,8 @@ def decode_image(data: bytes, config: ImageConfig) -> Decoded:
         with warnings.catch_warnings(), pillow_limits_lifted():
             warnings.simplefilter("ignore")
             Image.init()  # loads Pillow's plugins, once: the clock must not ring inside an import
-            with time_limit(config.decode_timeout_s, lambda: _too_slow(config)):
+            too_slow = f"not decoded within image.decode_timeout_s = {config.decode_timeout_s:g} s"
+            with time_limit(config.decode_timeout_s, lambda: ImageRejectedError("too_slow", too_slow)):
                 return _decode(data, config)
     except ImageRejectedError as error:
         raise ImageRejectedError(error.reason, printable(error.detail)) from error.__cause__
@@ -160,10 +161,6 @@ def _has_more_frames(image: Image.Image) -> bool:
         raise
     except Exception:  # the first frame is whole, and what follows it is not
         return True
-
-
-def _too_slow(config: ImageConfig) -> ImageRejectedError:
-    return ImageRejectedError("too_slow", f"not decoded within image.decode_timeout_s = {config.decode_timeout_s:g} s")
 
 
 def printable(detail: str) -> str:

@@ -5,7 +5,6 @@ Shapes: B examples, C channels, H and W pixels, K classes.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,6 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -51,7 +49,8 @@ class Compute:
         """Scores (B, K) in float32. Raises UserError when torch.compile fails."""
         if self._is_channels_last:
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
+        # No cache of casts: compiled graphs would keep them alive.
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_bfloat16, cache_enabled=False):
             scores_BK = self._forward(images_BCHW)
         return scores_BK.float()
 
@@ -62,14 +61,6 @@ class Compute:
             return self._model
         mode = "reduce-overhead" if self._compile == "cuda_graphs" else None
         return _with_user_errors(torch.compile(self._model, mode=mode, dynamic=False))
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        # No cache of casts: compiled graphs would keep them alive.
-        return (
-            torch.autocast(self._device.type, torch.bfloat16, cache_enabled=False)
-            if self._is_bfloat16
-            else nullcontext()
-        )
 
 
 def _with_user_errors(compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
