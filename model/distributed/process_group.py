@@ -98,21 +98,18 @@ def _found(ranks: dict[str, list[int]], devices: list[DeviceInfo]) -> str:
 class ProcessGroupAllReduce:
     """All-reduce by a process group, on the device of the values. Errors are RuntimeErrors."""
 
-    def __init__(
-        self, store: WorkerStore, *, backend: str, device: str, rank: int, num_workers: int, timeout_s: float
-    ) -> None:
+    def __init__(self, store: WorkerStore, *, backend: str, device: str, num_workers: int) -> None:
         """Make the group together with the other workers. Raises RuntimeError when one does not come."""
         self._store = store
         self._num_workers = num_workers
-        self._timeout_s = timeout_s
         with _nccl_errors_raised():
             dist.init_process_group(
                 backend,
                 store=store.tcp_store,
-                rank=rank,
+                rank=store.rank,
                 world_size=num_workers,
                 # Longer than this worker waits: it gives up by itself, with a message, and leaves no thread behind.
-                timeout=timedelta(seconds=timeout_s + _GRACE_S),
+                timeout=timedelta(seconds=store.timeout_s + _GRACE_S),
                 device_id=torch.device(device) if backend == "nccl" else None,
             )
 
@@ -143,8 +140,8 @@ class ProcessGroupAllReduce:
             if now - checked >= _ABORT_CHECK_S:
                 checked = now
                 self._store.raise_if_aborted()
-            if waited_s > self._timeout_s:
-                raise LostPeersError([], f"no sum with the other workers after {self._timeout_s:g} s")
+            if waited_s > self._store.timeout_s:
+                raise LostPeersError([], f"no sum with the other workers after {self._store.timeout_s:g} s")
             # Short sums are over while this spins; long ones last a 20th longer at most.
             time.sleep(0 if waited_s < _SPIN_S else min(waited_s / 20, _LONGEST_PAUSE_S))
         work.wait()

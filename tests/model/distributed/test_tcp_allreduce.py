@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import socket
 import struct
 import threading
@@ -34,6 +35,12 @@ class FakeStore:
         self._values: dict[str, str] = {}
         self._changed = threading.Condition()
 
+    def seen_by(self, rank: int, timeout_s: float) -> FakeStore:
+        """The same keys, as one worker's store."""
+        store = copy.copy(self)
+        store.address, store.rank, store.timeout_s = ADDRESS, rank, timeout_s
+        return store
+
     def set(self, key: str, value: str) -> None:
         with self._changed:
             self._values[key] = value
@@ -51,10 +58,9 @@ class FakeStore:
 def connected(
     store: FakeStore | WorkerStore, rank: int, num_workers: int, *, own_host: str = "127.0.0.1", timeout_s: float = 10
 ) -> TcpAllReduce:
-    return TcpAllReduce(
-        store, ADDRESS, rank=rank, num_workers=num_workers, own_host=own_host, timeout_s=timeout_s,
-        on_bytes=lambda: None,
-    )  # fmt: skip
+    if isinstance(store, FakeStore):
+        store = store.seen_by(rank, timeout_s)
+    return TcpAllReduce(store, num_workers=num_workers, own_host=own_host, on_bytes=lambda: None)
 
 
 def together(num_workers: int, work: Callable[[int, TcpAllReduce], Any], timeout_s: float = 10) -> list[Any]:
@@ -268,4 +274,4 @@ def test_a_worker_that_waits_for_another_sees_that_the_segment_is_aborted(rendez
         address = rendezvous.new_address()
         rendezvous.abort(address, "worker 1 found no data")
         with pytest.raises(AbortedError, match=f"worker {rank} was stopped: worker 1 found no data"):
-            connected(WorkerStore(address, rank=rank, timeout_s=60), rank, 2 + rank, timeout_s=60)
+            connected(WorkerStore(address, rank=rank, timeout_s=60), rank, 2 + rank)
