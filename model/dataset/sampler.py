@@ -71,10 +71,6 @@ class EpochPlan:
         """Minibatches of the worker that has most."""
         return max(self.num_minibatches(rank) for rank in range(self.num_workers))
 
-    def num_examples(self, rank: int) -> int:
-        """Examples of one worker in this stage."""
-        return sum(self.layout.num_examples(part) for part in self.assignments[rank])
-
     def num_minibatches(self, rank: int) -> int:
         """Optimizer steps of one worker in this stage."""
         return sum(part.stop - part.start for part in self.assignments[rank])
