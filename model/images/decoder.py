@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,10 +19,13 @@ from .resize import paste, placement
 from .time_limit import time_limit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from ..config.image import ImageConfig
 
+T = TypeVar("T")
 # Pillow can open more, but some of those run other programs (EPS starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset({
@@ -104,7 +107,9 @@ def _decode(data: bytes, config: ImageConfig) -> Decoded:
             pixels_HWC, factor = to_pixels(image, config), 1
         where = replace(where, box=_reduced(where.box, width, height, orientation, factor))
         example_CHW = paste(_upright(pixels_HWC, orientation), where, config)
-        return Decoded(example_CHW, width, height, _has_more_frames(image), image.format or "")
+        # Where it can't be told, the first frame is whole, and what follows it is not.
+        has_more_frames = _read_or(True, lambda: bool(getattr(image, "is_animated", False)))
+        return Decoded(example_CHW, width, height, has_more_frames, image.format or "")
 
 
 def _check_size(image: Image.Image, config: ImageConfig) -> None:
@@ -121,12 +126,8 @@ def _check_size(image: Image.Image, config: ImageConfig) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except ImageRejectedError:  # the time limit
-        raise
-    except Exception:  # a broken EXIF block says nothing about the picture
-        return 1
+    # A broken EXIF block says nothing about the picture.
+    orientation = _read_or(1, lambda: image.getexif().get(ORIENTATION, 1))
     return orientation if orientation in range(1, 9) else 1
 
 
@@ -154,13 +155,14 @@ def _upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint
     return pixels_HWC[rows, columns]
 
 
-def _has_more_frames(image: Image.Image) -> bool:
+def _read_or(default: T, read: Callable[[], T]) -> T:
+    """What a part of a file says, or `default` where that part is broken."""
     try:
-        return bool(getattr(image, "is_animated", False))
+        return read()
     except ImageRejectedError:  # the time limit
         raise
-    except Exception:  # the first frame is whole, and what follows it is not
-        return True
+    except Exception:
+        return default
 
 
 def printable(detail: str) -> str:

@@ -67,10 +67,8 @@ def paste(pixels_HWC: NDArray[np.uint8], where: Placement, config: ImageConfig) 
     color = [red, green, blue] if config.channels == 3 else [(red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16]
     example_CHW = np.empty(config.shape, np.uint8)
     example_CHW[:] = np.array(color, np.uint8)[:, None, None]
-    rows, columns = (
-        slice(where.top_px, where.top_px + where.height_px),
-        slice(where.left_px, where.left_px + where.width_px),
-    )
+    rows = slice(where.top_px, where.top_px + where.height_px)
+    columns = slice(where.left_px, where.left_px + where.width_px)
     example_CHW[:, rows, columns] = part_CHW
     return example_CHW
 
