@@ -30,28 +30,24 @@ class PretrainedModel:
 
     def check(self, config: TrainingConfig, manifest: Manifest) -> None:
         """Raise UserError unless network, images, classes and normalization are those of the new training."""
-        layers = [layer.model_dump() for layer in config.layers]
-        if (self.model_spec["network"], self.model_spec["layers"]) != (config.network, layers):
-            differs = (
-                f"network {self.model_spec['network']}"
-                if self.model_spec["network"] != config.network
-                else "other layers"
-            )
+        spec, layers = self.model_spec, [layer.model_dump() for layer in config.layers]
+        if (spec["network"], spec["layers"]) != (config.network, layers):
+            differs = f"network {spec['network']}" if spec["network"] != config.network else "other layers"
             raise UserError(f"{self.uri} has {differs}, and network is {config.network}: set the same as it has")
-        theirs, ours = _size(self.model_spec["image"]), _size(manifest.image.model_dump())
+        theirs, ours = _size(spec["image"]), _size(manifest.image.model_dump())
         if theirs != ours:
             raise UserError(f"{self.uri} takes images of {theirs} and the DataSet has {ours}: vectorize to that size")
-        names = self.model_spec["class_names"]
+        names = spec["class_names"]
         if names != manifest.class_names and not config.fine_tuning.replace_head:
             raise UserError(
                 f"{self.uri} knows {_classes(names)} and the DataSet has {_classes(manifest.class_names)}: set "
                 "fine_tuning.replace_head=true to learn other classes"
             )
         given = config.normalization
-        if given.mean and (given.mean, given.std) != (self.model_spec["mean"], self.model_spec["std"]):
+        if given.mean and (given.mean, given.std) != (spec["mean"], spec["std"]):
             raise UserError(
                 f"normalization is {given.mean}, {given.std} and {self.uri} was trained with "
-                f"{self.model_spec['mean']}, {self.model_spec['std']}: leave normalization out"
+                f"{spec['mean']}, {spec['std']}: leave normalization out"
             )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,14 +29,14 @@ from .watchdog import HangDetector, watchdog
 from .worker import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from ..config.training import MetricName, TrainingConfig
     from ..dataset.manifest import Split
     from ..dataset.reader import Dataset
     from ..dataset.sampler import EpochPlan
-    from ..distributed.store import Address, Progress
+    from ..distributed.store import Address
     from .launcher import Launcher
 
 GRACE_S = 5
@@ -111,7 +113,9 @@ class Trainer:
         def tasks() -> tuple[list[ReplicaState], dict[str, Any]]:
             nonlocal plan, rounds
             plan, rounds = self._next_rounds(state)
-            return _states(state, plan.num_workers), {"rounds": rounds}
+            common = {"model": state.model, "outer_momentum": state.outer_momentum}
+            optimizers = itertools.islice(itertools.cycle(state.optimizers), plan.num_workers)
+            return [{**common, "optimizer": optimizer} for optimizer in optimizers], {"rounds": rounds}
 
         with progress_reporter(
             name, total, num_before=num_before, epoch=state.epoch, on_progress=self.on_progress
@@ -196,11 +200,9 @@ class Trainer:
                 retry_s = time.monotonic() - begun
 
     def _run_once(self, work: Work, states: list[ReplicaState], *, watch: Watch | None, **other: Any) -> list[Report]:
-        address = self.launcher.rendezvous.new_address()
-
-        def get_progress() -> Mapping[int, Progress]:
-            return self.launcher.rendezvous.progress(address, len(states))
-
+        rendezvous = self.launcher.rendezvous
+        address = rendezvous.new_address()
+        get_progress = partial(rendezvous.progress, address, len(states))
         if watch:
             watch(get_progress)
         tasks = [
@@ -221,9 +223,9 @@ class Trainer:
             with self._watched(get_progress, address, len(states)):
                 results = self.launcher.run(work, tasks)
         except LostWorkerError as error:
-            raise describe_lost_worker(error, get_progress(), self.launcher.rendezvous.abort_reason(address)) from error
+            raise describe_lost_worker(error, get_progress(), rendezvous.abort_reason(address)) from error
         finally:
-            self.launcher.rendezvous.end(address)
+            rendezvous.end(address)
         failures = [result for result in results if isinstance(result, Failure)]
         if failures:
             raise primary_failure(failures)
@@ -249,17 +251,6 @@ class Trainer:
         if all(last > earlier for earlier in before):
             return replace(state, best_epoch=state.epoch, best_model=state.model)
         return state
-
-
-def _states(state: Checkpoint, num_workers: int) -> list[ReplicaState]:
-    return [
-        {
-            "model": state.model,
-            "optimizer": state.optimizers[rank % len(state.optimizers)],
-            "outer_momentum": state.outer_momentum,
-        }
-        for rank in range(num_workers)
-    ]
 
 
 def score(metrics: dict[str, float], metric: MetricName, *, is_validated: bool) -> tuple[float, float]:
