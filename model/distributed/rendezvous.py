@@ -96,21 +96,19 @@ class WorkerGroup:
 
     def __init__(
         self,
-        address: Address,
+        store: WorkerStore,
         *,
-        rank: int,
         num_workers: int,
-        timeout_s: int,
         sums: bool = True,
         device: str = "cpu",
         allow_shared_gpu: bool = False,
     ) -> None:
-        """Connect to the other workers.
+        """Connect to the other workers of the store's segment.
 
         Raises UserError when some have a GPU and others none, or two share one and may not, MissingPeersError when one
         does not come, RetryableError when somebody else writes to the driver's store.
         """
-        self._store = WorkerStore(address, rank=rank, timeout_s=timeout_s)
+        self._store = store
         self._num_workers = num_workers
         self._last_report_s = 0.0
         self._progress = Progress(socket.gethostname(), is_ready=True)
@@ -124,10 +122,10 @@ class WorkerGroup:
         check_alike(devices)
         if device != "cpu" and check_distinct(devices, allow_shared=allow_shared_gpu):
             self.sums_on = device
-            self._reducer = ProcessGroupAllReduce(self._store, backend="nccl", device=device, num_workers=num_workers)
+            self._reducer = ProcessGroupAllReduce(store, backend="nccl", device=device, num_workers=num_workers)
         else:
-            own_host = _own_host(address, timeout_s)
-            self._reducer = TcpAllReduce(self._store, num_workers=num_workers, own_host=own_host, on_bytes=self.report)
+            own_host = _own_host(store)
+            self._reducer = TcpAllReduce(store, num_workers=num_workers, own_host=own_host, on_bytes=self.report)
 
     def all_reduce(self, values: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """Sum float32 values on `sums_on` over all workers, in place; they travel as `dtype`.
@@ -181,7 +179,7 @@ class WorkerGroup:
             self._store.mark_done(error)
 
 
-def _own_host(address: Address, timeout_s: float) -> str:
+def _own_host(store: WorkerStore) -> str:
     # Other machines of the cluster can reach the address by which this one reaches the driver.
-    with socket.create_connection((address.host, address.port), timeout_s) as probe:
+    with socket.create_connection((store.address.host, store.address.port), store.timeout_s) as probe:
         return str(probe.getsockname()[0])

@@ -102,14 +102,9 @@ def open_dataset(uri: str, digest: str, *, cache_bytes: int = 0) -> Dataset:
 
 def join_group(task: Task, device: str, *, sums: bool) -> WorkerGroup:
     """Join the task's segment: workers that train sum, those that evaluate only report."""
+    allow_shared_gpu = task.config.allow_shared_gpu
     return WorkerGroup(
-        task.address,
-        rank=task.rank,
-        num_workers=task.num_workers,
-        timeout_s=task.config.timeout_s,
-        sums=sums,
-        device=device,
-        allow_shared_gpu=task.config.allow_shared_gpu,
+        _store(task), num_workers=task.num_workers, sums=sums, device=device, allow_shared_gpu=allow_shared_gpu
     )
 
 
