@@ -9,7 +9,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -18,13 +18,12 @@ from torch.distributed import distributed_c10d
 from ..errors import LostPeersError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from torch import Tensor
 
     from .store import WorkerStore
 
-T = TypeVar("T")
 _SPIN_S = 0.0005
 _LONGEST_PAUSE_S = 0.001
 _ABORT_CHECK_S = 1.0
@@ -51,17 +50,14 @@ def device_info(device: str) -> DeviceInfo:
 
 def check_alike(devices: list[DeviceInfo]) -> None:
     """Raise UserError, with the hosts, unless all workers have one kind of device and a torch built for one CUDA."""
-    kinds = _ranks_by([device.kind for device in devices])
-    if len(kinds) > 1:
+    if kinds := _differing([device.kind for device in devices], devices):
         raise UserError(
-            f"workers compute on different kinds of device ({_found(kinds, devices)}) and can't average: give each a "
-            "GPU and a torch for CUDA, or set device=cpu"
+            f"workers compute on different kinds of device ({kinds}) and can't average: give each a GPU and a torch "
+            "for CUDA, or set device=cpu"
         )
-    versions = _ranks_by([device.cuda for device in devices])
-    if len(versions) > 1:
+    if versions := _differing([device.cuda for device in devices], devices):
         raise UserError(
-            f"the workers' torch was built for different versions of CUDA ({_found(versions, devices)}): install one "
-            "build on all"
+            f"the workers' torch was built for different versions of CUDA ({versions}): install one build on all"
         )
 
 
@@ -70,9 +66,10 @@ def check_distinct(devices: list[DeviceInfo], *, allow_shared: bool) -> bool:
 
     Raises UserError that names workers with the same GPU, unless sharing is allowed.
     """
-    shared = [
-        ranks for ranks in _ranks_by([(device.host, device.gpu) for device in devices]).values() if len(ranks) > 1
-    ]
+    by_gpu: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for rank, device in enumerate(devices):
+        by_gpu[device.host, device.gpu].append(rank)
+    shared = [ranks for ranks in by_gpu.values() if len(ranks) > 1]
     if shared and not allow_shared:
         device = devices[shared[0][0]]
         raise UserError(
@@ -83,16 +80,11 @@ def check_distinct(devices: list[DeviceInfo], *, allow_shared: bool) -> bool:
     return not shared
 
 
-def _ranks_by(values: Sequence[T]) -> dict[T, list[int]]:
-    ranks: dict[T, list[int]] = defaultdict(list)
-    for rank, value in enumerate(values):
-        ranks[value].append(rank)
-    return ranks
-
-
-def _found(ranks: dict[str, list[int]], devices: list[DeviceInfo]) -> str:
-    """Each value with the first worker that has it and that worker's host."""
-    return "; ".join(f"{value} for worker {first} on {devices[first].host}" for value, (first, *_) in ranks.items())
+def _differing(values: list[str], devices: list[DeviceInfo]) -> str:
+    """Each value with the first worker that has it and that worker's host; nothing where all have the same."""
+    firsts = {value: values.index(value) for value in dict.fromkeys(values)}
+    found = [f"{value} for worker {first} on {devices[first].host}" for value, first in firsts.items()]
+    return "; ".join(found) if len(found) > 1 else ""
 
 
 class ProcessGroupAllReduce:
