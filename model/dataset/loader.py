@@ -39,16 +39,10 @@ def minibatches(
     memory holds up to three windows; `timed` then wraps the reading. With `pin` they lie in memory that a GPU can copy
     from by itself.
     """
-    read = _windows(dataset, windows, split, with_names=with_names, with_keys=with_keys)
+    read = (dataset.take(split, *window.rows(), with_names=with_names, with_keys=with_keys) for window in windows)
     batches = _cut(prefetch(timed(read), 1) if prefetch_batches else read, batch_size)
     prepared = (_pinned(batch) for batch in batches) if pin else batches
     return prefetch(prepared, prefetch_batches) if prefetch_batches else prepared
-
-
-def _windows(dataset: Dataset, windows: Iterable[Window], split: Split, **wanted: bool) -> Generator[Examples]:
-    for window in windows:
-        shards_N, rows_N = window.rows()
-        yield dataset.take(split, shards_N, rows_N, **wanted)
 
 
 def _cut(windows: Generator[Examples], batch_size: int) -> Generator[Examples]:

@@ -37,7 +37,10 @@ def placement(width_px: int, height_px: int, config: ImageConfig) -> Placement:
     whole = (0, 0, width_px, height_px)
     match config.resize:
         case "fit":
-            return _fitted(width_px, height_px, config)
+            width = min(wanted_width, max(1, round(width_px / height_px * wanted_height)))
+            height = min(wanted_height, max(1, round(height_px / width_px * wanted_width)))
+            left_px, top_px = round((wanted_width - width) / 2), round((wanted_height - height) / 2)
+            return Placement(whole, width, height, left_px, top_px)
         case "center_crop":
             # The largest box of the wanted shape; its center is the image's, at half a pixel where sizes are odd.
             box_width = min(width_px, height_px * wanted_width / wanted_height)
@@ -48,13 +51,6 @@ def placement(width_px: int, height_px: int, config: ImageConfig) -> Placement:
             found, wanted = f"{width_px} x {height_px}", f"{wanted_width} x {wanted_height}"
             raise ImageRejectedError("wrong_size", f"{found} pixels, resize is none and {wanted} are wanted")
     return Placement(whole, wanted_width, wanted_height)
-
-
-def _fitted(width_px: int, height_px: int, config: ImageConfig) -> Placement:
-    width = min(config.width_px, max(1, round(width_px / height_px * config.height_px)))
-    height = min(config.height_px, max(1, round(height_px / width_px * config.width_px)))
-    left, top = round((config.width_px - width) / 2), round((config.height_px - height) / 2)
-    return Placement((0, 0, width_px, height_px), width, height, left, top)
 
 
 def paste(pixels_HWC: NDArray[np.uint8], where: Placement, config: ImageConfig) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..config.network import LAYERS
 from ..errors import UserError
-from .custom import build_by_factory, is_factory
+from .custom import build_by_factory
 from .resnet import resnet18, resnet50
 from .sequential import build_layers
 
@@ -65,7 +65,7 @@ def build_classifier(
 
     `name` and `layers` are as in `config.network`. Raises UserError when the images are too small for it.
     """
-    if is_factory(name):
+    if ":" in name:  # an import path
         return Classifier(build_by_factory(name, shape, num_classes), mean, std)
     if name == LAYERS:
         return Classifier(build_layers(layers, shape, num_classes), mean, std)

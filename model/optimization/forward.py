@@ -50,23 +50,10 @@ class Compute:
         if self._is_channels_last:
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         # No cache of casts: compiled graphs would keep them alive.
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_bfloat16, cache_enabled=False):
-            scores_BK = self._forward(images_BCHW)
-        return scores_BK.float()
-
-    @cached_property
-    def _forward(self) -> Callable[[Tensor], Tensor]:
-        # Compiled at the first step, which an evaluation never takes.
-        if self._compile in ("auto", "never"):
-            return self._model
-        mode = "reduce-overhead" if self._compile == "cuda_graphs" else None
-        return _with_user_errors(torch.compile(self._model, mode=mode, dynamic=False))
-
-
-def _with_user_errors(compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def forward(images_BCHW: Tensor) -> Tensor:
+        autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_bfloat16, cache_enabled=False)
         try:
-            return compiled(images_BCHW)
+            with autocast:
+                return self._forward(images_BCHW).float()
         except Exception as error:
             if not type(error).__module__.startswith(_COMPILER):
                 raise
@@ -76,4 +63,11 @@ def _with_user_errors(compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor]
                 "and on a GPU Triton: install them on all workers, or set compute.compile to never"
             ) from error
 
-    return forward
+    @cached_property
+    def _forward(self) -> Callable[[Tensor], Tensor]:
+        # Compiled at the first step, which an evaluation never takes.
+        if self._compile in ("auto", "never"):
+            return self._model
+        mode = "reduce-overhead" if self._compile == "cuda_graphs" else None
+        compiled: Callable[[Tensor], Tensor] = torch.compile(self._model, mode=mode, dynamic=False)
+        return compiled

@@ -55,13 +55,10 @@ class LocalLauncher:
             for process in list(self._pool._processes.values()):  # noqa: SLF001 - it has no other way to end them
                 process.kill()
 
-    def close(self) -> None:
-        """End the worker processes."""
-        if self._pool is not None:
-            self._pool.shutdown()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        """End the worker processes."""
+        if self._pool is not None:
+            self._pool.shutdown()

@@ -24,17 +24,17 @@ def watchdog(check: Callable[[], str | None], end: Callable[[str], None], *, int
     """
     failures: list[Exception] = []
 
-    def reason_to_end() -> str | None:
+    def watch() -> None:
+        reason = None
         if not failures:
             try:
-                return check()
+                reason = check()
             except Exception as error:
                 failures.append(error)
-        return _failed(failures[0])
-
-    def watch() -> None:
+        if failures:
+            reason = _failed(failures[0])
         # Called again and again while there is a reason, as `end` may fail too.
-        if (reason := reason_to_end()) is not None:
+        if reason is not None:
             end(reason)
 
     try:
