@@ -96,7 +96,7 @@ class TcpAllReduce:
             server.settimeout(_SLICE_S)
             while len(self._peers) < self._num_workers - 1:
                 connection, _ = self._in_slices(deadline, server.accept)
-                self._accept(connection, endpoint)
+                self._accept(connection, endpoint, deadline)
         for connection in self._peers.values():
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
@@ -121,13 +121,14 @@ class TcpAllReduce:
         except OSError as error:
             raise missing_peers(self._store.rank, [peer], error) from error
 
-    def _accept(self, connection: socket.socket, endpoint: str) -> None:
+    def _accept(self, connection: socket.socket, endpoint: str, deadline: float) -> None:
         # A stranger, such as a port scanner that stays silent, costs a few seconds and not the segment.
         expected = {*range(self._store.rank + 1, self._num_workers)} - {*self._peers}
         address, rank = self._store.address, self._store.rank
         peer = handshake.accept(address, connection, rank=rank, endpoint=endpoint, expected=expected)
         if peer is None:
             connection.close()
+            self._raise_if_over(deadline)
         else:
             self._peers[peer] = connection
 
@@ -136,10 +137,13 @@ class TcpAllReduce:
         while True:
             try:
                 return attempt()
-            except TimeoutError as error:
-                self._store.raise_if_aborted()
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"no connection after {self._store.timeout_s:g} s") from error
+            except TimeoutError:
+                self._raise_if_over(deadline)
+
+    def _raise_if_over(self, deadline: float) -> None:
+        self._store.raise_if_aborted()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no connection after {self._store.timeout_s:g} s")
 
     def _transfer(self, outgoing: dict[int, Tensor], incoming: dict[int, Tensor]) -> None:
         """Send and receive with all peers at once, so that nobody's full buffers block anybody.

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -211,6 +212,26 @@ def reset(stranger: socket.socket) -> None:
 def test_a_stranger_takes_nobodys_place_and_fails_no_segment(monkeypatch, visit):
     monkeypatch.setattr("shardmean.model.distributed.handshake.LIMIT_S", 0.5)
     assert sums(VisitedStore(visit), 2) == [2.0, 2.0]
+
+
+def test_strangers_that_keep_coming_do_not_put_off_the_timeout():
+    store, is_over = FakeStore(), threading.Event()
+
+    def visit() -> None:
+        host, port = store.get("peer/0").split()
+        while not is_over.wait(0.05):
+            with suppress(OSError):
+                socket.create_connection((host, int(port)), 1).close()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(visit)
+        try:
+            with pytest.raises(
+                MissingPeersError, match=r"^worker 0 could not reach worker 1: no connection after 0\.3"
+            ):
+                connected(store, 0, 2, timeout_s=0.3)
+        finally:
+            is_over.set()
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
