@@ -50,7 +50,7 @@ class ShardCache:
             log.warning("the shard cache can't be used: %s", error)
             return fetch()
         file = self._folder / name
-        with contextlib.suppress(FileNotFoundError, RetryableError):
+        with contextlib.suppress(OSError, RetryableError):
             content = filesystem.read_buffer(str(file))
             if is_whole(content):
                 os.utime(file)
