@@ -42,13 +42,17 @@ def _local_name(uri: str) -> str | None:
 
 
 def absolute(uri: str) -> str:
-    """`uri` with a relative local path made absolute against the working directory.
+    """`uri` with a relative local path made absolute against the working directory, `~` as the user's home.
 
-    Raises UserError for a URI with a password in it: URIs are logged and stored with what is made of them.
+    Raises UserError for a user who is not known, and for a URI with a password in it: URIs are logged and stored with
+    what is made of them.
     """
     path = local_path(uri)
     if path is not None:
-        return str(path.expanduser().absolute())
+        try:
+            return str(path.expanduser().absolute())
+        except RuntimeError as error:
+            raise UserError(f"{uri}: {error} Give the folder's path in full") from error
     if urlsplit(uri).password is not None:
         raise UserError("a URI must hold no password; give it by environment, such as AWS_SECRET_ACCESS_KEY")
     return uri

@@ -68,6 +68,11 @@ def test_wrong_uris_are_the_callers_mistake(uri, part):
         filesystem.locate(uri)
 
 
+def test_the_home_of_an_unknown_user_is_the_callers_mistake():
+    with pytest.raises(UserError, match=r"^~no-such-user/pets: .*home directory. Give the folder's path in full"):
+        filesystem.absolute("~no-such-user/pets")
+
+
 def test_a_password_in_a_uri_is_refused():
     with pytest.raises(UserError, match="must hold no password"):
         filesystem.absolute("s3://key:secret@bucket/a")
