@@ -79,6 +79,8 @@ class TorchShards(IterableDataset[tuple[Any, Any]]):
             raise UserError(f"rank is {rank} and num_ranks is {num_ranks}: give both or neither")
         if rank is not None and num_ranks is not None and not 0 <= rank < num_ranks:
             raise UserError(f"rank is {rank}, expected 0 to num_ranks - 1, and num_ranks is {num_ranks}")
+        if seed < 0:
+            raise UserError(f"seed is {seed}, expected 0 or more")
         if buffer_bytes < 1 or (batch_size is not None and batch_size < 1):
             raise UserError(f"batch_size is {batch_size} and buffer_bytes is {buffer_bytes}: expected 1 or more")
         self._dataset = Dataset(dataset) if isinstance(dataset, str) else dataset
