@@ -210,7 +210,8 @@ class _OpenShard:
         parquet = _parquet_file(file, footer)
         self._first_rows, self._offsets = feature_pages(file.read_at, parquet.metadata, self._value_bytes)
         self.labels_M = _column(parquet, "label").to_numpy()
-        self.checksums_M = _checksums(parquet.metadata)
+        checksums = (parquet.metadata.metadata or {}).get(CHECKSUMS)
+        self.checksums_M = None if checksums is None else np.frombuffer(base64.b64decode(checksums), "<u4")
         self._is_checked_M = np.zeros(len(self.labels_M), np.bool_)
         self._group: tuple[int, list[str], list[str]] = -1, [], []
 
@@ -279,8 +280,3 @@ def _footer(file: pa.NativeFile) -> pa.Buffer:
     end = bytes(file.read_at(_FOOTER_BYTES, size - _FOOTER_BYTES))
     footer_bytes = int.from_bytes(end[:4], "little") + _FOOTER_BYTES
     return file.read_at(footer_bytes, size - footer_bytes)
-
-
-def _checksums(metadata: pq.FileMetaData) -> NDArray[np.uint32] | None:
-    text = (metadata.metadata or {}).get(CHECKSUMS)
-    return None if text is None else np.frombuffer(base64.b64decode(text), "<u4")

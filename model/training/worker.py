@@ -239,8 +239,8 @@ def _evaluate(task: Task, replica: Replica, dataset: Dataset, split: Split, grou
     rows = [shard.num_examples for shard in dataset.manifest.shards_of(split)]
     plan = plan_evaluation(rows, num_workers=task.num_workers, batch_size=EVALUATION_BATCH)
 
-    def beat(num: int) -> None:
+    def beat(part: Evaluation) -> None:
         # After an epoch the examples reported stay those trained on.
-        group.report(lambda last: last if task.rounds else replace(last, num_examples=num))
+        group.report(lambda last: last if task.rounds else replace(last, num_examples=part.num_examples))
 
     return evaluate(replica.model, dataset, plan, task.rank, split, num_mistakes=NUM_MISTAKES, beat=beat)
