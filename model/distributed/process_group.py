@@ -133,7 +133,7 @@ class ProcessGroupAllReduce:
                 checked = now
                 self._store.raise_if_aborted()
             if waited_s > self._store.timeout_s:
-                raise LostPeersError([], f"no sum with the other workers after {self._store.timeout_s:g} s")
+                raise LostPeersError(f"no sum with the other workers after {self._store.timeout_s:g} s")
             # Short sums are over while this spins; long ones last a 20th longer at most.
             time.sleep(0 if waited_s < _SPIN_S else min(waited_s / 20, _LONGEST_PAUSE_S))
         work.wait()

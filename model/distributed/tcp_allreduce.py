@@ -159,7 +159,7 @@ class TcpAllReduce:
                 ready = selector.select(self._store.timeout_s)
                 if not ready:
                     late = sorted(to_receive.keys() | to_send.keys())
-                    raise LostPeersError(late, f"not a byte to or from {_names(late)} for {self._store.timeout_s:g} s")
+                    raise LostPeersError(f"not a byte to or from {_names(late)} for {self._store.timeout_s:g} s")
                 for key, events in ready:
                     self._move(key.data, events, to_send, to_receive)
                     wanted = (key.data in to_receive and selectors.EVENT_READ) | (
@@ -179,12 +179,12 @@ class TcpAllReduce:
             if events & selectors.EVENT_READ and peer in to_receive:
                 count = connection.recv_into(to_receive[peer])
                 if count == 0:
-                    raise LostPeersError([peer], f"{_names([peer])} left")
+                    raise LostPeersError(f"{_names([peer])} left")
                 _advance(to_receive, peer, count)
         except BlockingIOError:
             return
         except OSError as error:
-            raise LostPeersError([peer], f"{_names([peer])} was lost: {error.strerror}") from error
+            raise LostPeersError(f"{_names([peer])} was lost: {error.strerror}") from error
 
 
 def _bytes_of(part: Tensor) -> memoryview:
@@ -199,7 +199,7 @@ def _advance(pending: dict[int, memoryview], peer: int, count: int) -> None:
 
 def missing_peers(rank: int, peers: list[int], error: Exception) -> MissingPeersError:
     """The error for peers that did not come."""
-    return MissingPeersError(peers, f"worker {rank} could not reach {_names(peers)}: {error}")
+    return MissingPeersError(f"worker {rank} could not reach {_names(peers)}: {error}")
 
 
 def _names(peers: list[int]) -> str:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ..config.training import AveragingConfig
     from ..distributed.rendezvous import WorkerGroup
 
-COMM_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 class Averager:
     """Averages one worker's model and optimizer in place with those of its peers, once a round."""
@@ -47,7 +45,7 @@ class Averager:
         self._previous = None if config.outer.is_plain else _flat(self._params)
         self.outer_momentum = outer_momentum
         self._counters_before = _joined(self._tensors()[1])
-        self._dtype = COMM_DTYPES[config.comm_dtype]
+        self._dtype = torch.bfloat16 if config.comm_dtype == "bfloat16" else torch.float32
         self._message = torch.empty(0)
         self._floats_before = None if self._dtype == torch.float32 else _flat(self._tensors()[0])
         self._is_settled = config.optimizer_state != "average"
@@ -200,7 +198,7 @@ def _translate_errors(rank: int, round_index: int) -> Iterator[None]:
     try:
         yield
     except LostPeersError as error:
-        raise LostPeersError(error.peers, f"worker {rank} lost a peer in round {round_index}: {error}") from error
+        raise LostPeersError(f"worker {rank} lost a peer in round {round_index}: {error}") from error
 
 
 def _diverged(rank: int, round_index: int, what: str, also: str = "") -> DivergedError:

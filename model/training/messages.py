@@ -59,7 +59,6 @@ class Report:
     """What a worker gives back. `state` comes from rank 0, and from every rank where optimizers keep their own."""
 
     rank: int
-    host: str
     num_examples: int = 0
     loss_sum: float = 0.0
     state: ReplicaState | None = None

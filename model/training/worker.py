@@ -6,7 +6,6 @@ Running a task again gives the same report (bit for bit on CPU), so whoever send
 from __future__ import annotations
 
 import copy
-import socket
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -57,7 +56,7 @@ def evaluate_split(task: Task, device: str) -> Report:
         replica = Replica(task.config, dataset.manifest, device)
         replica.model.load_state_dict(task.state["model"])
         part = _evaluate(task, replica, dataset, task.split, group)
-    return Report(task.rank, socket.gethostname(), evaluation=part)
+    return Report(task.rank, evaluation=part)
 
 
 def plan_training(
@@ -148,7 +147,6 @@ class _Segment:
         timer.lap("evaluate")
         return Report(
             rank=task.rank,
-            host=socket.gethostname(),
             num_examples=replica.num_examples,
             loss_sum=replica.mean_loss * replica.num_examples,
             state=self._state(),

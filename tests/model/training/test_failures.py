@@ -123,8 +123,8 @@ def alone() -> tuple[Task, Rendezvous]:
         (RuntimeError("mat1 and mat2 shapes"), "bug", "RuntimeError: mat1 and mat2 shapes"),
         (ValueError("one value per channel"), "bug", "ValueError: one value per channel"),
         (PeerDivergedError("a peer"), "peer", "a peer"),
-        (LostPeersError([1], "worker 1 left"), "peer", "worker 1 left"),
-        (MissingPeersError([1], "worker 0 could not reach worker 1"), "peer", "worker 0 could not reach worker 1"),
+        (LostPeersError("worker 1 left"), "peer", "worker 1 left"),
+        (MissingPeersError("worker 0 could not reach worker 1"), "peer", "worker 0 could not reach worker 1"),
         (AbortedError("worker 0 was stopped"), "peer", "worker 0 was stopped"),
         (DistBackendError("NCCL"), "peer", "NCCL"),
         (DivergedError("not finite"), "diverged", "not finite"),
@@ -188,7 +188,7 @@ def test_a_task_leaves_no_gpu_memory_to_its_process(alone, monkeypatch, fails):
         held.append(weakref.ref(values))
         if fails:
             raise ValueError("shapes")
-        return Report(0, "a")
+        return Report(0)
 
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     monkeypatch.setattr("torch.cuda.empty_cache", empty_cache)
