@@ -105,21 +105,16 @@ class ImageModel:
 
 
 def describe(
-    manifest: Manifest,
-    network: str,
-    *,
-    layers: Sequence[Settings] = (),
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
+    manifest: Manifest, network: str, *, layers: Sequence[Settings], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
-    """What a state dict belongs to, as JSON values: images, classes, network, normalization (empty: the DataSet's)."""
+    """What a state dict belongs to, as JSON values: images, classes, network, normalization."""
     return {
         "image": manifest.image.model_dump(),
         "class_names": list(manifest.class_names),
         "network": network,
         "layers": [layer.model_dump() for layer in layers],
-        "mean": list(mean or manifest.mean),
-        "std": list(std or manifest.std),
+        "mean": list(mean),
+        "std": list(std),
     }
 
 

@@ -55,7 +55,8 @@ def classifier(dataset) -> Classifier:
 @pytest.fixture(scope="module")
 def folder(dataset, classifier, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "classifier"
-    model_spec = image_model.describe(dataset.manifest, "small_cnn")
+    m = dataset.manifest
+    model_spec = image_model.describe(m, "small_cnn", layers=[], mean=m.mean, std=m.std)
     image_model.save_model(folder, model_spec, dict(classifier.state_dict()))
     return folder
 
