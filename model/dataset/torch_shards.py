@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from copy import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,11 +138,8 @@ class TorchShards(IterableDataset[tuple[Any, Any]]):
         shards, num_readers = self._dataset.manifest.shards_of(self._split), num_ranks * num_loaders
         batch_size = self._batch_size or 1
         if not self._shuffle:
-            plan = plan_evaluation(
-                [shard.num_examples for shard in shards], num_workers=num_readers, batch_size=batch_size
-            )
-            window_rows = max(1, _TYPICAL_BATCH // batch_size) * batch_size
-            return replace(plan, layout=replace(plan.layout, window_rows=window_rows))
+            rows, batches = [shard.num_examples for shard in shards], max(1, _TYPICAL_BATCH // batch_size)
+            return plan_evaluation(rows, num_workers=num_readers, batch_size=batch_size, window_batches=batches)
         if self._num_items < num_readers:
             items = "examples" if self._batch_size is None else f"minibatches of {batch_size}"
             raise UserError(
