@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from ..config.training import ComputeConfig
 
-# As measured (docs/networks.md). On a GPU, where nothing was measured, `auto` is the default of PyTorch.
-FASTER_CHANNELS_LAST_ON_A_CPU = ZOO
 _COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
 
 
@@ -38,7 +36,8 @@ class Compute:
             raise UserError(f"compute.compile is cuda_graphs, but a worker computes on its {device.type}: use always")
         self._device = device
         self._is_bfloat16 = config.precision == "bfloat16"
-        is_faster = device.type == "cpu" and network in FASTER_CHANNELS_LAST_ON_A_CPU
+        # As measured (docs/networks.md). On a GPU, where nothing was measured, `auto` is the default of PyTorch.
+        is_faster = device.type == "cpu" and network in ZOO
         self._is_channels_last = config.channels_last == "always" or (config.channels_last == "auto" and is_faster)
         if self._is_channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -69,5 +68,4 @@ class Compute:
         if self._compile in ("auto", "never"):
             return self._model
         mode = "reduce-overhead" if self._compile == "cuda_graphs" else None
-        compiled: Callable[[Tensor], Tensor] = torch.compile(self._model, mode=mode, dynamic=False)
-        return compiled
+        return torch.compile(self._model, mode=mode, dynamic=False)

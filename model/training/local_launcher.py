@@ -36,8 +36,7 @@ class LocalLauncher:
         if self._num_workers == 1:
             return [attempt(work, task, self._device) for task in tasks]
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._num_workers, mp_context=context)
+            self._pool = ProcessPoolExecutor(self._num_workers, mp_context=multiprocessing.get_context("spawn"))
         self._reason = ""
         waiting = [self._pool.submit(attempt, work, task, self._device) for task in tasks]
         try:

@@ -7,7 +7,7 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -29,18 +29,36 @@ from .watchdog import HangDetector, watchdog
 from .worker import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from ..config.training import MetricName, TrainingConfig
     from ..dataset.manifest import Split
     from ..dataset.reader import Dataset
     from ..dataset.sampler import EpochPlan
+    from ..distributed.rendezvous import Rendezvous
     from ..distributed.store import Address
-    from .launcher import Launcher
 
 GRACE_S = 5
 log = logging.getLogger(__name__)
+
+
+class Launcher(Protocol):
+    """What runs the workers, as processes of this machine or Spark's barrier jobs.
+
+    Tasks of one call run side by side, and each gives a report or a failure.
+    """
+
+    rendezvous: Rendezvous
+
+    def num_slots(self) -> int:
+        """How many workers can run side by side now."""
+
+    def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
+        """Run one task per worker. Raises RetryableError when workers were lost."""
+
+    def cancel(self, reason: str) -> None:
+        """End the running tasks, from another thread; `run` then raises RetryableError with this reason."""
 
 
 @dataclass(frozen=True)
