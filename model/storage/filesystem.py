@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -218,7 +219,7 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
         elif isinstance(system, fs.HadoopFileSystem):
             folder, name = PurePosixPath(path).parent, PurePosixPath(path).name
             system.create_dir(str(folder), recursive=True)
-            unfinished = str(folder / f".{name}.{os.getpid()}.tmp")
+            unfinished = str(folder / f".{name}.{secrets.token_hex(8)}.tmp")
             _put(system, unfinished, data)
             system.move(unfinished, path)
         else:
