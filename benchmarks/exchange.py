@@ -24,6 +24,7 @@ from benchmarks.measure import in_turn, parsed, parser, print_compared
 from benchmarks.processes import Processes
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.distributed.rendezvous import Rendezvous, WorkerGroup
+from shardmean.model.distributed.store import WorkerStore
 from shardmean.model.networks.classifier import lenet
 from shardmean.model.optimization.averaging import Averager
 
@@ -74,7 +75,7 @@ def beyond_waiting_ms(*spans: tuple[float, float]) -> float:
 def rounds(rank: int, num: int, address: Address, gloo: str) -> Answer:
     """For `Processes`: arrival and leave of each round asked for, on the clock that all processes share."""
     distributed.init_process_group("gloo", init_method=gloo, rank=rank, world_size=num)
-    member = WorkerGroup(address, rank=rank, num_workers=num, timeout_s=300)
+    member = WorkerGroup(WorkerStore(address, rank=rank, timeout_s=300), num_workers=num)
     averager = _lenet_averager(member)
 
     def answer(question: tuple[str, int, int, float]) -> list[tuple[float, float]]:

@@ -29,6 +29,7 @@ from shardmean.jobs.spark.barrier import BarrierLauncher, driver_host
 from shardmean.jobs.spark.session import open_session
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.distributed.rendezvous import Rendezvous, WorkerGroup
+from shardmean.model.distributed.store import WorkerStore
 from shardmean.model.optimization.averaging import Averager
 from shardmean.model.training.local_launcher import LocalLauncher
 from shardmean.model.training.trainer import Trainer
@@ -88,7 +89,7 @@ def _networks(_work: Path, repeats: int) -> None:
 
 def averagings(rank: int, num: int, address: Address) -> Answer:
     """For `Processes`: arrival and leave of each averaging of a plain network with about as many parameters."""
-    member = WorkerGroup(address, rank=rank, num_workers=num, timeout_s=300)
+    member = WorkerGroup(WorkerStore(address, rank=rank, timeout_s=300), num_workers=num)
 
     def answer(num_parameters: int) -> list[tuple[float, float]]:
         model = nn.Sequential(nn.Flatten(), nn.Linear(784, num_parameters // 795), nn.ReLU(), nn.LazyLinear(10))

@@ -72,11 +72,7 @@ class PeerDivergedError(PeerError):
 
 
 class LostPeersError(PeerError):
-    """Other workers left, or sent nothing for too long; `peers` are their ranks, empty where they are unknown."""
-
-    def __init__(self, peers: list[int], text: str) -> None:
-        super().__init__(text)
-        self.peers = peers
+    """Other workers left, or sent nothing for too long."""
 
 
 class MissingPeersError(LostPeersError):

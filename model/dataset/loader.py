@@ -39,16 +39,10 @@ def minibatches(
     memory holds up to three windows; `timed` then wraps the reading. With `pin` they lie in memory that a GPU can copy
     from by itself.
     """
-    read = _windows(dataset, windows, split, with_names=with_names, with_keys=with_keys)
+    read = (dataset.take(split, *window.rows(), with_names=with_names, with_keys=with_keys) for window in windows)
     batches = _cut(prefetch(timed(read), 1) if prefetch_batches else read, batch_size)
     prepared = (_pinned(batch) for batch in batches) if pin else batches
     return prefetch(prepared, prefetch_batches) if prefetch_batches else prepared
-
-
-def _windows(dataset: Dataset, windows: Iterable[Window], split: Split, **wanted: bool) -> Generator[Examples]:
-    for window in windows:
-        shards_N, rows_N = window.rows()
-        yield dataset.take(split, shards_N, rows_N, **wanted)
 
 
 def _cut(windows: Generator[Examples], batch_size: int) -> Generator[Examples]:
@@ -81,5 +75,5 @@ def prefetch(items: Generator[T], num_ahead: int) -> Generator[T]:
 def on_device(batch: Examples, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images uint8 (B, C, H, W) and labels int64 (B,) of a minibatch on a device."""
     images_BCHW, labels_B = torch.from_numpy(batch.features_NCHW), torch.from_numpy(batch.labels_N)
-    # From pinned memory (see model/feed.py) the copies run beside the GPU's work on the minibatch before.
+    # From pinned memory the copies run beside the GPU's work on the minibatch before.
     return images_BCHW.to(device, non_blocking=True), labels_B.to(device, non_blocking=True)

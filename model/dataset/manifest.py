@@ -7,7 +7,7 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ..config.base import Settings
 from ..config.image import ImageConfig, SplitConfig
@@ -201,7 +201,7 @@ def _stand_in_uri(dataset_uri: str) -> str:
 def load_manifest(dataset_uri: str, digest: str | None = None) -> Manifest:
     """Read and check a DataSet's manifest: the current one, or that of the version `digest`.
 
-    Raises UserError when none was published there, RetryableError when it is damaged or of another schema.
+    Raises UserError when none was published there or it is of another schema, RetryableError when it is damaged.
     """
     if digest is None:
         manifest = load_current(dataset_uri)
@@ -238,17 +238,15 @@ def _parse(text: bytes, uri: str) -> Manifest:
     try:
         document = json.loads(text)
         version = document.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{uri}: schema version {version}, but this Shardmean reads {SCHEMA_VERSION}; use a matching version"
-            )
-        manifest = Manifest.model_validate(document)
-    except UserError:
-        raise
-    except (ValueError, AttributeError, ValidationError) as error:
+        manifest = Manifest.model_validate(document) if version == SCHEMA_VERSION else None
+    except (ValueError, AttributeError) as error:
         raise RetryableError(
             f"{uri}: not a manifest: {str(error).splitlines()[0]}; restore it, or run vectorize with replace=true"
         ) from error
+    if manifest is None:
+        raise UserError(
+            f"{uri}: schema version {version}, but this Shardmean reads {SCHEMA_VERSION}; use a matching version"
+        )
     # Of the text, not of what it was read as: an older version's names of values give its digest.
     if manifest.digest != (found := _digest_of(document)):
         raise RetryableError(

@@ -24,7 +24,7 @@ from ..storage import filesystem
 from .hashing import example_keys
 from .manifest import load_manifest, shard_uri
 from .pages import LENGTH_BYTES, feature_pages
-from .shard import CHECKSUMS, REPAIR_HINT, damaged, has_hash, missing, one_chunk
+from .shard import CHECKSUMS, REPAIR_HINT, has_hash, missing, one_chunk, read_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -152,7 +152,7 @@ class Dataset:
     def _newly_opened(self, shard: Shard) -> _OpenShard:
         uri = shard_uri(self.uri, shard.name)
         if self._cache is not None:
-            fetch = partial(_fetched, self.uri, shard)
+            fetch = partial(read_content, self.uri, shard)
             file = pa.BufferReader(self._cache.read(shard.name, fetch, partial(has_hash, shard)))
         elif self._is_near:
             file = pa.BufferReader(filesystem.read_buffer(uri))
@@ -164,8 +164,8 @@ class Dataset:
         if len(one.labels_M) != shard.num_examples:
             raise ValueError(f"{len(one.labels_M)} examples, the manifest says {shard.num_examples}")
         # Version 0.1.0 wrote no checksums of rows, and to hash a whole file of a store would be to fetch it.
-        if not shard.footer_blake3 and self._is_near and not has_hash(shard, filesystem.read_buffer(uri)):
-            raise damaged(self.uri, shard)
+        if not shard.footer_blake3 and self._is_near:
+            read_content(self.uri, shard)
         return one
 
     @contextmanager
@@ -210,16 +210,15 @@ class _OpenShard:
         parquet = _parquet_file(file, footer)
         self._first_rows, self._offsets = feature_pages(file.read_at, parquet.metadata, self._value_bytes)
         self.labels_M = _column(parquet, "label").to_numpy()
-        self.checksums_M = _checksums(parquet.metadata)
+        checksums = (parquet.metadata.metadata or {}).get(CHECKSUMS)
+        self.checksums_M = None if checksums is None else np.frombuffer(base64.b64decode(checksums), "<u4")
         self._is_checked_M = np.zeros(len(self.labels_M), np.bool_)
         self._group: tuple[int, list[str], list[str]] = -1, [], []
 
     @cached_property
     def _parquet(self) -> pq.ParquetFile:
         # Of thousands of shards, what it holds of each adds up: for features and labels it is not needed.
-        return pq.ParquetFile(
-            self._file, metadata=pq.read_metadata(pa.BufferReader(_footer(self._file))), pre_buffer=True
-        )
+        return _parquet_file(self._file, _footer(self._file))
 
     @cached_property
     def keys_M(self) -> NDArray[np.uint64]:  # noqa: N802 - a tensor's shape suffix
@@ -275,21 +274,9 @@ def _column(parquet: pq.ParquetFile, name: str) -> pa.Array:
     return one_chunk(parquet.read([name])[name])
 
 
-def _fetched(dataset_uri: str, shard: Shard) -> pa.Buffer:
-    content = filesystem.read_buffer(shard_uri(dataset_uri, shard.name))
-    if not has_hash(shard, content):
-        raise damaged(dataset_uri, shard)
-    return content
-
-
 def _footer(file: pa.NativeFile) -> pa.Buffer:
     # Arrow itself reads 64 KiB for it, which may be more than the rows of a small shard that are wanted.
     size = file.size()
     end = bytes(file.read_at(_FOOTER_BYTES, size - _FOOTER_BYTES))
     footer_bytes = int.from_bytes(end[:4], "little") + _FOOTER_BYTES
     return file.read_at(footer_bytes, size - footer_bytes)
-
-
-def _checksums(metadata: pq.FileMetaData) -> NDArray[np.uint32] | None:
-    text = (metadata.metadata or {}).get(CHECKSUMS)
-    return None if text is None else np.frombuffer(base64.b64decode(text), "<u4")

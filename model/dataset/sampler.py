@@ -71,10 +71,6 @@ class EpochPlan:
         """Minibatches of the worker that has most."""
         return max(self.num_minibatches(rank) for rank in range(self.num_workers))
 
-    def num_examples(self, rank: int) -> int:
-        """Examples of one worker in this stage."""
-        return sum(self.layout.num_examples(part) for part in self.assignments[rank])
-
     def num_minibatches(self, rank: int) -> int:
         """Optimizer steps of one worker in this stage."""
         return sum(part.stop - part.start for part in self.assignments[rank])
@@ -170,13 +166,15 @@ def plan_epoch(
     return plan
 
 
-def plan_evaluation(rows_per_shard: Sequence[int], *, num_workers: int, batch_size: int) -> EpochPlan:
-    """Assign all rows once, in their order; a worker may have none."""
+def plan_evaluation(
+    rows_per_shard: Sequence[int], *, num_workers: int, batch_size: int, window_batches: int = 1
+) -> EpochPlan:
+    """Assign all rows once, in their order, with so many minibatches in a window; a worker may have none."""
     layout = EpochLayout(
         in_order(np.array(rows_per_shard, np.int64), np.arange(len(rows_per_shard))),
         bounds=_bounds(sum(rows_per_shard), num_workers, batch_size),
         batch_size=batch_size,
-        window_rows=batch_size,
+        window_rows=window_batches * batch_size,
         seeds=None,
     )
     return EpochPlan(layout, _all_parts(layout), "epoch")

@@ -78,21 +78,24 @@ def one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 
 def read_shard(dataset_uri: str, shard: Shard) -> pa.Table:
-    """All rows of a shard. Raises RetryableError when it is missing or not as it was published."""
-    content = open_shard(dataset_uri, shard)
-    if not has_hash(shard, content):
-        raise damaged(dataset_uri, shard)
-    return pq.read_table(pa.BufferReader(content))
+    """All rows of a shard; errors as `read_content`."""
+    return pq.read_table(pa.BufferReader(read_content(dataset_uri, shard)))
 
 
-def open_shard(dataset_uri: str, shard: Shard) -> pa.Buffer:
-    """The bytes of a shard, mapped into memory where it is local. Raises RetryableError where their number differs."""
+def read_content(dataset_uri: str, shard: Shard) -> pa.Buffer:
+    """The bytes of a shard, mapped into memory where it is local.
+
+    Raises RetryableError when it is missing or not as it was published.
+    """
+    uri = shard_uri(dataset_uri, shard.name)
     try:
-        content = filesystem.read_buffer(shard_uri(dataset_uri, shard.name))
+        content = filesystem.read_buffer(uri)
     except FileNotFoundError:
         raise missing(dataset_uri, shard, None) from None
     if content.size != shard.num_bytes:
         raise missing(dataset_uri, shard, content.size)
+    if not has_hash(shard, content):
+        raise RetryableError(f"{uri}: damaged (its BLAKE3 hash is not the manifest's); {REPAIR_HINT}")
     return content
 
 
@@ -105,10 +108,3 @@ def missing(dataset_uri: str, shard: Shard, num_bytes: int | None) -> RetryableE
 def has_hash(shard: Shard, content: pa.Buffer) -> bool:
     """Whether the bytes are those that were published."""
     return blake3(content).hexdigest() == shard.blake3
-
-
-def damaged(dataset_uri: str, shard: Shard) -> RetryableError:
-    """What to raise when they are not."""
-    return RetryableError(
-        f"{shard_uri(dataset_uri, shard.name)}: damaged (its BLAKE3 hash is not the manifest's); {REPAIR_HINT}"
-    )

@@ -44,10 +44,13 @@ class ShardCache:
         What `is_whole` does not accept is fetched anew. If the cache is not writable, or belongs to another user, it is
         bypassed: what is mapped from it could be changed at any time.
         """
-        if not self._is_ours():
+        try:
+            self._make_folder()
+        except OSError as error:
+            log.warning("the shard cache can't be used: %s", error)
             return fetch()
         file = self._folder / name
-        with contextlib.suppress(FileNotFoundError, RetryableError):
+        with contextlib.suppress(OSError, RetryableError):
             content = filesystem.read_buffer(str(file))
             if is_whole(content):
                 os.utime(file)
@@ -60,20 +63,15 @@ class ShardCache:
             log.warning("the shard cache can't be used: %s", error)
         return content
 
-    def _is_ours(self) -> bool:
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = self._folder.lstat()
-        except OSError as error:
-            log.warning("the shard cache can't be used: %s", error)
-            return False
+    def _make_folder(self) -> None:
+        """Raises OSError where there can be none, or none that is ours alone."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = self._folder.lstat()
         if not stat.S_ISDIR(status.st_mode):
             # A link may be turned to another folder at any time.
-            log.warning("the shard cache can't be used: %s is a link, not a folder", self._folder)
-            return False
+            raise OSError(f"{self._folder} is a link, not a folder")
         if status.st_uid != os.getuid():
-            log.warning("the shard cache can't be used: %s belongs to user %d", self._folder, status.st_uid)
-        return status.st_uid == os.getuid()
+            raise OSError(f"{self._folder} belongs to user {status.st_uid}")
 
     def _make_room(self, num_bytes: int) -> bool:
         """Delete the least recently used shards until there is room; False when there can be none."""

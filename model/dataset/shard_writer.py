@@ -99,7 +99,7 @@ class ShardWriter:
         self._parquet.add_key_value_metadata({CHECKSUMS: checksums})
         self._out.footer = blake3()
         self._parquet.close()
-        digest = self._out.digest()
+        digest = self._out.hash.hexdigest()
         shard = Shard(
             name=f"{self._split}-{digest[:20]}.parquet",
             split=self._split,
@@ -157,7 +157,7 @@ class _Hashed(io.RawIOBase):
 
     def __init__(self, file: NewFile) -> None:
         self._file = file
-        self._hash = blake3()
+        self.hash = blake3()
         self.footer: blake3 | None = None
         self.num_bytes = 0
 
@@ -167,13 +167,9 @@ class _Hashed(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Hash and append bytes."""
-        self._hash.update(data)
+        self.hash.update(data)
         if self.footer is not None:
             self.footer.update(data)
         self._file.write(data)
         self.num_bytes += len(data)
         return len(data)
-
-    def digest(self) -> str:
-        """The hash of all bytes so far, 64 hex digits."""
-        return self._hash.hexdigest()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from copy import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,6 +78,8 @@ class TorchShards(IterableDataset[tuple[Any, Any]]):
             raise UserError(f"rank is {rank} and num_ranks is {num_ranks}: give both or neither")
         if rank is not None and num_ranks is not None and not 0 <= rank < num_ranks:
             raise UserError(f"rank is {rank}, expected 0 to num_ranks - 1, and num_ranks is {num_ranks}")
+        if seed < 0:
+            raise UserError(f"seed is {seed}, expected 0 or more")
         if buffer_bytes < 1 or (batch_size is not None and batch_size < 1):
             raise UserError(f"batch_size is {batch_size} and buffer_bytes is {buffer_bytes}: expected 1 or more")
         self._dataset = Dataset(dataset) if isinstance(dataset, str) else dataset
@@ -137,11 +138,8 @@ class TorchShards(IterableDataset[tuple[Any, Any]]):
         shards, num_readers = self._dataset.manifest.shards_of(self._split), num_ranks * num_loaders
         batch_size = self._batch_size or 1
         if not self._shuffle:
-            plan = plan_evaluation(
-                [shard.num_examples for shard in shards], num_workers=num_readers, batch_size=batch_size
-            )
-            window_rows = max(1, _TYPICAL_BATCH // batch_size) * batch_size
-            return replace(plan, layout=replace(plan.layout, window_rows=window_rows))
+            rows, batches = [shard.num_examples for shard in shards], max(1, _TYPICAL_BATCH // batch_size)
+            return plan_evaluation(rows, num_workers=num_readers, batch_size=batch_size, window_batches=batches)
         if self._num_items < num_readers:
             items = "examples" if self._batch_size is None else f"minibatches of {batch_size}"
             raise UserError(

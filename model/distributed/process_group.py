@@ -9,7 +9,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -18,13 +18,12 @@ from torch.distributed import distributed_c10d
 from ..errors import LostPeersError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from torch import Tensor
 
     from .store import WorkerStore
 
-T = TypeVar("T")
 _SPIN_S = 0.0005
 _LONGEST_PAUSE_S = 0.001
 _ABORT_CHECK_S = 1.0
@@ -51,17 +50,14 @@ def device_info(device: str) -> DeviceInfo:
 
 def check_alike(devices: list[DeviceInfo]) -> None:
     """Raise UserError, with the hosts, unless all workers have one kind of device and a torch built for one CUDA."""
-    kinds = _ranks_by([device.kind for device in devices])
-    if len(kinds) > 1:
+    if kinds := _differing([device.kind for device in devices], devices):
         raise UserError(
-            f"workers compute on different kinds of device ({_found(kinds, devices)}) and can't average: give each a "
-            "GPU and a torch for CUDA, or set device=cpu"
+            f"workers compute on different kinds of device ({kinds}) and can't average: give each a GPU and a torch "
+            "for CUDA, or set device=cpu"
         )
-    versions = _ranks_by([device.cuda for device in devices])
-    if len(versions) > 1:
+    if versions := _differing([device.cuda for device in devices], devices):
         raise UserError(
-            f"the workers' torch was built for different versions of CUDA ({_found(versions, devices)}): install one "
-            "build on all"
+            f"the workers' torch was built for different versions of CUDA ({versions}): install one build on all"
         )
 
 
@@ -70,9 +66,10 @@ def check_distinct(devices: list[DeviceInfo], *, allow_shared: bool) -> bool:
 
     Raises UserError that names workers with the same GPU, unless sharing is allowed.
     """
-    shared = [
-        ranks for ranks in _ranks_by([(device.host, device.gpu) for device in devices]).values() if len(ranks) > 1
-    ]
+    by_gpu: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for rank, device in enumerate(devices):
+        by_gpu[device.host, device.gpu].append(rank)
+    shared = [ranks for ranks in by_gpu.values() if len(ranks) > 1]
     if shared and not allow_shared:
         device = devices[shared[0][0]]
         raise UserError(
@@ -83,36 +80,28 @@ def check_distinct(devices: list[DeviceInfo], *, allow_shared: bool) -> bool:
     return not shared
 
 
-def _ranks_by(values: Sequence[T]) -> dict[T, list[int]]:
-    ranks: dict[T, list[int]] = defaultdict(list)
-    for rank, value in enumerate(values):
-        ranks[value].append(rank)
-    return ranks
-
-
-def _found(ranks: dict[str, list[int]], devices: list[DeviceInfo]) -> str:
-    """Each value with the first worker that has it and that worker's host."""
-    return "; ".join(f"{value} for worker {first} on {devices[first].host}" for value, (first, *_) in ranks.items())
+def _differing(values: list[str], devices: list[DeviceInfo]) -> str:
+    """Each value with the first worker that has it and that worker's host; nothing where all have the same."""
+    firsts = {value: values.index(value) for value in dict.fromkeys(values)}
+    found = [f"{value} for worker {first} on {devices[first].host}" for value, first in firsts.items()]
+    return "; ".join(found) if len(found) > 1 else ""
 
 
 class ProcessGroupAllReduce:
     """All-reduce by a process group, on the device of the values. Errors are RuntimeErrors."""
 
-    def __init__(
-        self, store: WorkerStore, *, backend: str, device: str, rank: int, num_workers: int, timeout_s: float
-    ) -> None:
+    def __init__(self, store: WorkerStore, *, backend: str, device: str, num_workers: int) -> None:
         """Make the group together with the other workers. Raises RuntimeError when one does not come."""
         self._store = store
         self._num_workers = num_workers
-        self._timeout_s = timeout_s
         with _nccl_errors_raised():
             dist.init_process_group(
                 backend,
                 store=store.tcp_store,
-                rank=rank,
+                rank=store.rank,
                 world_size=num_workers,
                 # Longer than this worker waits: it gives up by itself, with a message, and leaves no thread behind.
-                timeout=timedelta(seconds=timeout_s + _GRACE_S),
+                timeout=timedelta(seconds=store.timeout_s + _GRACE_S),
                 device_id=torch.device(device) if backend == "nccl" else None,
             )
 
@@ -143,8 +132,8 @@ class ProcessGroupAllReduce:
             if now - checked >= _ABORT_CHECK_S:
                 checked = now
                 self._store.raise_if_aborted()
-            if waited_s > self._timeout_s:
-                raise LostPeersError([], f"no sum with the other workers after {self._timeout_s:g} s")
+            if waited_s > self._store.timeout_s:
+                raise LostPeersError(f"no sum with the other workers after {self._store.timeout_s:g} s")
             # Short sums are over while this spins; long ones last a 20th longer at most.
             time.sleep(0 if waited_s < _SPIN_S else min(waited_s / 20, _LONGEST_PAUSE_S))
         work.wait()

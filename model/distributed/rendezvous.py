@@ -24,7 +24,6 @@ from .tcp_allreduce import TcpAllReduce, missing_peers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from torch import Tensor
 
@@ -97,22 +96,19 @@ class WorkerGroup:
 
     def __init__(
         self,
-        address: Address,
+        store: WorkerStore,
         *,
-        rank: int,
         num_workers: int,
-        timeout_s: int,
         sums: bool = True,
         device: str = "cpu",
         allow_shared_gpu: bool = False,
     ) -> None:
-        """Connect to the other workers.
+        """Connect to the other workers of the store's segment.
 
         Raises UserError when some have a GPU and others none, or two share one and may not, MissingPeersError when one
         does not come, RetryableError when somebody else writes to the driver's store.
         """
-        self._store = WorkerStore(address, rank=rank, timeout_s=timeout_s)
-        self._rank = rank
+        self._store = store
         self._num_workers = num_workers
         self._last_report_s = 0.0
         self._progress = Progress(socket.gethostname(), is_ready=True)
@@ -122,15 +118,14 @@ class WorkerGroup:
         self._reducer: TcpAllReduce | ProcessGroupAllReduce | None = None
         if not sums or num_workers == 1:
             return
-        common = {"rank": rank, "num_workers": num_workers, "timeout_s": timeout_s}
         devices = self._devices_of_all(device_info(device))
         check_alike(devices)
         if device != "cpu" and check_distinct(devices, allow_shared=allow_shared_gpu):
             self.sums_on = device
-            self._reducer = ProcessGroupAllReduce(self._store, backend="nccl", device=device, **common)
+            self._reducer = ProcessGroupAllReduce(store, backend="nccl", device=device, num_workers=num_workers)
         else:
-            own_host = _own_host(address, timeout_s)
-            self._reducer = TcpAllReduce(self._store, address, own_host=own_host, on_bytes=self.report, **common)
+            own_host = _own_host(store)
+            self._reducer = TcpAllReduce(store, num_workers=num_workers, own_host=own_host, on_bytes=self.report)
 
     def all_reduce(self, values: Tensor, *, dtype: torch.dtype = torch.float32) -> None:
         """Sum float32 values on `sums_on` over all workers, in place; they travel as `dtype`.
@@ -155,17 +150,17 @@ class WorkerGroup:
     def _devices_of_all(self, own: DeviceInfo) -> list[DeviceInfo]:
         """Where each worker computes, in the order of ranks."""
         keys = [f"device/{rank}" for rank in range(self._num_workers)]
-        self._store.set(keys[self._rank], json.dumps(asdict(own)))
+        self._store.set(keys[self._store.rank], json.dumps(asdict(own)))
         try:
             return [DeviceInfo(**json.loads(text)) for text in self._store.get_all(keys)]
         except TimeoutError as error:
             missing = [keys.index(key) for key in self._store.missing(keys)]
-            raise missing_peers(self._rank, missing, error) from error
+            raise missing_peers(self._store.rank, missing, error) from error
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         """Leave: peers that wait for this worker fail at once, and the driver waits for it no more.
 
         An error stops all peers, also those that compute for long before the next sum.
@@ -179,12 +174,12 @@ class WorkerGroup:
         except RuntimeError as failure:
             if error is None:
                 raise
-            log.warning("worker %d failed, and then failed to leave its group: %s", self._rank, failure)
+            log.warning("worker %d failed, and then failed to leave its group: %s", self._store.rank, failure)
         finally:
             self._store.mark_done(error)
 
 
-def _own_host(address: Address, timeout_s: float) -> str:
+def _own_host(store: WorkerStore) -> str:
     # Other machines of the cluster can reach the address by which this one reaches the driver.
-    with socket.create_connection((address.host, address.port), timeout_s) as probe:
+    with socket.create_connection((store.address.host, store.address.port), store.timeout_s) as probe:
         return str(probe.getsockname()[0])

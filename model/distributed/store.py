@@ -63,9 +63,9 @@ class WorkerStore:
 
     def __init__(self, address: Address, *, rank: int, timeout_s: float) -> None:
         """Connect to the driver's store. Raises DistError when it can't be reached."""
-        self._address = address
-        self._rank = rank
-        self._timeout_s = timeout_s
+        self.address = address
+        self.rank = rank
+        self.timeout_s = timeout_s
         try:
             self._connect()
         except RuntimeError:
@@ -74,14 +74,14 @@ class WorkerStore:
             self._connect()
 
     def _connect(self) -> None:
-        timeout = timedelta(seconds=self._timeout_s)
-        client = _client(self._address.host, self._address.port, timeout, self._rank)
-        self.tcp_store = PrefixStore(self._address.prefix, client)
+        timeout = timedelta(seconds=self.timeout_s)
+        client = _client(self.address.host, self.address.port, timeout, self.rank)
+        self.tcp_store = PrefixStore(self.address.prefix, client)
         self.tcp_store.check([ABORT])
 
     def set(self, key: str, value: str) -> None:
         """Publish a value for the other workers; `key` ends in "/" and this worker's rank."""
-        self.tcp_store.set(key, f"{self._address.tag('entry', key, value).decode()} {value}")
+        self.tcp_store.set(key, f"{self.address.tag('entry', key, value).decode()} {value}")
 
     def get(self, key: str) -> str:
         """The value of a key, once it is there.
@@ -94,11 +94,11 @@ class WorkerStore:
     def get_all(self, keys: list[str]) -> list[str]:
         """The values of some keys, once all are there; errors as `get`. Takes as many requests as one key does."""
         # Short waits of our own: the store's would not end when the segment is aborted.
-        deadline, pause_s = time.monotonic() + self._timeout_s, _FIRST_PAUSE_S
+        deadline, pause_s = time.monotonic() + self.timeout_s, _FIRST_PAUSE_S
         while not self.tcp_store.check(keys):
             self.raise_if_aborted()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no {', '.join(self.missing(keys))} after {self._timeout_s:g} s")
+                raise TimeoutError(f"no {', '.join(self.missing(keys))} after {self.timeout_s:g} s")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         return [self._verified(key, entry) for key, entry in zip(keys, self.tcp_store.multi_get(keys), strict=True)]
@@ -106,10 +106,10 @@ class WorkerStore:
     def _verified(self, key: str, entry: bytes) -> str:
         tag, _, content = entry.partition(b" ")
         value = content.decode(errors="replace")
-        if not hmac.compare_digest(tag, self._address.tag("entry", key, value)):
+        if not hmac.compare_digest(tag, self.address.tag("entry", key, value)):
             raise RetryableError(
-                f"worker {self._rank} refused the entry {key} of the driver's store at {self._address.host} port "
-                f"{self._address.port}: worker {key.rpartition('/')[2]} of this segment did not sign it, so somebody "
+                f"worker {self.rank} refused the entry {key} of the driver's store at {self.address.host} port "
+                f"{self.address.port}: worker {key.rpartition('/')[2]} of this segment did not sign it, so somebody "
                 "else writes to that store; keep others away from the driver's port"
             )
         return value
@@ -121,23 +121,23 @@ class WorkerStore:
     def raise_if_aborted(self) -> None:
         """Raise AbortedError when the segment was aborted."""
         if self.tcp_store.check([ABORT]):
-            raise AbortedError(f"worker {self._rank} was stopped: {self.tcp_store.get(ABORT).decode()}")
+            raise AbortedError(f"worker {self.rank} was stopped: {self.tcp_store.get(ABORT).decode()}")
 
     def publish_progress(self, progress: Progress) -> None:
         """Report to the driver how far this worker is."""
-        self.tcp_store.set(progress_key(self._rank), json.dumps(asdict(progress)))
+        self.tcp_store.set(progress_key(self.rank), json.dumps(asdict(progress)))
 
     def abort(self, error: BaseException) -> None:
         """Stop all workers of the segment; the first call gives the reason."""
         with contextlib.suppress(RuntimeError):  # the driver may be gone
-            self.tcp_store.compare_set(ABORT, "", self._address.hidden(f"{error}"))
+            self.tcp_store.compare_set(ABORT, "", self.address.hidden(f"{error}"))
 
     def mark_done(self, error: BaseException | None) -> None:
         """Report that this worker has left, so that the driver does not take it for hung; an error stops the others."""
         if error is not None:
             self.abort(error)
         with contextlib.suppress(RuntimeError):
-            key = progress_key(self._rank)
+            key = progress_key(self.rank)
             if self.tcp_store.check([key]):
                 self.publish_progress(replace(Progress(**json.loads(self.tcp_store.get(key))), is_done=True))
 

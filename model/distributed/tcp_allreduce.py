@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .store import Address, WorkerStore
+    from .store import WorkerStore
 
 T = TypeVar("T")
 _BUFFER_BYTES = 4 * 2**20
@@ -36,38 +36,26 @@ _BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
 class TcpAllReduce:
     """One worker's connections to all others of its segment. Errors are RuntimeErrors that name the peer."""
 
-    def __init__(
-        self,
-        store: WorkerStore,
-        address: Address,
-        *,
-        rank: int,
-        num_workers: int,
-        own_host: str,
-        timeout_s: float,
-        on_bytes: Callable[[], None],
-    ) -> None:
+    def __init__(self, store: WorkerStore, *, num_workers: int, own_host: str, on_bytes: Callable[[], None]) -> None:
         """Connect to all others, whose addresses are in `store`; each side proves that it is of the segment.
 
-        `timeout_s` limits the connecting, and later the time without a byte to or from any peer. `on_bytes` is called
-        whenever some were sent or received, many times in a large sum.
+        The store's timeout limits the connecting, and later the time without a byte to or from any peer. `on_bytes` is
+        called whenever some were sent or received, many times in a large sum.
 
         Raises MissingPeersError when one does not come, AbortedError when the segment was aborted, RetryableError when
         the store holds an address that no worker of the segment wrote.
         """
-        self._address = address
-        self._rank = rank
+        self._store = store
         self._num_workers = num_workers
-        self._timeout_s = timeout_s
         self._on_bytes = on_bytes
         self._inbox = torch.empty((0, 0))
         self._peers: dict[int, socket.socket] = {}
         try:
-            self._connect(store, own_host)
+            self._connect(own_host)
         except OSError as error:
-            missing = sorted({*range(num_workers)} - {rank, *self._peers})
+            missing = sorted({*range(num_workers)} - {store.rank, *self._peers})
             self.close()
-            raise missing_peers(rank, missing, error) from error
+            raise missing_peers(store.rank, missing, error) from error
         except BaseException:
             self.close()
             raise
@@ -77,10 +65,10 @@ class TcpAllReduce:
         wire = values if dtype == torch.float32 else values.to(dtype)
         bounds = [rank * wire.numel() // self._num_workers for rank in range(self._num_workers + 1)]
         parts = [wire[start:stop] for start, stop in pairwise(bounds)]
-        own = parts[self._rank]
+        own = parts[self._store.rank]
         if self._inbox.shape != (self._num_workers, own.numel()) or self._inbox.dtype != dtype:
             self._inbox = torch.empty((self._num_workers, own.numel()), dtype=dtype)
-        self._inbox[self._rank] = own
+        self._inbox[self._store.rank] = own
         self._transfer({peer: parts[peer] for peer in self._peers}, {peer: self._inbox[peer] for peer in self._peers})
         total = self._inbox[0].float()
         for contribution in self._inbox[1:]:
@@ -96,61 +84,66 @@ class TcpAllReduce:
             peer.close()
         self._peers = {}
 
-    def _connect(self, store: WorkerStore, own_host: str) -> None:
+    def _connect(self, own_host: str) -> None:
         # Each worker dials those of lower rank. So no two wait for each other's answer.
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self._store.timeout_s
         family = socket.AF_INET6 if ":" in own_host else socket.AF_INET
         with socket.create_server((own_host, 0), family=family, backlog=self._num_workers) as server:
             endpoint = f"{own_host} {server.getsockname()[1]}"
-            store.set(f"peer/{self._rank}", endpoint)
-            for peer in range(self._rank):
-                self._dial(peer, store, deadline)
+            self._store.set(f"peer/{self._store.rank}", endpoint)
+            for peer in range(self._store.rank):
+                self._dial(peer, deadline)
             server.settimeout(_SLICE_S)
             while len(self._peers) < self._num_workers - 1:
-                connection, _ = self._in_slices(store, deadline, server.accept)
-                self._accept(connection, endpoint)
+                connection, _ = self._in_slices(deadline, server.accept)
+                self._accept(connection, endpoint, deadline)
         for connection in self._peers.values():
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
             connection.setblocking(False)
 
-    def _dial(self, peer: int, store: WorkerStore, deadline: float) -> None:
+    def _dial(self, peer: int, deadline: float) -> None:
         try:
-            endpoint = store.get(f"peer/{peer}")
+            endpoint = self._store.get(f"peer/{peer}")
             host, port = endpoint.split()
             connect = partial(socket.create_connection, (host, int(port)), _SLICE_S)
-            self._peers[peer] = connection = self._in_slices(store, deadline, connect)
+            self._peers[peer] = connection = self._in_slices(deadline, connect)
             first_byte = partial(connection.recv, 1, socket.MSG_PEEK)
             handshake.introduce(
-                self._address,
+                self._store.address,
                 connection,
-                rank=self._rank,
+                rank=self._store.rank,
                 listener=peer,
                 endpoint=endpoint,
-                await_answer=lambda: self._in_slices(store, deadline, first_byte),
+                await_answer=lambda: self._in_slices(deadline, first_byte),
             )
         except OSError as error:
-            raise missing_peers(self._rank, [peer], error) from error
+            raise missing_peers(self._store.rank, [peer], error) from error
 
-    def _accept(self, connection: socket.socket, endpoint: str) -> None:
+    def _accept(self, connection: socket.socket, endpoint: str, deadline: float) -> None:
         # A stranger, such as a port scanner that stays silent, costs a few seconds and not the segment.
-        expected = {*range(self._rank + 1, self._num_workers)} - {*self._peers}
-        peer = handshake.accept(self._address, connection, rank=self._rank, endpoint=endpoint, expected=expected)
+        expected = {*range(self._store.rank + 1, self._num_workers)} - {*self._peers}
+        address, rank = self._store.address, self._store.rank
+        peer = handshake.accept(address, connection, rank=rank, endpoint=endpoint, expected=expected)
         if peer is None:
             connection.close()
+            self._raise_if_over(deadline)
         else:
             self._peers[peer] = connection
 
-    def _in_slices(self, store: WorkerStore, deadline: float, attempt: Callable[[], T]) -> T:
+    def _in_slices(self, deadline: float, attempt: Callable[[], T]) -> T:
         """Repeat what takes a second at most until it succeeds, the deadline passes or the segment is aborted."""
         while True:
             try:
                 return attempt()
-            except TimeoutError as error:
-                store.raise_if_aborted()
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"no connection after {self._timeout_s:g} s") from error
+            except TimeoutError:
+                self._raise_if_over(deadline)
+
+    def _raise_if_over(self, deadline: float) -> None:
+        self._store.raise_if_aborted()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no connection after {self._store.timeout_s:g} s")
 
     def _transfer(self, outgoing: dict[int, Tensor], incoming: dict[int, Tensor]) -> None:
         """Send and receive with all peers at once, so that nobody's full buffers block anybody.
@@ -163,10 +156,10 @@ class TcpAllReduce:
             for peer in to_send.keys() | to_receive.keys():
                 selector.register(self._peers[peer], _BOTH, peer)
             while to_send or to_receive:
-                ready = selector.select(self._timeout_s)
+                ready = selector.select(self._store.timeout_s)
                 if not ready:
                     late = sorted(to_receive.keys() | to_send.keys())
-                    raise LostPeersError(late, f"not a byte to or from {_names(late)} for {self._timeout_s:g} s")
+                    raise LostPeersError(f"not a byte to or from {_names(late)} for {self._store.timeout_s:g} s")
                 for key, events in ready:
                     self._move(key.data, events, to_send, to_receive)
                     wanted = (key.data in to_receive and selectors.EVENT_READ) | (
@@ -186,12 +179,12 @@ class TcpAllReduce:
             if events & selectors.EVENT_READ and peer in to_receive:
                 count = connection.recv_into(to_receive[peer])
                 if count == 0:
-                    raise LostPeersError([peer], f"{_names([peer])} left")
+                    raise LostPeersError(f"{_names([peer])} left")
                 _advance(to_receive, peer, count)
         except BlockingIOError:
             return
         except OSError as error:
-            raise LostPeersError([peer], f"{_names([peer])} was lost: {error.strerror}") from error
+            raise LostPeersError(f"{_names([peer])} was lost: {error.strerror}") from error
 
 
 def _bytes_of(part: Tensor) -> memoryview:
@@ -206,7 +199,7 @@ def _advance(pending: dict[int, memoryview], peer: int, count: int) -> None:
 
 def missing_peers(rank: int, peers: list[int], error: Exception) -> MissingPeersError:
     """The error for peers that did not come."""
-    return MissingPeersError(peers, f"worker {rank} could not reach {_names(peers)}: {error}")
+    return MissingPeersError(f"worker {rank} could not reach {_names(peers)}: {error}")
 
 
 def _names(peers: list[int]) -> str:

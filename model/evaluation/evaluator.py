@@ -23,7 +23,7 @@ from . import metrics
 from .metrics import Calibration, RocCurves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -91,9 +91,8 @@ class Evaluation:
         self.loss_sum += float(losses_B.sum(dtype=np.float64))
 
     @classmethod
-    def merged(cls, parts: Iterable[Evaluation], *, num_mistakes: int) -> Evaluation:
+    def merged(cls, parts: Sequence[Evaluation], *, num_mistakes: int) -> Evaluation:
         """The evaluation of all parts' rows together, with the worst mistakes, at most `num_mistakes`."""
-        parts = list(parts)
         whole = cls.empty(len(parts[0].confusion_KK))
         for part in parts:
             whole.confusion_KK += part.confusion_KK
@@ -164,11 +163,12 @@ def evaluate(
     split: Split,
     *,
     num_mistakes: int,
-    beat: Callable[[], None] = lambda: None,
+    beat: Callable[[Evaluation], None] = lambda _: None,
 ) -> Evaluation:
     """A worker's part of an evaluation: counts and losses of its rows, and its worst mistakes with their pixels.
 
-    `beat` is called after each minibatch. Raises UserError for class scores that are not finite.
+    `beat` is called after each minibatch with what was counted so far. Raises UserError for class scores that are not
+    finite.
     """
     evaluation = Evaluation.empty(len(dataset.manifest.class_names))
     model.eval()
@@ -178,7 +178,7 @@ def evaluate(
         evaluation.add(batch.labels_N, probabilities_BK, losses_B)
         mistakes = _worst_mistakes(batch, probabilities_BK, losses_B, num_mistakes)
         evaluation.worst = _worst(evaluation.worst + mistakes, num_mistakes)
-        beat()
+        beat(evaluation)
     model.train()
     return evaluation
 

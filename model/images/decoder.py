@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,10 +19,13 @@ from .resize import paste, placement
 from .time_limit import time_limit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from ..config.image import ImageConfig
 
+T = TypeVar("T")
 # Pillow can open more, but some of those run other programs (EPS starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset({
@@ -66,7 +69,8 @@ def decode_image(data: bytes, config: ImageConfig) -> Decoded:
         with warnings.catch_warnings(), pillow_limits_lifted():
             warnings.simplefilter("ignore")
             Image.init()  # loads Pillow's plugins, once: the clock must not ring inside an import
-            with time_limit(config.decode_timeout_s, lambda: _too_slow(config)):
+            too_slow = f"not decoded within image.decode_timeout_s = {config.decode_timeout_s:g} s"
+            with time_limit(config.decode_timeout_s, lambda: ImageRejectedError("too_slow", too_slow)):
                 return _decode(data, config)
     except ImageRejectedError as error:
         raise ImageRejectedError(error.reason, printable(error.detail)) from error.__cause__
@@ -103,7 +107,9 @@ def _decode(data: bytes, config: ImageConfig) -> Decoded:
             pixels_HWC, factor = to_pixels(image, config), 1
         where = replace(where, box=_reduced(where.box, width, height, orientation, factor))
         example_CHW = paste(_upright(pixels_HWC, orientation), where, config)
-        return Decoded(example_CHW, width, height, _has_more_frames(image), image.format or "")
+        # Where it can't be told, the first frame is whole, and what follows it is not.
+        has_more_frames = _read_or(True, lambda: bool(getattr(image, "is_animated", False)))
+        return Decoded(example_CHW, width, height, has_more_frames, image.format or "")
 
 
 def _check_size(image: Image.Image, config: ImageConfig) -> None:
@@ -120,12 +126,8 @@ def _check_size(image: Image.Image, config: ImageConfig) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except ImageRejectedError:  # the time limit
-        raise
-    except Exception:  # a broken EXIF block says nothing about the picture
-        return 1
+    # A broken EXIF block says nothing about the picture.
+    orientation = _read_or(1, lambda: image.getexif().get(ORIENTATION, 1))
     return orientation if orientation in range(1, 9) else 1
 
 
@@ -153,17 +155,14 @@ def _upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint
     return pixels_HWC[rows, columns]
 
 
-def _has_more_frames(image: Image.Image) -> bool:
+def _read_or(default: T, read: Callable[[], T]) -> T:
+    """What a part of a file says, or `default` where that part is broken."""
     try:
-        return bool(getattr(image, "is_animated", False))
+        return read()
     except ImageRejectedError:  # the time limit
         raise
-    except Exception:  # the first frame is whole, and what follows it is not
-        return True
-
-
-def _too_slow(config: ImageConfig) -> ImageRejectedError:
-    return ImageRejectedError("too_slow", f"not decoded within image.decode_timeout_s = {config.decode_timeout_s:g} s")
+    except Exception:
+        return default
 
 
 def printable(detail: str) -> str:

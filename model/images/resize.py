@@ -37,7 +37,10 @@ def placement(width_px: int, height_px: int, config: ImageConfig) -> Placement:
     whole = (0, 0, width_px, height_px)
     match config.resize:
         case "fit":
-            return _fitted(width_px, height_px, config)
+            width = min(wanted_width, max(1, round(width_px / height_px * wanted_height)))
+            height = min(wanted_height, max(1, round(height_px / width_px * wanted_width)))
+            left_px, top_px = round((wanted_width - width) / 2), round((wanted_height - height) / 2)
+            return Placement(whole, width, height, left_px, top_px)
         case "center_crop":
             # The largest box of the wanted shape; its center is the image's, at half a pixel where sizes are odd.
             box_width = min(width_px, height_px * wanted_width / wanted_height)
@@ -50,13 +53,6 @@ def placement(width_px: int, height_px: int, config: ImageConfig) -> Placement:
     return Placement(whole, wanted_width, wanted_height)
 
 
-def _fitted(width_px: int, height_px: int, config: ImageConfig) -> Placement:
-    width = min(config.width_px, max(1, round(width_px / height_px * config.height_px)))
-    height = min(config.height_px, max(1, round(height_px / width_px * config.width_px)))
-    left, top = round((config.width_px - width) / 2), round((config.height_px - height) / 2)
-    return Placement((0, 0, width_px, height_px), width, height, left, top)
-
-
 def paste(pixels_HWC: NDArray[np.uint8], where: Placement, config: ImageConfig) -> NDArray[np.uint8]:
     """The example, uint8 of shape (channels, height, width), with the box of `pixels_HWC` where it belongs."""
     part_CHW = _resize(pixels_HWC, where)
@@ -67,10 +63,8 @@ def paste(pixels_HWC: NDArray[np.uint8], where: Placement, config: ImageConfig) 
     color = [red, green, blue] if config.channels == 3 else [(red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16]
     example_CHW = np.empty(config.shape, np.uint8)
     example_CHW[:] = np.array(color, np.uint8)[:, None, None]
-    rows, columns = (
-        slice(where.top_px, where.top_px + where.height_px),
-        slice(where.left_px, where.left_px + where.width_px),
-    )
+    rows = slice(where.top_px, where.top_px + where.height_px)
+    columns = slice(where.left_px, where.left_px + where.width_px)
     example_CHW[:, rows, columns] = part_CHW
     return example_CHW
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..config.network import LAYERS
 from ..errors import UserError
-from .custom import build_by_factory, is_factory
+from .custom import build_by_factory
 from .resnet import resnet18, resnet50
 from .sequential import build_layers
 
@@ -65,7 +65,7 @@ def build_classifier(
 
     `name` and `layers` are as in `config.network`. Raises UserError when the images are too small for it.
     """
-    if is_factory(name):
+    if ":" in name:  # an import path
         return Classifier(build_by_factory(name, shape, num_classes), mean, std)
     if name == LAYERS:
         return Classifier(build_layers(layers, shape, num_classes), mean, std)
@@ -98,26 +98,15 @@ def lenet(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
 
 def small_cnn(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Three 3 x 3 convolutions with batch normalization, for small images of 8 x 8 pixels or more."""
-    stages: list[nn.Module] = []
-    channels = shape[0]
-    for width in (32, 64, 128):
-        stages += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        stages += [nn.MaxPool2d(2)]
-        channels = width
-    body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, num_classes))
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, num_classes)]
+    body = nn.Sequential(*_stages(shape[0], (32, 64, 128), num_convs=1), *head)
     _num_outputs(body, shape)
     return body
 
 
 def vgg_small(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Pairs of 3 x 3 convolutions as in VGG, with batch normalization and global pooling, for 8 x 8 pixels or more."""
-    stages: list[nn.Module] = []
-    channels = shape[0]
-    for width in (64, 128, 256):
-        for _ in range(2):
-            stages += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-            channels = width
-        stages += [nn.MaxPool2d(2)]
+    stages = _stages(shape[0], (64, 128, 256), num_convs=2)
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 256), nn.ReLU(), nn.Dropout(0.5)]
     body = nn.Sequential(*stages, *head, nn.Linear(256, num_classes))
     _num_outputs(body, shape)
@@ -125,6 +114,17 @@ def vgg_small(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return body
+
+
+def _stages(channels: int, widths: Sequence[int], *, num_convs: int) -> list[nn.Module]:
+    """For each width some 3 x 3 convolutions with batch normalization, and pooling that halves the image."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        for _ in range(num_convs):
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    return layers
 
 
 NETWORKS = {

@@ -18,11 +18,6 @@ from ..errors import UserError
 VARIABLE = "SHARDMEAN_FACTORIES"
 
 
-def is_factory(network: str) -> bool:
-    """Whether a network's name is an import path."""
-    return ":" in network
-
-
 def build_by_factory(network: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """The network that the factory `package.module:name` returns for (shape, num_classes).
 

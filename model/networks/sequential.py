@@ -29,6 +29,7 @@ _PLAIN: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
     "flatten": nn.Flatten,
+    "global_avg_pool": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
 }
 _FOR_IMAGES = ("conv", "max_pool", "avg_pool", "batch_norm", "global_avg_pool")
 
@@ -91,13 +92,7 @@ def _maker(layer: Settings, shape: tuple[int, ...]) -> Callable[[], nn.Module]:
     name = _name(layer)
     if name == "batch_norm":
         return partial(nn.BatchNorm2d, shape[0])
-    if name == "global_avg_pool":
-        return _global_avg_pool
     return _PLAIN[name]
-
-
-def _global_avg_pool() -> nn.Module:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def _name(layer: Settings) -> str:

@@ -13,19 +13,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import DivergedError, LostPeersError, PeerDivergedError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
-
     from ..config.training import AveragingConfig
     from ..distributed.rendezvous import WorkerGroup
-
-COMM_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Averager:
@@ -48,8 +44,8 @@ class Averager:
         self._buffers = _changing_buffers(model)
         self._previous = None if config.outer.is_plain else _flat(self._params)
         self.outer_momentum = outer_momentum
-        self._counters_before = self._counter_values()
-        self._dtype = COMM_DTYPES[config.comm_dtype]
+        self._counters_before = _joined(self._tensors()[1])
+        self._dtype = torch.bfloat16 if config.comm_dtype == "bfloat16" else torch.float32
         self._message = torch.empty(0)
         self._floats_before = None if self._dtype == torch.float32 else _flat(self._tensors()[0])
         self._is_settled = config.optimizer_state != "average"
@@ -64,20 +60,23 @@ class Averager:
         """
         self._check_states(rank=rank, round_index=round_index)
         floats, counters = self._tensors()
-        advances = self._counter_values(counters) - self._counters_before_of(counters)
-        values, tail = self._room(floats, len(advances))
+        counts = _joined(counters)
+        counts_before = _extended(self._counters_before, len(counts))
+        values, tail = self._room(floats, len(counts))
         _flat(floats, out=values)
-        before = self._before(values)
+        # From the second average on, changes travel in place of values: bfloat16 rounds those by less.
+        before = None if self._floats_before is None else _extended(self._floats_before, len(values))
         if before is not None:
             values -= before
-        tail.copy_(advances * weight)
+        tail.copy_((counts - counts_before) * weight)
         # Parameters may still be finite, as where the network itself makes a score -inf.
         wrong = "" if math.isfinite(loss) else "training loss was"
         self._sum(values, weight, wrong, rank=rank, round_index=round_index)
         if before is not None:
             values += before
         _unflat(values, floats)
-        self._advance(counters, tail)
+        self._counters_before = counts_before + tail.double().cpu().round()
+        _unflat(self._counters_before, counters)
         self._take_outer_step(rank=rank, round_index=round_index)
         if before is not None:
             self._floats_before = _flat(floats)
@@ -165,14 +164,6 @@ class Averager:
         self._group.all_reduce(sums)
         return [int(value) for value in sums.tolist()]
 
-    def _before(self, values: Tensor) -> Tensor | None:
-        """The last average, where changes since then travel in place of values: bfloat16 rounds those by less."""
-        if self._floats_before is None:
-            return None
-        # Optimizers make their state at the first step: before, it counts as zero.
-        missing = values.numel() - self._floats_before.numel()
-        return torch.cat([self._floats_before, values.new_zeros(missing)])
-
     def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
         floats = list(self._params)
         counters: list[Tensor] = []
@@ -183,20 +174,6 @@ class Averager:
                 floats += [value for key, value in sorted(state.items()) if _is_slot(key, value)]
                 counters += [value for key, value in sorted(state.items()) if key == "step"]
         return floats, counters
-
-    def _counter_values(self, counters: list[Tensor] | None = None) -> Tensor:
-        counters = self._tensors()[1] if counters is None else counters
-        return torch.cat([c.reshape(-1).double().cpu() for c in counters]) if counters else torch.zeros(0).double()
-
-    def _counters_before_of(self, counters: list[Tensor]) -> Tensor:
-        # Optimizers make their state at the first step: before, its counters count as zero.
-        missing = sum(c.numel() for c in counters) - self._counters_before.numel()
-        return torch.cat([self._counters_before, torch.zeros(missing).double()])
-
-    def _advance(self, counters: list[Tensor], advances: Tensor) -> None:
-        now = self._counters_before_of(counters) + advances.double().cpu().round()
-        _unflat(now, counters)
-        self._counters_before = now
 
     def _take_outer_step(self, *, rank: int, round_index: int) -> None:
         if self._previous is None:
@@ -221,7 +198,7 @@ def _translate_errors(rank: int, round_index: int) -> Iterator[None]:
     try:
         yield
     except LostPeersError as error:
-        raise LostPeersError(error.peers, f"worker {rank} lost a peer in round {round_index}: {error}") from error
+        raise LostPeersError(f"worker {rank} lost a peer in round {round_index}: {error}") from error
 
 
 def _diverged(rank: int, round_index: int, what: str, also: str = "") -> DivergedError:
@@ -247,6 +224,15 @@ def _flat(tensors: list[Tensor], *, out: Tensor | None = None) -> Tensor:
     # NAdam keeps a float on the CPU beside its slots on the GPU.
     device = tensors[0].device
     return torch.cat([tensor.reshape(-1).float().to(device) for tensor in tensors], out=out)
+
+
+def _joined(counters: list[Tensor]) -> Tensor:
+    return torch.cat([torch.zeros(0).double(), *(counter.reshape(-1).double().cpu() for counter in counters)])
+
+
+def _extended(earlier: Tensor, size: int) -> Tensor:
+    # Optimizers make their state at the first step: before, it counts as zero.
+    return nn.functional.pad(earlier, (0, size - len(earlier)))
 
 
 def _all_finite(values: Tensor) -> bool:

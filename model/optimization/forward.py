@@ -5,7 +5,6 @@ Shapes: B examples, C channels, H and W pixels, K classes.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,14 +16,11 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
     from ..config.training import ComputeConfig
 
-# As measured (docs/networks.md). On a GPU, where nothing was measured, `auto` is the default of PyTorch.
-FASTER_CHANNELS_LAST_ON_A_CPU = ZOO
 _COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
 
 
@@ -40,7 +36,8 @@ class Compute:
             raise UserError(f"compute.compile is cuda_graphs, but a worker computes on its {device.type}: use always")
         self._device = device
         self._is_bfloat16 = config.precision == "bfloat16"
-        is_faster = device.type == "cpu" and network in FASTER_CHANNELS_LAST_ON_A_CPU
+        # As measured (docs/networks.md). On a GPU, where nothing was measured, `auto` is the default of PyTorch.
+        is_faster = device.type == "cpu" and network in ZOO
         self._is_channels_last = config.channels_last == "always" or (config.channels_last == "auto" and is_faster)
         if self._is_channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -51,31 +48,11 @@ class Compute:
         """Scores (B, K) in float32. Raises UserError when torch.compile fails."""
         if self._is_channels_last:
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
-            scores_BK = self._forward(images_BCHW)
-        return scores_BK.float()
-
-    @cached_property
-    def _forward(self) -> Callable[[Tensor], Tensor]:
-        # Compiled at the first step, which an evaluation never takes.
-        if self._compile in ("auto", "never"):
-            return self._model
-        mode = "reduce-overhead" if self._compile == "cuda_graphs" else None
-        return _with_user_errors(torch.compile(self._model, mode=mode, dynamic=False))
-
-    def _autocast(self) -> AbstractContextManager[object]:
         # No cache of casts: compiled graphs would keep them alive.
-        return (
-            torch.autocast(self._device.type, torch.bfloat16, cache_enabled=False)
-            if self._is_bfloat16
-            else nullcontext()
-        )
-
-
-def _with_user_errors(compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def forward(images_BCHW: Tensor) -> Tensor:
+        autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_bfloat16, cache_enabled=False)
         try:
-            return compiled(images_BCHW)
+            with autocast:
+                return self._forward(images_BCHW).float()
         except Exception as error:
             if not type(error).__module__.startswith(_COMPILER):
                 raise
@@ -85,4 +62,10 @@ def _with_user_errors(compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor]
                 "and on a GPU Triton: install them on all workers, or set compute.compile to never"
             ) from error
 
-    return forward
+    @cached_property
+    def _forward(self) -> Callable[[Tensor], Tensor]:
+        # Compiled at the first step, which an evaluation never takes.
+        if self._compile in ("auto", "never"):
+            return self._model
+        mode = "reduce-overhead" if self._compile == "cuda_graphs" else None
+        return torch.compile(self._model, mode=mode, dynamic=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,15 +27,13 @@ OPTIMIZERS: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
 }
 _TORCH_NAMES = {"learning_rate_decay": "lr_decay", "initial_accumulator": "initial_accumulator_value"}
-_DEFAULT_BETAS = (0.9, 0.999)
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a config, for the parameters of a model that are not frozen."""
-    given = {name: value for name, value in config.options.items() if name in OPTIONS[config.name]}
-    betas = tuple(given.pop(name, default) for name, default in zip(("beta1", "beta2"), _DEFAULT_BETAS, strict=True))
-    options: dict[str, Any] = {_TORCH_NAMES.get(name, name): value for name, value in given.items()}
-    if "beta1" in OPTIONS[config.name]:
-        options["betas"] = betas
+    known = OPTIONS[config.name]
+    options = {_TORCH_NAMES.get(name, name): value for name, value in config.options.items() if name in known}
+    if "beta1" in known:
+        options["betas"] = options.pop("beta1", 0.9), options.pop("beta2", 0.999)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return OPTIMIZERS[config.name](trained, lr=config.learning_rate, weight_decay=config.weight_decay, **options)

@@ -14,8 +14,8 @@ from torch import nn
 from ..dataset.loader import on_device
 from ..errors import UserError
 from ..networks.classifier import Classifier, build_classifier
+from .fine_tuning import freeze
 from .forward import Compute
-from .freezing import freeze
 from .optimizers import build_optimizer
 
 if TYPE_CHECKING:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 # Whole packages, and single modules where the rest of the package is not needed.
 SHIPPED = (
-    "__init__.py", "errors.py", "config/__init__.py", "config/base.py", "config/former_names.py", "config/image.py",
-    "config/network.py", "images", "networks", "serving",
+    "__init__.py", "errors.py", "config/__init__.py", "config/base.py", "config/image.py", "config/network.py",
+    "images/*.py", "networks/*.py", "serving/*.py",
 )  # fmt: skip
 BATCH = 256
 _LAYERS: TypeAdapter[list[Any]] = TypeAdapter(Layers)
@@ -54,9 +54,22 @@ class ImageModel:
     def load(folder: Path | str) -> ImageModel:
         """Read a stored model without MLflow: the folder `data/classifier` of a registered version's artifacts.
 
-        Executes no code from it. Raises UserError for a network by a factory that is not installed or not allowed.
+        Executes no code from it. Raises UserError for a network by a factory whose package is not installed or not in
+        SHARDMEAN_FACTORIES.
         """
-        return load_model(Path(folder))
+        description, state = read_parts(Path(folder))
+        image = ImageConfig.model_validate(description["image"])
+        with torch.random.fork_rng(devices=[]):  # initialization, overwritten below, draws from it
+            classifier = build_classifier(
+                description["network"],
+                layers=_LAYERS.validate_python(description.get("layers", [])),
+                shape=image.shape,
+                num_classes=len(description["class_names"]),
+                mean=description["mean"],
+                std=description["std"],
+            )
+        classifier.load_state_dict(state)
+        return ImageModel(image, description["class_names"], classifier.eval())
 
     def predict(
         self,
@@ -92,21 +105,16 @@ class ImageModel:
 
 
 def describe(
-    manifest: Manifest,
-    network: str,
-    *,
-    layers: Sequence[Settings] = (),
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
+    manifest: Manifest, network: str, *, layers: Sequence[Settings], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
-    """What a state dict belongs to, as JSON values: images, classes, network, normalization (empty: the DataSet's)."""
+    """What a state dict belongs to, as JSON values: images, classes, network, normalization."""
     return {
         "image": manifest.image.model_dump(),
         "class_names": list(manifest.class_names),
         "network": network,
         "layers": [layer.model_dump() for layer in layers],
-        "mean": list(mean or manifest.mean),
-        "std": list(std or manifest.std),
+        "mean": list(mean),
+        "std": list(std),
     }
 
 
@@ -122,26 +130,6 @@ def read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     description = json.loads((folder / "classifier.json").read_text())
     weights = io.BytesIO((folder / "weights.pt").read_bytes())
     return description, torch.load(weights, map_location="cpu", weights_only=True)
-
-
-def load_model(folder: Path) -> ImageModel:
-    """Read a folder that `save_model` wrote; executes no code from it.
-
-    Raises UserError for a network by a factory whose package is not installed or not in SHARDMEAN_FACTORIES.
-    """
-    description, state = read_parts(folder)
-    image = ImageConfig.model_validate(description["image"])
-    with torch.random.fork_rng(devices=[]):  # initialization, overwritten below, draws from it
-        classifier = build_classifier(
-            description["network"],
-            layers=_LAYERS.validate_python(description.get("layers", [])),
-            shape=image.shape,
-            num_classes=len(description["class_names"]),
-            mean=description["mean"],
-            std=description["std"],
-        )
-    classifier.load_state_dict(state)
-    return ImageModel(image, description["class_names"], classifier.eval())
 
 
 def copy_code(folder: Path) -> Path:
@@ -160,8 +148,8 @@ def copy_code(folder: Path) -> Path:
 def shipped_files() -> dict[str, Path]:
     """The files that loading needs, by their paths within `model`, sorted."""
     package = Path(__file__).parents[1]
-    files = [file for name in SHIPPED for file in _python_files(package / name)]
-    return {file.relative_to(package).as_posix(): file for file in sorted(files)}
+    files = sorted(file for pattern in SHIPPED for file in package.glob(pattern))
+    return {file.relative_to(package).as_posix(): file for file in files}
 
 
 def loader_module(package: Path) -> str:
@@ -169,10 +157,4 @@ def loader_module(package: Path) -> str:
     return f"{package.name}.serving.image_model"
 
 
-def _load_pyfunc(path: str) -> ImageModel:
-    """MLflow's entry point."""
-    return load_model(Path(path))
-
-
-def _python_files(path: Path) -> Iterable[Path]:
-    return [path] if path.suffix == ".py" else path.rglob("*.py")
+_load_pyfunc = ImageModel.load  # MLflow's entry point

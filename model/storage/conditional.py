@@ -54,7 +54,7 @@ def write_if_unchanged(uri: str, data: bytes, version: str | None) -> bool:
         return _put_s3(uri, data, version)
     if not isinstance(system, fs.LocalFileSystem):
         return _compare_and_write(uri, data, version)
-    with filesystem.writing(uri):
+    with filesystem.translated("write", uri):
         if version is None:
             with LocalFile(Path(path).parent, prefix=Path(path).name) as file:
                 file.write(data)
@@ -112,7 +112,7 @@ def _s3_version(uri: str) -> str | None:
 def _put_s3(uri: str, data: bytes, version: str | None) -> bool:
     client, at = _s3(uri)
     condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
-    with filesystem.writing(uri), _as_os_errors():
+    with filesystem.translated("write", uri), _as_os_errors():
         try:
             client.put_object(**at, Body=data, **condition)
         except client.exceptions.ClientError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -42,13 +43,17 @@ def _local_name(uri: str) -> str | None:
 
 
 def absolute(uri: str) -> str:
-    """`uri` with a relative local path made absolute against the working directory.
+    """`uri` with a relative local path made absolute against the working directory, `~` as the user's home.
 
-    Raises UserError for a URI with a password in it: URIs are logged and stored with what is made of them.
+    Raises UserError for a user who is not known, and for a URI with a password in it: URIs are logged and stored with
+    what is made of them.
     """
     path = local_path(uri)
     if path is not None:
-        return str(path.expanduser().absolute())
+        try:
+            return str(path.expanduser().absolute())
+        except RuntimeError as error:
+            raise UserError(f"{uri}: {error} Give the folder's path in full") from error
     if urlsplit(uri).password is not None:
         raise UserError("a URI must hold no password; give it by environment, such as AWS_SECRET_ACCESS_KEY")
     return uri
@@ -179,17 +184,22 @@ def check_writable(folder_uri: str) -> None:
 
 @contextmanager
 def translated(verb: str, uri: str) -> Iterator[None]:
-    """Raise RetryableError for any OSError but FileNotFoundError, which is raised where no file can be there either."""
+    """Raise RetryableError with the remedy for any OSError.
+
+    But to read, list or delete what is not there is a FileNotFoundError, also where no file can be.
+    """
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if verb != "write" and isinstance(error, FileNotFoundError):
+            raise
         if verb == "read" and error.errno in _NO_FILE:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from error
+        remedy = "check the path, permission and network"
+        if verb == "write":
+            remedy = "check permission and free space there, or choose another place"
         raise RetryableError(
-            f"cannot {verb} {uri}: {error.strerror or error}; "
-            "check the path, permission and network, then repeat the command"
+            f"cannot {verb} {uri}: {error.strerror or error}; {remedy}, then repeat the command"
         ) from error
 
 
@@ -200,7 +210,7 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     there is replaced at once, but see `replaces_at_once`. Raises RetryableError with the remedy when the store refuses.
     """
     system, path = locate(uri)
-    with writing(uri):
+    with translated("write", uri):
         if isinstance(system, fs.LocalFileSystem):
             name = PurePosixPath(path).name
             with LocalFile(Path(path).parent, prefix=name) as file:
@@ -209,7 +219,7 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
         elif isinstance(system, fs.HadoopFileSystem):
             folder, name = PurePosixPath(path).parent, PurePosixPath(path).name
             system.create_dir(str(folder), recursive=True)
-            unfinished = str(folder / f".{name}.{os.getpid()}.tmp")
+            unfinished = str(folder / f".{name}.{secrets.token_hex(8)}.tmp")
             _put(system, unfinished, data)
             system.move(unfinished, path)
         else:
@@ -236,7 +246,7 @@ def new_file(folder_uri: str) -> Iterator[NewFile]:
     As whole as one by `write_bytes`, and with the same errors; one that is not published leaves nothing.
     """
     folder = local_path(folder_uri)
-    with writing(folder_uri):
+    with translated("write", folder_uri):
         if folder is None:
             yield _StoreFile(folder_uri)
         else:
@@ -264,18 +274,6 @@ class _StoreFile:
 
 
 NewFile = LocalFile | _StoreFile
-
-
-@contextmanager
-def writing(uri: str) -> Iterator[None]:
-    """Raise RetryableError with the remedy for any OSError."""
-    try:
-        yield
-    except OSError as error:
-        raise RetryableError(
-            f"cannot write {uri}: {error.strerror or error}; "
-            "check permission and free space there, or choose another place, then repeat the command"
-        ) from error
 
 
 def delete(uri: str) -> None:

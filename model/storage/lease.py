@@ -27,13 +27,10 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from ..errors import LeaseLostError, RetryableError
 from . import conditional, filesystem
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 log = logging.getLogger(__name__)
 SILENT_AFTER_S = 30.0
@@ -54,7 +51,7 @@ class Lease:
         self._number = 0
         self._beats = 0
         self._done = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
         """Take the lease. Raises RetryableError that names the holder when another process has it and lives."""
@@ -67,15 +64,13 @@ class Lease:
             match = _NAME.match(name)
             if (match and int(match[1]) < self._number) or name.startswith(_CLAIM):
                 filesystem.delete(filesystem.join(self._uri, name))
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         """Give it back, if it is still ours."""
         self._done.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
         try:
             if self._newest() == self._number:
                 # The number stays taken, so that the next holder's is greater.

@@ -10,7 +10,7 @@ import hashlib
 import io
 import logging
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -69,7 +69,9 @@ def save(folder_uri: str, checkpoint: Checkpoint, *, keep_last: int = 2, keep_ev
     Raises RetryableError when the store refuses.
     """
     stream = io.BytesIO()
-    torch.save({"version": VERSION} | _plain(checkpoint), stream)
+    # Not dataclasses.asdict: it would copy every tensor.
+    values = {**vars(checkpoint), "stages": [list(stage) for stage in checkpoint.stages]}
+    torch.save({"version": VERSION, **values}, stream)
     content = stream.getvalue()
     filesystem.write_bytes(filesystem.join(folder_uri, checkpoint.name), hashlib.sha256(content).digest() + content)
     names = _names(folder_uri)
@@ -118,12 +120,6 @@ def load(uri: str) -> Checkpoint:
         )
     stages = tuple(Stage(*stage) for stage in content.pop("stages"))
     return Checkpoint(**content, stages=stages)
-
-
-def _plain(checkpoint: Checkpoint) -> dict[str, Any]:
-    # Not dataclasses.asdict: it would copy every tensor.
-    values = {one.name: getattr(checkpoint, one.name) for one in fields(checkpoint)}
-    return values | {"stages": [list(stage) for stage in checkpoint.stages]}
 
 
 def _names(folder_uri: str) -> list[str]:

@@ -24,15 +24,12 @@ def primary_failure(failures: list[Failure]) -> Exception:
     for failure in failures:
         if failure.kind != "user" and (failure is first or failure.kind != "peer"):
             log.error("%s failed:\n%s", _where(failure), failure.trace)
-    return UserError(f"{_where(first)}: {first.message}") if first.kind == "user" else _failed(first)
-
-
-def _failed(failure: Failure) -> FailedWorkerError:
-    # On a cluster a worker may be on another host the next time.
-    key = (failure.kind, failure.rank, failure.message)
-    return FailedWorkerError(
-        f"{_where(failure)}: {failure.message}", key if failure.kind in ("diverged", "bug") else None
-    )
+    text = f"{_where(first)}: {first.message}"
+    if first.kind == "user":
+        return UserError(text)
+    # Without the host: on a cluster a worker may be on another one the next time.
+    key = (first.kind, first.rank, first.message)
+    return FailedWorkerError(text, key if first.kind in ("diverged", "bug") else None)
 
 
 def _where(failure: Failure) -> str:
@@ -43,9 +40,13 @@ def describe_lost_worker(
     error: LostWorkerError, last_reports: Mapping[int, Progress], abort_reason: str
 ) -> RetryableError:
     """`error` with the lost worker, its host and the round in which it was last heard of."""
-    where = "a worker"
-    if error.rank is not None:
-        last = last_reports.get(error.rank)
-        heard = f" on {last.host}, last heard of in round {last.round_index}," if last else ""
-        where = f"worker {error.rank}{heard}"
+    where = "a worker" if error.rank is None else last_seen(error.rank, last_reports.get(error.rank))
     return RetryableError(f"{where} was lost: {error}" + (f" ({abort_reason})" if abort_reason else ""))
+
+
+def last_seen(rank: int, last: Progress | None) -> str:
+    """A worker, and by its last report the host and where in its work it was."""
+    if last is None:
+        return f"worker {rank}"
+    when = f"in round {last.round_index}" if last.is_ready else "at its start"
+    return f"worker {rank} on {last.host}, last heard of {when},"

@@ -13,7 +13,6 @@ from .worker_runtime import attempt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from .messages import Failure, Report, Task, Work
 
@@ -37,8 +36,7 @@ class LocalLauncher:
         if self._num_workers == 1:
             return [attempt(work, task, self._device) for task in tasks]
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._num_workers, mp_context=context)
+            self._pool = ProcessPoolExecutor(self._num_workers, mp_context=multiprocessing.get_context("spawn"))
         self._reason = ""
         waiting = [self._pool.submit(attempt, work, task, self._device) for task in tasks]
         try:
@@ -56,13 +54,10 @@ class LocalLauncher:
             for process in list(self._pool._processes.values()):  # noqa: SLF001 - it has no other way to end them
                 process.kill()
 
-    def close(self) -> None:
-        """End the worker processes."""
-        if self._pool is not None:
-            self._pool.shutdown()
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+    def __exit__(self, *error: object) -> None:
+        """End the worker processes."""
+        if self._pool is not None:
+            self._pool.shutdown()

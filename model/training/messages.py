@@ -21,7 +21,7 @@ ReplicaState = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rounds:
-    """Where a segment of training lies in its epoch: rounds `first` to `stop` of the leg after `earlier` ones.
+    """Where a segment of training lies in its epoch: rounds `first` to `stop` of the stage after `earlier` ones.
 
     `first_step` counts the optimizer steps that each worker has taken in the whole training before.
     """
@@ -59,14 +59,13 @@ class Report:
     """What a worker gives back. `state` comes from rank 0, and from every rank where optimizers keep their own."""
 
     rank: int
-    host: str
     num_examples: int = 0
     loss_sum: float = 0.0
     state: ReplicaState | None = None
     evaluation: Evaluation | None = None
     ids: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds by phase of the worker's time: see model.accounting."""
+    """Seconds by phase of the worker's time: see `phase_timer`."""
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ import itertools
 import logging
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from ..config.training import LOWEST_IS_BEST
 from ..dataset.epoch_layout import PLAN_VERSION
-from ..dataset.sampler import EpochPlan, Stage
+from ..dataset.sampler import Stage
 from ..errors import FailedWorkerError, LostLauncherError, LostWorkerError, RetryableError, UserError
 from ..evaluation.evaluator import Evaluation
 from ..optimization.fine_tuning import PretrainedModel, load_pretrained
@@ -28,17 +29,36 @@ from .watchdog import HangDetector, watchdog
 from .worker import NUM_MISTAKES, evaluate_split, plan_training, train_rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from ..config.training import MetricName, TrainingConfig
     from ..dataset.manifest import Split
     from ..dataset.reader import Dataset
-    from ..distributed.store import Address, Progress
-    from .launcher import Launcher
+    from ..dataset.sampler import EpochPlan
+    from ..distributed.rendezvous import Rendezvous
+    from ..distributed.store import Address
 
 GRACE_S = 5
 log = logging.getLogger(__name__)
+
+
+class Launcher(Protocol):
+    """What runs the workers, as processes of this machine or Spark's barrier jobs.
+
+    Tasks of one call run side by side, and each gives a report or a failure.
+    """
+
+    rendezvous: Rendezvous
+
+    def num_slots(self) -> int:
+        """How many workers can run side by side now."""
+
+    def run(self, work: Work, tasks: Sequence[Task]) -> list[Report | Failure]:
+        """Run one task per worker. Raises RetryableError when workers were lost."""
+
+    def cancel(self, reason: str) -> None:
+        """End the running tasks, from another thread; `run` then raises RetryableError with this reason."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +125,15 @@ class Trainer:
         name = f"epoch {state.epoch + 1}"
         num_before = round(state.running.get("num_examples", 0))
         total = self.dataset.manifest.num_examples("train")
-        stages: tuple[Stage, ...] = ()
+        plan: EpochPlan
+        rounds: Rounds
 
         def tasks() -> tuple[list[ReplicaState], dict[str, Any]]:
-            nonlocal stages
-            stages, rounds = self._next_rounds(state)
-            return _states(state, stages[-1].num_workers), {"rounds": rounds}
+            nonlocal plan, rounds
+            plan, rounds = self._next_rounds(state)
+            common = {"model": state.model, "outer_momentum": state.outer_momentum}
+            optimizers = itertools.islice(itertools.cycle(state.optimizers), plan.num_workers)
+            return [{**common, "optimizer": optimizer} for optimizer in optimizers], {"rounds": rounds}
 
         with progress_reporter(
             name, total, num_before=num_before, epoch=state.epoch, on_progress=self.on_progress
@@ -118,42 +141,36 @@ class Trainer:
             reports, retry_s = self._run(train_rounds, tasks, watch=watch)
         evaluation = _evaluation(reports) if reports[0].evaluation is not None else None
         seconds = time.monotonic() - started
-        new = merged(state, stages, reports, evaluation, self._plan(state, stages), seconds=seconds, retry_s=retry_s)
+        new = merged(state, plan, rounds, reports, evaluation, seconds=seconds, retry_s=retry_s)
         seen = new.running["num_examples"] if not new.ends_epoch else new.history[-1]["examples"]
         assert new.ends_epoch is (seen == total), "every example is seen exactly once an epoch"
         return self._judged(new) if new.ends_epoch else new
 
-    def _next_rounds(self, state: Checkpoint) -> tuple[tuple[Stage, ...], Rounds]:
-        """The epoch's stages as they are after the next segment, which is in the last; and that segment's rounds."""
+    def _next_rounds(self, state: Checkpoint) -> tuple[EpochPlan, Rounds]:
+        """The plan of the stage that the next segment is in, and that segment's rounds."""
         num_workers = self._num_workers(state)
         *earlier, last = state.stages or (Stage(num_workers, 0),)
         if last.num_workers != num_workers:
             log.warning("going on with %d workers in place of %d", num_workers, last.num_workers)
             earlier, last = [*earlier, last] if last.num_rounds else earlier, Stage(num_workers, 0)
-        plan = self._plan(state, (*earlier, last))
+        # An epoch that another version began goes on by its plan, so that each example is seen once.
+        version = PLAN_VERSION if state.ends_epoch else state.plan_version
+        manifest, epoch = self.dataset.manifest, state.epoch
+        plan = plan_training(
+            self.config, manifest, epoch=epoch, num_workers=num_workers, earlier=earlier, version=version
+        )
         every_rounds = self.config.checkpoint_every_rounds or plan.num_rounds
         stop = min(plan.num_rounds, last.num_rounds + every_rounds)
         rounds = Rounds(
-            epoch=state.epoch,
+            epoch=epoch,
             first=last.num_rounds,
             stop=stop,
             earlier=tuple(earlier),
             first_step=state.num_steps,
             ends_epoch=stop == plan.num_rounds,
-            plan_version=_plan_version(state),
+            plan_version=version,
         )
-        return (*earlier, Stage(num_workers, stop)), rounds
-
-    def _plan(self, state: Checkpoint, stages: Sequence[Stage]) -> EpochPlan:
-        *earlier, last = stages
-        return plan_training(
-            self.config,
-            self.dataset.manifest,
-            epoch=state.epoch,
-            num_workers=last.num_workers,
-            earlier=earlier,
-            version=_plan_version(state),
-        )
+        return plan, rounds
 
     def _num_workers(self, state: Checkpoint) -> int:
         """Workers for the next segment: all that are wanted, or after a wait as many as there are slots."""
@@ -180,9 +197,9 @@ class Trainer:
 
         Returns the reports, and the seconds that failed tries took.
         """
-        begun, retry_s = time.monotonic(), 0.0
+        begun, num_failed, retry_s = time.monotonic(), 0, 0.0
         earlier: set[tuple[str, int, str]] = set()
-        for retry in itertools.count(1):
+        while True:
             try:
                 states, other = tasks()
                 return self._run_once(work, states, watch=watch, **other), retry_s
@@ -192,20 +209,18 @@ class Trainer:
                 key = error.repeated_key if isinstance(error, FailedWorkerError) else None
                 if key in earlier:
                     raise UserError(f"{error} (failed identically twice; not retrying)") from error
-                if retry > self.config.max_segment_retries:
+                num_failed += 1
+                if num_failed > self.config.max_segment_retries:
                     raise
                 if key is not None:
                     earlier.add(key)
-                log.warning("%s; trying again (%d of %d)", error, retry, self.config.max_segment_retries)
+                log.warning("%s; trying again (%d of %d)", error, num_failed, self.config.max_segment_retries)
                 retry_s = time.monotonic() - begun
-        raise AssertionError("the loop ends by return or raise")
 
     def _run_once(self, work: Work, states: list[ReplicaState], *, watch: Watch | None, **other: Any) -> list[Report]:
-        address = self.launcher.rendezvous.new_address()
-
-        def get_progress() -> Mapping[int, Progress]:
-            return self.launcher.rendezvous.progress(address, len(states))
-
+        rendezvous = self.launcher.rendezvous
+        address = rendezvous.new_address()
+        get_progress = partial(rendezvous.progress, address, len(states))
         if watch:
             watch(get_progress)
         tasks = [
@@ -226,9 +241,9 @@ class Trainer:
             with self._watched(get_progress, address, len(states)):
                 results = self.launcher.run(work, tasks)
         except LostWorkerError as error:
-            raise describe_lost_worker(error, get_progress(), self.launcher.rendezvous.abort_reason(address)) from error
+            raise describe_lost_worker(error, get_progress(), rendezvous.abort_reason(address)) from error
         finally:
-            self.launcher.rendezvous.end(address)
+            rendezvous.end(address)
         failures = [result for result in results if isinstance(result, Failure)]
         if failures:
             raise primary_failure(failures)
@@ -254,22 +269,6 @@ class Trainer:
         if all(last > earlier for earlier in before):
             return replace(state, best_epoch=state.epoch, best_model=state.model)
         return state
-
-
-def _plan_version(state: Checkpoint) -> int:
-    # An epoch that another version began goes on by its plan, so that each example is seen once.
-    return PLAN_VERSION if state.ends_epoch else state.plan_version
-
-
-def _states(state: Checkpoint, num_workers: int) -> list[ReplicaState]:
-    return [
-        {
-            "model": state.model,
-            "optimizer": state.optimizers[rank % len(state.optimizers)],
-            "outer_momentum": state.outer_momentum,
-        }
-        for rank in range(num_workers)
-    ]
 
 
 def score(metrics: dict[str, float], metric: MetricName, *, is_validated: bool) -> tuple[float, float]:

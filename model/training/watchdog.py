@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import LostLauncherError, RetryableError
+from .failures import last_seen
 from .progress import run_periodically
 
 if TYPE_CHECKING:
@@ -23,17 +24,17 @@ def watchdog(check: Callable[[], str | None], end: Callable[[str], None], *, int
     """
     failures: list[Exception] = []
 
-    def reason_to_end() -> str | None:
+    def watch() -> None:
+        reason = None
         if not failures:
             try:
-                return check()
+                reason = check()
             except Exception as error:
                 failures.append(error)
-        return _failed(failures[0])
-
-    def watch() -> None:
+        if failures:
+            reason = _failed(failures[0])
         # Called again and again while there is a reason, as `end` may fail too.
-        if (reason := reason_to_end()) is not None:
+        if reason is not None:
             end(reason)
 
     try:
@@ -84,12 +85,5 @@ class HangDetector:
         if not silent:
             return None
         _, since_s, rank = min(silent)
-        last = self._last[rank][0]
-        where = f"worker {rank}"
-        if last:
-            where += f" on {last.host}, last heard of {_when(last)},"
+        where = last_seen(rank, self._last[rank][0])
         return f"{where} has not reported for {now_s - since_s:.0f} s; the limit is timeout_s"
-
-
-def _when(last: Progress) -> str:
-    return f"in round {last.round_index}" if last.is_ready else "at its start"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import traceback
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -25,29 +25,15 @@ from .messages import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
     from .messages import Report, Task, Work
 
 
 log = logging.getLogger(__name__)
-# The errors by which a worker notices that another left or stopped it. Process groups raise torch's own.
-PEER_ERRORS = (PeerError, DistError)
 
 
 def attempt(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
     """Run a task and give its error back as a value: the driver then knows who failed and why."""
-    try:
-        return _attempted(work, task, device)
-    finally:
-        # Only here, since an error keeps alive all that its frames hold. Spark may give the next task of this process
-        # another GPU, and this GPU to another process.
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch gives it no types
-            with suppress(RuntimeError):  # after an error of CUDA there is nothing to free
-                torch.cuda.empty_cache()
-
-
-def _attempted(work: Work, task: Task, device: str | Callable[[], str]) -> Report | Failure:
     try:
         _store(task).publish_progress(Progress(socket.gethostname()))
         this_environment().check_same(task.environment)
@@ -58,6 +44,12 @@ def _attempted(work: Work, task: Task, device: str | Callable[[], str]) -> Repor
         with suppress(RuntimeError):
             _store(task).mark_done(error)
         return failure
+    finally:
+        # Here the error is gone, which kept alive all that its frames hold. Spark may give the next task of this
+        # process another GPU, and this GPU to another process.
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch gives it no types
+            with suppress(RuntimeError):  # after an error of CUDA there is nothing to free
+                torch.cuda.empty_cache()
 
 
 def _within_memory(work: Work, task: Task, device: str) -> Report:
@@ -87,7 +79,7 @@ def _described(task: Task, error: Exception) -> tuple[str, str, str]:
             return "diverged", text, trace
         case RetryableError() | OSError():
             return "retryable", text, trace
-        case _ if isinstance(error, PEER_ERRORS):
+        case PeerError() | DistError():  # process groups raise torch's own when another left or stopped this one
             return "peer", text, trace
     return "bug", f"{type(error).__name__}: {text}", trace
 
@@ -110,14 +102,9 @@ def open_dataset(uri: str, digest: str, *, cache_bytes: int = 0) -> Dataset:
 
 def join_group(task: Task, device: str, *, sums: bool) -> WorkerGroup:
     """Join the task's segment: workers that train sum, those that evaluate only report."""
+    allow_shared_gpu = task.config.allow_shared_gpu
     return WorkerGroup(
-        task.address,
-        rank=task.rank,
-        num_workers=task.num_workers,
-        timeout_s=task.config.timeout_s,
-        sums=sums,
-        device=device,
-        allow_shared_gpu=task.config.allow_shared_gpu,
+        _store(task), num_workers=task.num_workers, sums=sums, device=device, allow_shared_gpu=allow_shared_gpu
     )
 
 
@@ -131,7 +118,9 @@ def seeded(task: Task, device: str) -> Iterator[None]:
     torch.set_flush_denormal(True)
     try:
         # Of the task's own device only: to save the random state of all would initialize every GPU.
-        with _current(device), torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
+        # -1: none.
+        current = torch.cuda.device(-1 if device == "cpu" else device)
+        with current, torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
             position = (task.rounds.epoch, task.rounds.first, len(task.rounds.earlier)) if task.rounds else (0, 0, 0)
             seeds = np.random.SeedSequence([task.config.seed, *position, task.rank])
             seed = int(seeds.generate_state(1)[0])
@@ -142,10 +131,6 @@ def seeded(task: Task, device: str) -> Iterator[None]:
     finally:
         torch.set_flush_denormal(flushed)
         torch.set_num_threads(num_threads)
-
-
-def _current(device: str) -> AbstractContextManager[object]:
-    return nullcontext() if device == "cpu" else torch.cuda.device(device)
 
 
 def flushes_denormals() -> bool:

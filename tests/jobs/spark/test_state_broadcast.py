@@ -42,7 +42,7 @@ def tasks_with(launcher, optimizers, *, rounds=None, **config) -> list[Task]:
 
 
 def _echo(task: Task, _device: str) -> Report:
-    return Report(task.rank, "here", state=task.state)
+    return Report(task.rank, state=task.state)
 
 
 @pytest.mark.parametrize("large_bytes", [1, 500_000, 10**9])

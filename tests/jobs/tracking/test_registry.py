@@ -62,7 +62,9 @@ class Shelf:
     def add(self, manifest: Manifest, folder: Path) -> str:
         m, classifier = manifest, folder / "data" / "classifier"
         net = build_classifier("small_cnn", shape=m.image.shape, num_classes=2, mean=m.mean, std=m.std)
-        image_model.save_model(classifier, image_model.describe(m, "small_cnn"), dict(net.state_dict()))
+        image_model.save_model(
+            classifier, image_model.describe(m, "small_cnn", layers=[], mean=m.mean, std=m.std), dict(net.state_dict())
+        )
         return str(self.client.create_model_version(NAME, source=str(folder)).version)
 
     def set_aliases(self, version: str, champion_metrics=None) -> list[str]:
@@ -213,7 +215,7 @@ def register(shelf, run_id):
     """A function that registers the run's model and gives the version."""
     m = shelf.manifest
     net = build_classifier("small_cnn", shape=m.image.shape, num_classes=2, mean=m.mean, std=m.std)
-    state, model_spec = dict(net.state_dict()), image_model.describe(m, "small_cnn")
+    state, model_spec = dict(net.state_dict()), image_model.describe(m, "small_cnn", layers=[], mean=m.mean, std=m.std)
     final = Checkpoint(1, state, [None], model_spec=model_spec, best_epoch=1, best_model=state)
     return lambda: registry.register(shelf.client, run_id, NAME, final, EXAMPLE)
 

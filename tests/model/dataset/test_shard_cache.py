@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -88,6 +89,19 @@ def test_one_that_cannot_be_written_is_done_without(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert store.read(cache, A) == store.content(A)
     assert "the shard cache can't be used" in caplog.text
+
+
+def test_one_that_has_become_read_only_is_done_without(tmp_path, caplog, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    store, cache = Store(), ShardCache(tmp_path, 1000)
+    store.read(cache, A)
+    for name in ("utime", "fsync"):
+        monkeypatch.setattr(os, name, refuse)
+    with caplog.at_level(logging.WARNING):
+        assert store.read(cache, A) == store.content(A)
+    assert "Read-only file system" in caplog.text
 
 
 def test_what_is_not_a_shard_is_neither_counted_nor_deleted(tmp_path):

@@ -177,6 +177,7 @@ def test_too_few_examples_to_shuffle_are_an_error_and_else_leave_readers_without
         ({"rank": 1}, "rank is 1 and num_ranks is None: give both or neither"),
         ({"rank": 2, "num_ranks": 2}, "rank is 2, expected 0 to num_ranks - 1, and num_ranks is 2"),
         ({"batch_size": 0}, "batch_size is 0 .*expected 1 or more"),
+        ({"seed": -1}, "seed is -1, expected 0 or more"),
         ({"buffer_bytes": 0}, "buffer_bytes is 0: expected 1 or more"),
     ],
 )

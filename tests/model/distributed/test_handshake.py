@@ -204,11 +204,8 @@ class Attacker:
 
 
 def joined(address: Address, rank: int, num_workers: int = 3, timeout_s: float = 5) -> TcpAllReduce:
-    return TcpAllReduce(
-        WorkerStore(address, rank=rank, timeout_s=timeout_s), address,
-        rank=rank, num_workers=num_workers, own_host="127.0.0.1", timeout_s=timeout_s,
-        on_bytes=lambda: None,
-    )  # fmt: skip
+    store = WorkerStore(address, rank=rank, timeout_s=timeout_s)
+    return TcpAllReduce(store, num_workers=num_workers, own_host="127.0.0.1", on_bytes=lambda: None)
 
 
 def forgeries(address: Address, attacker: Attacker) -> dict[str, str | bytes]:

@@ -86,10 +86,8 @@ def in_processes() -> Iterator[Callable[[Callable[[Address, int], Any]], list[An
         yield results
 
 
-def group(store: WorkerStore, rank: int, timeout_s: float = 60) -> ProcessGroupAllReduce:
-    return ProcessGroupAllReduce(
-        store, backend="gloo", device="cpu", rank=rank, num_workers=NUM_WORKERS, timeout_s=timeout_s
-    )
+def group(store: WorkerStore) -> ProcessGroupAllReduce:
+    return ProcessGroupAllReduce(store, backend="gloo", device="cpu", num_workers=NUM_WORKERS)
 
 
 def _sums(address: Address, rank: int) -> list[torch.Tensor]:
@@ -97,7 +95,7 @@ def _sums(address: Address, rank: int) -> list[torch.Tensor]:
     results = []
     for number, dtype in enumerate((torch.float32, torch.bfloat16)):
         store = WorkerStore(replace(address, prefix=f"{address.prefix}/{number}"), rank=rank, timeout_s=60)
-        reducer = group(store, rank)
+        reducer = group(store)
         try:
             for size in (1, 7, 1000):
                 values = values_of(rank, size)
@@ -122,7 +120,8 @@ def test_a_group_sums_in_float32_and_leaves_no_group_behind(in_processes):
 def _waits_for_a_sum(address: Address, rank: int, *, fails: bool, dtype: torch.dtype = torch.float32) -> str:
     """The error of worker 0, which waits for a sum while worker 1 stays in the group and fails or hangs."""
     store = WorkerStore(address, rank=rank, timeout_s=60)
-    reducer = group(store, rank, timeout_s=60 if fails else 1)
+    store.timeout_s = 60 if fails else 1
+    reducer = group(store)
     try:
         if rank == 1:
             if fails:
@@ -168,7 +167,7 @@ class Sum:
 def test_waiting_for_long_takes_no_core():
     """For a short sum it checks without a pause."""
     reducer = ProcessGroupAllReduce.__new__(ProcessGroupAllReduce)
-    reducer._store, reducer._timeout_s = None, 60
+    reducer._store = SimpleNamespace(timeout_s=60)
     short, long = Sum(0.0001), Sum(0.5)
     reducer._wait(short)
     started = time.thread_time()
@@ -186,8 +185,7 @@ def test_nccl_raises_its_errors_and_the_environment_is_restored(monkeypatch):
         monkeypatch.delenv(name, raising=False)
         if before is not None:
             monkeypatch.setenv(name, before)
-        ProcessGroupAllReduce(
-            SimpleNamespace(tcp_store=None), backend="nccl", device="cuda:1", rank=0, num_workers=2, timeout_s=60
-        )
+        store = SimpleNamespace(tcp_store=None, rank=0, timeout_s=60)
+        ProcessGroupAllReduce(store, backend="nccl", device="cuda:1", num_workers=2)
         assert os.environ.get(name) == before
     assert [environment[name] for environment in seen] == ["0", "0"]

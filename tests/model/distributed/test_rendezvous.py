@@ -50,7 +50,9 @@ def test_a_driver_may_have_an_ipv6_address():
 
 def test_strangers_that_list_its_keys_do_not_learn_the_secret(rendezvous, address):
     with ThreadPoolExecutor(2) as pool:
-        groups = list(pool.map(lambda rank: WorkerGroup(address, rank=rank, num_workers=2, timeout_s=5), range(2)))
+        groups = list(
+            pool.map(lambda rank: WorkerGroup(WorkerStore(address, rank=rank, timeout_s=5), num_workers=2), range(2))
+        )
     stranger = TCPStore(address.host, address.port, None, False)
     found = [part for key in stranger.list_keys() for part in (key, stranger.get(key).decode())]
     for group in groups:
@@ -63,11 +65,11 @@ def test_strangers_that_list_its_keys_do_not_learn_the_secret(rendezvous, addres
 
 def test_a_connection_that_broke_between_segments_is_made_anew(rendezvous, address):
     sockets_before = set(sockets_to(rendezvous.new_address()))
-    WorkerGroup(rendezvous.new_address(), rank=0, num_workers=1, timeout_s=5)
+    WorkerGroup(WorkerStore(rendezvous.new_address(), rank=0, timeout_s=5), num_workers=1)
     for number in set(sockets_to(rendezvous.new_address())) - sockets_before:
         with socket.socket(fileno=os.dup(number)) as connection:
             connection.shutdown(socket.SHUT_RDWR)
-    with WorkerGroup(address, rank=0, num_workers=1, timeout_s=5):
+    with WorkerGroup(WorkerStore(address, rank=0, timeout_s=5), num_workers=1):
         assert not rendezvous.progress(address, 1)[0].is_done
 
 
@@ -91,7 +93,7 @@ def test_an_error_stops_the_peers_before_the_group_closes_and_the_worker_is_done
             seen.append((broken, rendezvous.abort_reason(address), rendezvous.progress(address, 1)[0].is_done))
             raise RuntimeError("NCCL")
 
-    group = WorkerGroup(address, rank=0, num_workers=1, timeout_s=5)
+    group = WorkerGroup(WorkerStore(address, rank=0, timeout_s=5), num_workers=1)
     group._reducer = Group()
 
     def work() -> None:
@@ -110,7 +112,8 @@ def test_an_error_stops_the_peers_before_the_group_closes_and_the_worker_is_done
 
 def test_a_worker_that_is_alone_sends_nothing_from_its_device_to_the_cpu(rendezvous):
     assert (
-        WorkerGroup(rendezvous.new_address(), rank=0, num_workers=1, timeout_s=5, device="cuda:1").sums_on == "cuda:1"
+        WorkerGroup(WorkerStore(rendezvous.new_address(), rank=0, timeout_s=5), num_workers=1, device="cuda:1").sums_on
+        == "cuda:1"
     )
 
 
@@ -120,7 +123,7 @@ def test_a_worker_in_a_large_sum_reports_while_bytes_move(rendezvous, address, m
     seen: list[int] = []
 
     def work(rank: int) -> None:
-        with WorkerGroup(address, rank=rank, num_workers=2, timeout_s=5) as group:
+        with WorkerGroup(WorkerStore(address, rank=rank, timeout_s=5), num_workers=2) as group:
             for _ in range(2):
                 seen.append(rendezvous.progress(address, 2)[rank].num_reports)
                 group.all_reduce(torch.ones(5_000_000))
@@ -134,7 +137,7 @@ def test_a_worker_in_a_large_sum_reports_while_bytes_move(rendezvous, address, m
 
 
 def test_a_report_within_a_sum_says_what_came_too_soon_after_the_one_before(rendezvous, address, monkeypatch):
-    group = WorkerGroup(address, rank=0, num_workers=1, timeout_s=5)
+    group = WorkerGroup(WorkerStore(address, rank=0, timeout_s=5), num_workers=1)
     monkeypatch.setattr("shardmean.model.distributed.rendezvous.PROGRESS_INTERVAL_S", 1000)
     group.report(lambda last: replace(last, round_index=last.round_index + 1))
     assert rendezvous.progress(address, 1)[0].round_index == 0
@@ -148,7 +151,7 @@ def test_a_worker_in_a_large_sum_sees_an_abort(rendezvous, address, monkeypatch)
     are_connected = threading.Barrier(2)
 
     def work(rank: int) -> str:
-        group = WorkerGroup(address, rank=rank, num_workers=2, timeout_s=5)
+        group = WorkerGroup(WorkerStore(address, rank=rank, timeout_s=5), num_workers=2)
         are_connected.wait()
         rendezvous.abort(address, "worker 2 found no data")
         with pytest.raises((AbortedError, LostPeersError)) as stopped, group:
@@ -174,7 +177,7 @@ def test_of_a_segment_that_ended_only_the_abort_flag_is_left(rendezvous):
 def test_workers_that_do_not_publish_their_device_are_named(rendezvous):
     expected = r"worker 0 could not reach workers 1, 2: no device/1, device/2 after 1 s"
     with pytest.raises(MissingPeersError, match=expected):
-        WorkerGroup(rendezvous.new_address(), rank=0, num_workers=3, timeout_s=1)
+        WorkerGroup(WorkerStore(rendezvous.new_address(), rank=0, timeout_s=1), num_workers=3)
 
 
 def test_workers_of_which_only_some_have_a_gpu_fail_at_once(rendezvous, address, monkeypatch):
@@ -184,7 +187,7 @@ def test_workers_of_which_only_some_have_a_gpu_fail_at_once(rendezvous, address,
 
     def join(rank: int, device: str) -> str:
         with pytest.raises(UserError) as refused:
-            WorkerGroup(address, rank=rank, num_workers=2, timeout_s=300, device=device)
+            WorkerGroup(WorkerStore(address, rank=rank, timeout_s=300), num_workers=2, device=device)
         return str(refused.value)
 
     with ThreadPoolExecutor(2) as pool:

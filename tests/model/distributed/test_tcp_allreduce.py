@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import socket
 import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +36,12 @@ class FakeStore:
         self._values: dict[str, str] = {}
         self._changed = threading.Condition()
 
+    def seen_by(self, rank: int, timeout_s: float) -> FakeStore:
+        """The same keys, as one worker's store."""
+        store = copy.copy(self)
+        store.address, store.rank, store.timeout_s = ADDRESS, rank, timeout_s
+        return store
+
     def set(self, key: str, value: str) -> None:
         with self._changed:
             self._values[key] = value
@@ -51,10 +59,9 @@ class FakeStore:
 def connected(
     store: FakeStore | WorkerStore, rank: int, num_workers: int, *, own_host: str = "127.0.0.1", timeout_s: float = 10
 ) -> TcpAllReduce:
-    return TcpAllReduce(
-        store, ADDRESS, rank=rank, num_workers=num_workers, own_host=own_host, timeout_s=timeout_s,
-        on_bytes=lambda: None,
-    )  # fmt: skip
+    if isinstance(store, FakeStore):
+        store = store.seen_by(rank, timeout_s)
+    return TcpAllReduce(store, num_workers=num_workers, own_host=own_host, on_bytes=lambda: None)
 
 
 def together(num_workers: int, work: Callable[[int, TcpAllReduce], Any], timeout_s: float = 10) -> list[Any]:
@@ -207,6 +214,26 @@ def test_a_stranger_takes_nobodys_place_and_fails_no_segment(monkeypatch, visit)
     assert sums(VisitedStore(visit), 2) == [2.0, 2.0]
 
 
+def test_strangers_that_keep_coming_do_not_put_off_the_timeout():
+    store, is_over = FakeStore(), threading.Event()
+
+    def visit() -> None:
+        host, port = store.get("peer/0").split()
+        while not is_over.wait(0.05):
+            with suppress(OSError):
+                socket.create_connection((host, int(port)), 1).close()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(visit)
+        try:
+            with pytest.raises(
+                MissingPeersError, match=r"^worker 0 could not reach worker 1: no connection after 0\.3"
+            ):
+                connected(store, 0, 2, timeout_s=0.3)
+        finally:
+            is_over.set()
+
+
 @pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
 def test_workers_connect_by_ipv6():
     assert sums(FakeStore(), 2, "::1") == [2.0, 2.0]
@@ -268,4 +295,4 @@ def test_a_worker_that_waits_for_another_sees_that_the_segment_is_aborted(rendez
         address = rendezvous.new_address()
         rendezvous.abort(address, "worker 1 found no data")
         with pytest.raises(AbortedError, match=f"worker {rank} was stopped: worker 1 found no data"):
-            connected(WorkerStore(address, rank=rank, timeout_s=60), rank, 2 + rank, timeout_s=60)
+            connected(WorkerStore(address, rank=rank, timeout_s=60), rank, 2 + rank)

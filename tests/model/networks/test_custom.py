@@ -142,13 +142,14 @@ def test_a_stored_model_has_what_its_network_needs(factories, tiny_data, tmp_pat
         monkeypatch.setattr("shardmean.model.networks.resnet._check_size", lambda shape, fewest: None)
     model = build_model(config, tiny_data.manifest).eval()
     state = dict(model.state_dict())
-    model_spec = image_model.describe(tiny_data.manifest, network, layers=config.layers)
+    manifest = tiny_data.manifest
+    model_spec = image_model.describe(manifest, network, layers=config.layers, mean=manifest.mean, std=manifest.std)
     image_model.save_model(tmp_path / "stored", model_spec, state)
-    loaded = image_model.load_model(tmp_path / "stored")
+    loaded = image_model.ImageModel.load(tmp_path / "stored")
     images = torch.arange(2 * 192, dtype=torch.uint8).reshape(2, *shape)
     assert torch.equal(loaded.classifier(images), model(images))
     assert json.loads((tmp_path / "stored" / "classifier.json").read_text())["network"] == network
     if ":" in network:
         monkeypatch.delenv("SHARDMEAN_FACTORIES")
         with pytest.raises(UserError, match="and where a model made of it is loaded"):
-            image_model.load_model(tmp_path / "stored")
+            image_model.ImageModel.load(tmp_path / "stored")

@@ -11,8 +11,7 @@ from torch import nn
 from shardmean.model.config.training import TrainingConfig
 from shardmean.model.errors import UserError
 from shardmean.model.networks.classifier import Classifier
-from shardmean.model.optimization.fine_tuning import PretrainedModel, normalized_as
-from shardmean.model.optimization.freezing import freeze
+from shardmean.model.optimization.fine_tuning import PretrainedModel, freeze, normalized_as
 from shardmean.model.optimization.replica import build_model
 from tests.model.fitting import batches_by_hand, bits, fit, fresh_lenet, plan_of, step, training
 

@@ -62,7 +62,7 @@ def test_post_local_training_is_synchronous_for_the_given_steps_and_local_after(
         for batch in list(batches_by_hand(lenet_data, plan, rank))[1:]:
             step(replica, own, *batch)
         replicas.append(replica.state_dict())
-    weights = [plan.num_examples(rank) / 61 for rank in range(2)]
+    weights = [plan.examples_in_round(rank, 0) / 61 for rank in range(2)]
     averaging = {"frequency": "epoch", "synchronous_steps": 5}
     state = fit(
         training(lenet_data, launchers, optimizer={"name": "sgd"}, averaging=averaging, num_epochs=2, num_workers=2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from shardmean.model.config.training import AveragingConfig
 from shardmean.model.distributed.rendezvous import Rendezvous, WorkerGroup
+from shardmean.model.distributed.store import WorkerStore
 from shardmean.model.optimization.averaging import Averager
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def group_of(rendezvous: Rendezvous, num_workers: int) -> list[WorkerGroup]:
     address = rendezvous.new_address()
     with ThreadPoolExecutor(num_workers) as pool:
         ranks = range(num_workers)
-        return list(pool.map(lambda r: WorkerGroup(address, rank=r, num_workers=num_workers, timeout_s=30), ranks))
+        return list(
+            pool.map(lambda r: WorkerGroup(WorkerStore(address, rank=r, timeout_s=30), num_workers=num_workers), ranks)
+        )
 
 
 class Worker:

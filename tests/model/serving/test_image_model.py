@@ -55,7 +55,8 @@ def classifier(dataset) -> Classifier:
 @pytest.fixture(scope="module")
 def folder(dataset, classifier, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "classifier"
-    model_spec = image_model.describe(dataset.manifest, "small_cnn")
+    m = dataset.manifest
+    model_spec = image_model.describe(m, "small_cnn", layers=[], mean=m.mean, std=m.std)
     image_model.save_model(folder, model_spec, dict(classifier.state_dict()))
     return folder
 
@@ -78,14 +79,14 @@ def probabilities_of(answer: pd.DataFrame) -> np.ndarray:
 
 
 def test_a_loaded_model_answers_as_the_classifier(folder, files, expected):
-    answer = image_model.load_model(folder).predict(files)
+    answer = image_model.ImageModel.load(folder).predict(files)
     np.testing.assert_allclose(probabilities_of(answer), expected, rtol=1e-6)
     assert answer["label"].tolist() == [CLASS_NAMES[best] for best in expected.argmax(axis=1)]
     np.testing.assert_allclose(answer["probability"], expected.max(axis=1), rtol=1e-6)
 
 
 def test_lists_and_frames_give_the_same(folder, files, expected):
-    model = image_model.load_model(folder)
+    model = image_model.ImageModel.load(folder)
     frame = pd.DataFrame({"image": files, "other": range(len(files))})
     for given in (frame, tuple(files), [bytearray(data) for data in files], pd.Series(files)):
         np.testing.assert_allclose(probabilities_of(model.predict(given)), expected, rtol=1e-6)
@@ -93,14 +94,14 @@ def test_lists_and_frames_give_the_same(folder, files, expected):
 
 @pytest.mark.parametrize("given", [[], pd.DataFrame({"image": []})])
 def test_no_images_give_no_rows(folder, given):
-    answer = image_model.load_model(folder).predict(given)
+    answer = image_model.ImageModel.load(folder).predict(given)
     assert list(answer.columns) == ["label", "probability", "probabilities"]
     assert len(answer) == 0
 
 
 def test_more_images_than_a_batch_keep_their_order(folder, files, expected, monkeypatch):
     monkeypatch.setattr(image_model, "BATCH", 2)
-    answer = image_model.load_model(folder).predict(files)
+    answer = image_model.ImageModel.load(folder).predict(files)
     np.testing.assert_allclose(probabilities_of(answer), expected, rtol=1e-5)
 
 
@@ -113,12 +114,12 @@ def test_more_images_than_a_batch_keep_their_order(folder, files, expected, monk
 def test_an_error_names_the_images_index(folder, files, monkeypatch, bad, message, batch):
     monkeypatch.setattr(image_model, "BATCH", batch)
     with pytest.raises(ValueError, match=f"^{message}"):
-        image_model.load_model(folder).predict([*files[:3], bad, *files[3:]])
+        image_model.ImageModel.load(folder).predict([*files[:3], bad, *files[3:]])
 
 
 def test_loading_leaves_the_programs_random_numbers_alone(folder):
     before = torch.get_rng_state()
-    image_model.load_model(folder)
+    image_model.ImageModel.load(folder)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -160,8 +161,8 @@ def test_the_copied_package_loads_without_shardmean(folder, expected, elsewhere,
     # An installed Shardmean must not help: importing it is made to fail.
     script = LOAD.format(
         before="sys.modules |= dict.fromkeys(['shardmean', 'pyspark', 'mlflow', 'pyarrow'])\n"
-        f"from {image_model.loader_module(package)} import load_model",
-        load="load_model(Path(sys.argv[1]))",
+        f"from {image_model.loader_module(package)} import ImageModel",
+        load="ImageModel.load(Path(sys.argv[1]))",
     )
     answer = run_elsewhere(script, elsewhere[0], [code], folder, *elsewhere[1])
     check_answer(answer, expected)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shardmean.model.errors import UserError
 from shardmean.model.storage import filesystem
+from tests.model.like_hdfs import pretend_hdfs
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
     lambda name: name not in (".", "..")
@@ -66,6 +67,25 @@ def test_a_packed_file_is_read_as_it_stands(new_bucket):
 def test_wrong_uris_are_the_callers_mistake(uri, part):
     with pytest.raises(UserError, match=part):
         filesystem.locate(uri)
+
+
+def test_on_hdfs_writers_of_one_file_have_unfinished_files_of_their_own(tmp_path, monkeypatch):
+    """Also on two machines, where processes may have the same number."""
+    system, uri = pretend_hdfs(monkeypatch), str(tmp_path / "a")
+
+    def write_too(_path: str) -> None:
+        system.between = lambda _path: None
+        filesystem.write_bytes(uri, b"second")
+
+    system.between = write_too
+    filesystem.write_bytes(uri, b"first")
+    assert filesystem.read_bytes(uri) == b"first"
+    assert filesystem.list_names(str(tmp_path)) == ["a"]
+
+
+def test_the_home_of_an_unknown_user_is_the_callers_mistake():
+    with pytest.raises(UserError, match=r"^~no-such-user/pets: .*home directory. Give the folder's path in full"):
+        filesystem.absolute("~no-such-user/pets")
 
 
 def test_a_password_in_a_uri_is_refused():

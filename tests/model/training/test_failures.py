@@ -102,9 +102,10 @@ def test_a_failure_that_may_pass_is_tried_again_however_often_it_is_the_same(gra
     (1, "", "worker 1 on b, last heard of in round 7, was lost: killed"),
     (1, "disk", "worker 1 on b, last heard of in round 7, was lost: killed (disk)"),
     (0, "", "worker 0 was lost: killed"),
+    (2, "", "worker 2 on c, last heard of at its start, was lost: killed"),
 ])  # fmt: skip
 def test_a_lost_worker_is_described_by_its_last_report(rank, reason, expected):
-    reports = {1: Progress("b", round_index=7)}
+    reports = {1: Progress("b", round_index=7, is_ready=True), 2: Progress("c")}
     assert str(describe_lost_worker(LostWorkerError("killed", rank), reports, reason)) == expected
 
 
@@ -122,8 +123,8 @@ def alone() -> tuple[Task, Rendezvous]:
         (RuntimeError("mat1 and mat2 shapes"), "bug", "RuntimeError: mat1 and mat2 shapes"),
         (ValueError("one value per channel"), "bug", "ValueError: one value per channel"),
         (PeerDivergedError("a peer"), "peer", "a peer"),
-        (LostPeersError([1], "worker 1 left"), "peer", "worker 1 left"),
-        (MissingPeersError([1], "worker 0 could not reach worker 1"), "peer", "worker 0 could not reach worker 1"),
+        (LostPeersError("worker 1 left"), "peer", "worker 1 left"),
+        (MissingPeersError("worker 0 could not reach worker 1"), "peer", "worker 0 could not reach worker 1"),
         (AbortedError("worker 0 was stopped"), "peer", "worker 0 was stopped"),
         (DistBackendError("NCCL"), "peer", "NCCL"),
         (DivergedError("not finite"), "diverged", "not finite"),
@@ -187,7 +188,7 @@ def test_a_task_leaves_no_gpu_memory_to_its_process(alone, monkeypatch, fails):
         held.append(weakref.ref(values))
         if fails:
             raise ValueError("shapes")
-        return Report(0, "a")
+        return Report(0)
 
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     monkeypatch.setattr("torch.cuda.empty_cache", empty_cache)
