@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardmean.jobs.config.promote import PromoteConfig
-    from shardmean.jobs.tracking.measurement import Measurement, Predictions
+    from shardmean.jobs.tracking.measurement import Measurement
+    from shardmean.model.evaluation.predictions import Predictions
 
 NUM_RESAMPLES = 10_000
 EVERY_OTHER_CLASS = "*"

@@ -15,27 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardmean.jobs.tracking.artifacts import read_artifact, write_artifact
+from shardmean.model.evaluation.predictions import Predictions
 
 if TYPE_CHECKING:
     import mlflow
     from mlflow.entities.model_registry import ModelVersion
-    from numpy.typing import NDArray
 
 ROWS, ACCURACY, DATASET = "evaluated_on", "accuracy", "dataset_digest"  # tags of a version
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The class that a model gives each of N rows: the rows' ids, their own class, and the predicted one."""
-
-    ids_N: NDArray[np.bytes_]
-    labels_N: NDArray[np.int32]
-    predicted_N: NDArray[np.int32]
-
-    def sorted(self) -> Predictions:
-        """In the order of ids, so that two models' rows stand side by side."""
-        order = np.argsort(self.ids_N, kind="stable")
-        return Predictions(self.ids_N[order], self.labels_N[order], self.predicted_N[order])
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from shardmean.model.dataset.manifest import Manifest
     from shardmean.model.training.checkpoint import Checkpoint
 
-CHALLENGER, CHAMPION = "challenger", "champion"
 LOGGED_NAME = "model"
 MODEL_SPEC_KEYS = ("image", "class_names", "network", "layers", "mean", "std")
 NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
@@ -38,8 +37,6 @@ SIGNATURE = ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema([
     ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability"),
     ColSpec(Map(DataType.double), "probabilities"),
 ]))  # fmt: skip
-# A model's metrics on the rows in question; None where it takes other images or classes.
-ChampionMetrics = Callable[[PretrainedModel], dict[str, float] | None]
 log = logging.getLogger(__name__)
 
 
@@ -86,47 +83,6 @@ def _log_model(run_id: str, final: Checkpoint, example: bytes) -> str:
     return str(logged.model_id)
 
 
-def set_aliases(
-    client: mlflow.MlflowClient,
-    name: str,
-    version: str,
-    manifest: Manifest,
-    split: str,
-    accuracy: float,
-    champion_metrics: ChampionMetrics,
-) -> list[str]:
-    """Make a version the challenger, and the champion too if it beats the present one on the same rows.
-
-    Returns the aliases that the version has now. Raises RetryableError where the present champion can't be evaluated
-    now.
-    """
-    rows = f"{split}:{manifest.split_digest(split)}"
-    tags = {"dataset_digest": manifest.digest, "evaluated_on": rows, "accuracy": repr(accuracy)}
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, value)
-    client.set_registered_model_alias(name, CHALLENGER, version)
-    champion = _champion(client, name)
-    if champion is None:
-        log.info("%s has no champion: version %s becomes it", name, version)
-    elif str(champion.version) == version:  # an int, as SQLite's store gives it
-        return [CHALLENGER, CHAMPION]
-    else:
-        theirs = _champion_accuracy(client, champion, rows, champion_metrics)
-        if theirs is None:
-            log.info(
-                "champion stays version %s: it cannot be evaluated, or takes other images or classes, so the two "
-                "cannot be compared; to replace it, set the alias by hand", champion.version,
-            )  # fmt: skip
-            return [CHALLENGER]
-        both = f"its accuracy on the same rows is {theirs:.2%}, the new version's {accuracy:.2%}"
-        if accuracy <= theirs:
-            log.info("champion stays version %s: %s", champion.version, both)
-            return [CHALLENGER]
-        log.info("version %s replaces champion %s: %s", version, champion.version, both)
-    client.set_registered_model_alias(name, CHAMPION, version)
-    return [CHALLENGER, CHAMPION]
-
-
 def load_registered(uri: str) -> PretrainedModel:
     """The model at models:/NAME@ALIAS or models:/NAME/VERSION; its own URI is that of the version. Executes nothing.
 
@@ -138,7 +94,7 @@ def load_registered(uri: str) -> PretrainedModel:
             version = client.get_model_version_by_alias(*place.split("@"))
         else:
             version = client.get_model_version(*place.split("/"))
-        return _load(f"models:/{version.name}/{version.version}")
+        return load_version(f"models:/{version.name}/{version.version}")
     except MlflowException as error:
         if error.error_code in (NOT_FOUND, "INVALID_PARAMETER_VALUE"):
             raise UserError(f"{uri}: MLflow has no such model ({error.message}); correct the name or alias") from error
@@ -147,7 +103,8 @@ def load_registered(uri: str) -> PretrainedModel:
         raise RetryableError(f"{uri}: its files cannot be read: {error}; repeat the command") from error
 
 
-def _load(uri: str) -> PretrainedModel:
+def load_version(uri: str) -> PretrainedModel:
+    """The model at models:/NAME/VERSION. Raises UserError where it cannot be used, MlflowException and OSError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)) / "data" / "classifier"
         if not (path / "classifier.json").exists():
@@ -157,42 +114,12 @@ def _load(uri: str) -> PretrainedModel:
             model_spec, state = image_model.read_parts(path)
             return PretrainedModel(uri, {key: model_spec[key] for key in MODEL_SPEC_KEYS}, state)
         except Exception as error:  # torch raises many kinds for what is no state dict
-            raise UserError(f"{uri} cannot be read ({_cause(error)}); use another") from error
+            raise UserError(f"{uri} cannot be read ({cause_of(error)}); use another") from error
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """The kind and the words of an error, in one line: torch and MLflow raise many kinds for one unreadable model."""
     return f"{type(error).__name__}: {redact(' '.join(str(error).split()))[:200]}"
-
-
-def _champion(client: mlflow.MlflowClient, name: str) -> ModelVersion | None:
-    version = client.get_registered_model(name).aliases.get(CHAMPION)
-    if version is None:
-        return None
-    try:
-        return client.get_model_version(name, str(version))
-    except MlflowException as error:
-        if error.error_code != NOT_FOUND:
-            raise
-        log.warning("version %s of %s is champion and was deleted", version, name)
-        return None
-
-
-def _champion_accuracy(
-    client: mlflow.MlflowClient, champion: ModelVersion, rows: str, champion_metrics: ChampionMetrics
-) -> float | None:
-    if champion.tags.get("evaluated_on") == rows:
-        return float(champion.tags["accuracy"])
-    try:
-        metrics = champion_metrics(_load(f"models:/{champion.name}/{champion.version}"))
-    except RetryableError:
-        raise
-    except Exception as error:
-        # Raised, it would stop every later training at its end. Whether the server is away, a question to it tells.
-        client.get_model_version(champion.name, str(champion.version))
-        log.warning("champion %s of %s cannot be evaluated: %s", champion.version, champion.name, _cause(error))
-        return None
-    return None if metrics is None else metrics["accuracy"]
 
 
 def _requirements() -> list[str]:

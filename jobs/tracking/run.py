@@ -200,9 +200,9 @@ class Tracker:
         evaluation: Evaluation,
         split: str,
         example: bytes,
-        champion_metrics: registry.ChampionMetrics,
+        judge: Callable[[mlflow.MlflowClient, ModelVersion], list[str]],
     ) -> TrainResult:
-        """Log what is left, register the model as challenger, and make it champion if it beats the present one.
+        """Log what is left and register the model; `judge` decides on its aliases and gives them.
 
         Safe to repeat: what an earlier try has logged or registered is used. Raises UserError and RetryableError.
         """
@@ -214,9 +214,7 @@ class Tracker:
                 self._log_plot(plot, figure)
             self._log_evaluation(evaluation, metrics, split)
             version = registry.register(self._client, self.run_id, name, final, example)
-            aliases = registry.set_aliases(
-                self._client, name, version, self._manifest, split, metrics["accuracy"], champion_metrics
-            )
+            aliases = judge(self._client, self._client.get_model_version(name, version))
             self._client.set_terminated(self.run_id, "FINISHED")
             run = self._client.get_run(self.run_id)
         page = f"{self.tracking_uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{self.run_id}"

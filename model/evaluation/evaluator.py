@@ -21,6 +21,7 @@ from ..dataset.loader import minibatches, on_device
 from ..errors import UserError
 from . import metrics
 from .metrics import Calibration, RocCurves
+from .predictions import Predictions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ class Evaluation:
     confidence_3M: NDArray[np.float64]
     loss_sum: float = 0.0
     worst: list[Mistake] = field(default_factory=list)
+    predictions: Predictions | None = None
+    """The rows one by one, where they were asked for."""
 
     @classmethod
     def empty(cls, num_classes: int) -> Evaluation:
@@ -102,6 +105,8 @@ class Evaluation:
             whole.loss_sum += part.loss_sum
             whole.worst += part.worst
         whole.worst = _worst(whole.worst, num_mistakes)
+        predictions = [part.predictions for part in parts if part.predictions is not None]
+        whole.predictions = Predictions.concatenated(predictions) if predictions else None
         return whole
 
     @property
@@ -163,14 +168,16 @@ def evaluate(
     split: Split,
     *,
     num_mistakes: int,
+    with_predictions: bool = False,
     beat: Callable[[Evaluation], None] = lambda _: None,
 ) -> Evaluation:
     """A worker's part of an evaluation: counts and losses of its rows, and its worst mistakes with their pixels.
 
+    With `with_predictions` also which class each row got, some 40 bytes a row.
     `beat` is called after each minibatch with what was counted so far. Raises UserError for class scores that are not
     finite.
     """
-    evaluation = Evaluation.empty(len(dataset.manifest.class_names))
+    evaluation, predictions = Evaluation.empty(len(dataset.manifest.class_names)), []
     model.eval()
     windows = plan.windows(rank)
     for batch in minibatches(dataset, windows, split, batch_size=plan.layout.batch_size, with_names=True):
@@ -178,8 +185,13 @@ def evaluate(
         evaluation.add(batch.labels_N, probabilities_BK, losses_B)
         mistakes = _worst_mistakes(batch, probabilities_BK, losses_B, num_mistakes)
         evaluation.worst = _worst(evaluation.worst + mistakes, num_mistakes)
+        if with_predictions:
+            predicted_B = probabilities_BK.argmax(axis=1).astype(np.int32)
+            ids_B = np.array(batch.ids, dtype=np.bytes_)
+            predictions.append(Predictions(ids_B, batch.labels_N.astype(np.int32), predicted_B))
         beat(evaluation)
     model.train()
+    evaluation.predictions = Predictions.concatenated(predictions) if predictions else None
     return evaluation
 
 

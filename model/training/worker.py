@@ -241,4 +241,7 @@ def _evaluate(task: Task, replica: Replica, dataset: Dataset, split: Split, grou
         # After an epoch the examples reported stay those trained on.
         group.report(lambda last: last if task.rounds else replace(last, num_examples=part.num_examples))
 
-    return evaluate(replica.model, dataset, plan, task.rank, split, num_mistakes=NUM_MISTAKES, beat=beat)
+    return evaluate(
+        replica.model, dataset, plan, task.rank, split,
+        num_mistakes=NUM_MISTAKES, with_predictions=task.rounds is None, beat=beat,
+    )  # fmt: skip

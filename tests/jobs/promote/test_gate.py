@@ -9,7 +9,8 @@ import pytest
 
 from shardmean.jobs.config.promote import PromoteConfig
 from shardmean.jobs.promote.gate import bootstrap, discordant, judge, mcnemar
-from shardmean.jobs.tracking.measurement import Measurement, Predictions
+from shardmean.jobs.tracking.measurement import Measurement
+from shardmean.model.evaluation.predictions import Predictions
 
 ROWS = f"test:{'0' * 32}"
 
