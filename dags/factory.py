@@ -1,19 +1,22 @@
-"""Makes the DAGs of pipelines: NAME_vectorize and NAME_train of each file."""
+"""Makes the DAGs of pipelines: NAME_vectorize, NAME_train and NAME_promote of each file."""
 
 from __future__ import annotations
 
 import logging
 import re
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pendulum
-from airflow.sdk import DAG, CronTriggerTimetable
+from airflow.sdk import DAG, AsyncCallback, CronTriggerTimetable, DeadlineAlert, DeadlineReference, Param, chain
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowException
 
-from shardmean.dags.assets import dataset_asset
+from shardmean.dags.assets import dataset_asset, model_asset
+from shardmean.dags.notifications import deadline_notifiers, notifiers
+from shardmean.dags.promote_operators import ApproveOperator, EvaluateOperator, GateOperator, PromoteOperator
 from shardmean.dags.stage_operators import (
     CheckOperator,
     PublishOperator,
@@ -83,7 +86,7 @@ def _pipeline_files(folder: Path) -> list[Path]:
 
 
 def _dags_of(pipeline: Pipeline, file: Path) -> list[DAG]:
-    return [_vectorize_dag(pipeline, file), _train_dag(pipeline, file)]
+    return [_vectorize_dag(pipeline, file), _train_dag(pipeline, file), _promote_dag(pipeline, file)]
 
 
 def _vectorize_dag(pipeline: Pipeline, file: Path) -> DAG:
@@ -114,19 +117,61 @@ def _train_dag(pipeline: Pipeline, file: Path) -> DAG:
     return _with_form(dag, pipeline.train, TRAIN_MAIN)
 
 
-def _dag(pipeline: Pipeline, stage: str, schedule: Any, describes: Any) -> DAG:
+def _promote_dag(pipeline: Pipeline, file: Path) -> DAG:
+    """The challenger to champion: measured on the same rows, judged by the gate, approved where the pipeline says so.
+
+    Runs for each new challenger. By hand it takes any version of the registered model. `shardmean rollback` is the way
+    back.
+    """
+    # Several at once: one that waits for approval must not hold back the next challenger, which supersedes it.
+    with _dag(pipeline, "promote", [model_asset(pipeline)], _promote_dag, max_active_runs=16) as dag:
+        tasks = [
+            EvaluateOperator(task_id="evaluate", pipeline=pipeline, file=file),
+            GateOperator(task_id="gate", pipeline=pipeline),
+        ]
+        if pipeline.train.promote.approval == "required":
+            tasks.append(ApproveOperator(task_id="approve", pipeline=pipeline))
+        chain(*tasks, PromoteOperator(task_id="promote", pipeline=pipeline))
+    version = Param(
+        None,
+        type=["null", "string"],
+        pattern="^[1-9][0-9]{0,8}$",
+        title="version",
+        description_md="Version of the registered model; empty: the challenger.",
+    )
+    object.__setattr__(dag, "params", ParamsDict({"version": version}))
+    return dag
+
+
+def _dag(pipeline: Pipeline, stage: str, schedule: Any, describes: Any, max_active_runs: int = 1) -> DAG:
     airflow = pipeline.airflow
     return DAG(
         dag_id=f"{pipeline.name}_{stage}",
         schedule=schedule,
         start_date=pendulum.datetime(2026, 1, 1, tz=airflow.timezone),
         catchup=False,
-        max_active_runs=1,
+        max_active_runs=max_active_runs,
         tags=["shardmean", pipeline.name, *airflow.tags],
-        default_args={"owner": airflow.owner},
+        default_args={"owner": airflow.owner, "on_failure_callback": notifiers(pipeline, "failure")},
+        deadline=_deadlines(pipeline) or None,
         access_control={role: {"DAGs": set(rights)} for role, rights in airflow.access_control.items()} or None,
         doc_md=_documentation(pipeline, describes),
     )
+
+
+def _deadlines(pipeline: Pipeline) -> list[DeadlineAlert]:
+    """An alert for each who wants to know that a run has not ended in time; the triggerer sends it."""
+    seconds = pipeline.airflow.deadline_s
+    if seconds is None:
+        return []
+    return [
+        DeadlineAlert(
+            reference=DeadlineReference.DAGRUN_QUEUED_AT,
+            interval=timedelta(seconds=seconds),
+            callback=AsyncCallback(type(notifier), kwargs=arguments),
+        )
+        for notifier, arguments in deadline_notifiers(pipeline)
+    ]
 
 
 def _with_form(dag: DAG, job: SparkJob, main: list[str]) -> DAG:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shardmean.jobs.config.job import SparkJob
     from shardmean.jobs.config.loading import Job
 
-NOT_OF_THE_JOB = {"skip_trained"}  # keys of a run's conf that our own DAGs set
+NOT_OF_THE_JOB = {"skip_trained", "version"}  # keys of a run's conf that our own DAGs set
 MAX_NAME = 180  # characters of a run's name before its hash; a run_key may have 200
 
 

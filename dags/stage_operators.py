@@ -113,7 +113,8 @@ class TrainOperator(SparkJobOperator):
         is_automatic = bool(context["triggering_asset_events"]) or bool(
             (context["dag_run"].conf or {}).get(SKIP_TRAINED)
         )
-        return [*arguments, *(["--skip-trained"] if is_automatic else [])]
+        # NAME_promote decides, so that a model that waits for approval holds back no training.
+        return [*arguments, "--register-only", *(["--skip-trained"] if is_automatic else [])]
 
     def report(self, result: dict[str, Any], context: Context) -> None:
         """Say which version was trained, and announce the model."""

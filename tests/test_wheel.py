@@ -172,7 +172,9 @@ def test_airflow_parses_the_dags_beside_those_of_a_team_without_torch_or_mlflow(
     dags, errors, folder = json.loads(answer(airflow, PARSE, str(tmp_path), **variables))
     assert errors == {}
     ours = str(tmp_path / "shardmean.py")
-    assert dags == {"pets": str(tmp_path / "pets.py"), "pets_train": ours, "pets_vectorize": ours}
+    assert dags == {
+        "pets": str(tmp_path / "pets.py"), "pets_promote": ours, "pets_train": ours, "pets_vectorize": ours
+    }  # fmt: skip
     assert Path(folder).is_relative_to(airflow.parent), "of the wheel, not of a clone"
 
 

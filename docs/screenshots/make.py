@@ -23,7 +23,7 @@ from playwright.sync_api import Page, sync_playwright
 FOLDER = Path(__file__).parent
 SIZE = {"width": 1280, "height": 800}
 BROWSER_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-DAG = "train_cnn"
+DAG = "digits_train"
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ succeed later); 130 when interrupted by Ctrl-C or SIGTERM. Imports nothing heavy
 from __future__ import annotations
 
 import functools
+import getpass
 import json
 import signal
 import sys
@@ -43,6 +44,10 @@ Overrides = Annotated[
 ]
 PipelineFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="A pipeline's file, of which the command's section is taken.")
+]
+ModelName = Annotated[str, typer.Argument(metavar="NAME", help="The registered model's name.")]
+TrackingUri = Annotated[
+    str | None, typer.Option(metavar="URI", help="MLflow's; else MLFLOW_TRACKING_URI, else this machine's store.")
 ]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings of this command alone, in YAML or JSON.")]
 Params = Annotated[
@@ -227,6 +232,9 @@ def train(
     skip_trained: Annotated[
         bool, typer.Option("--skip-trained", help="Do nothing where this version was trained with these settings.")
     ] = False,
+    register_only: Annotated[
+        bool, typer.Option("--register-only", help="Leave the new model challenger, whatever the gate says.")
+    ] = False,
 ) -> None:
     """Train, evaluate and register a model; resume a run that was interrupted."""
     from shardmean.jobs.config.job import TrainJob
@@ -236,7 +244,63 @@ def train(
     skipped = job.skip_reason(settings) if skip_trained else None
     if skipped is not None:
         typer.echo(skipped["skipped"])
-    _write_result(result, skipped or asdict(job.train(settings)))
+    _write_result(result, skipped or asdict(job.train(settings, may_promote=not register_only)))
+
+
+@_command
+def evaluate(
+    overrides: Overrides,
+    version: Annotated[str, typer.Option(metavar="VERSION", help="Of the registered model; else the challenger.")] = "",
+    pipeline: PipelineFile = None,
+    config: Config = None,
+    params: Params = "{}",
+    result: Result = "",
+) -> None:
+    """Measure a registered model and the champion on the same rows, and show what the gate says."""
+    from shardmean.jobs.config.job import TrainJob
+    from shardmean.jobs.promote import job
+
+    _write_result(result, job.evaluate(_load(TrainJob, pipeline, config, overrides, params), version or None))
+
+
+@_command
+def promote(
+    name: ModelName,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="See `shardmean models NAME`.")],
+    why: Annotated[str, typer.Option(metavar="TEXT", help="Kept with the version.")] = "by hand",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Make a version of a registered model its champion, whatever the gate says."""
+    from shardmean.jobs.promote.by_hand import promoter
+
+    with promoter(name, tracking_uri) as aliases:
+        aliases.promote(version, by=_user(), why=why)
+
+
+@_command
+def rollback(
+    name: ModelName,
+    why: Annotated[str, typer.Option(metavar="TEXT", help="Kept with the version.")] = "by hand",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Make the former champion champion again, and hold it until a better model or a person replaces it."""
+    from shardmean.jobs.promote.by_hand import promoter
+
+    with promoter(name, tracking_uri) as aliases:
+        aliases.rollback(by=_user(), why=why)
+
+
+@_command
+def models(name: ModelName, tracking_uri: TrackingUri = None) -> None:
+    """Show the versions of a registered model."""
+    from shardmean.jobs.promote.by_hand import promoter, show
+
+    with promoter(name, tracking_uri) as aliases:
+        show(name, aliases)
+
+
+def _user() -> str:
+    return getpass.getuser()
 
 
 def _load(kind: type[Job], pipeline: Path | None, config: Path | None, overrides: list[str], params: str) -> Job:

@@ -20,6 +20,7 @@ from shardmean.jobs.common.logging import LOG_MARK
 from shardmean.jobs.config.loading import load_pipeline, pipelines_folder
 from shardmean.jobs.local import stack
 from shardmean.jobs.local.child_process import follow
+from shardmean.jobs.promote.by_hand import promoter
 from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest, manifest_uri
 from shardmean.model.errors import RetryableError, UserError
@@ -48,7 +49,10 @@ def demo() -> int:
         if not is_current:
             _run_dag(f"{pipeline.name}_vectorize", environment)
         _run_dag(f"{pipeline.name}_train", environment)
+        _run_dag(f"{pipeline.name}_promote", environment)
         result = _newest_result()
+        with promoter(result["model_name"], result["tracking_uri"]) as registered:
+            result["aliases"] = registered.aliases_of(result["model_version"])
         _memory().write_text(json.dumps({"settings": _settings(train_job), "result": result}, indent=1))
     else:
         console.print("images, DataSet and model are up to date: nothing to do")

@@ -171,7 +171,7 @@ def check_port(host: str, port: int, option: str) -> None:
 
 
 def components(host: str, airflow_port: int, mlflow_port: int) -> list[Component]:
-    """The four servers of the stack."""
+    """The servers of the stack."""
     scripts = scripts_folder()
     airflow_health = f"http://{HOST}:{airflow_port}/api/v2/monitor/health"
     mlflow = [f"{scripts}/mlflow", "server", "--workers", "1", "--host", host, "--port", str(mlflow_port)]
@@ -191,6 +191,8 @@ def components(host: str, airflow_port: int, mlflow_port: int) -> list[Component
         airflow("api-server", "metadatabase"),
         airflow("scheduler", "scheduler", "--skip-serve-logs"),
         airflow("dag-processor", "dag_processor"),
+        # For missed deadlines.
+        airflow("triggerer", "triggerer"),
     ]
 
 

@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 
 def judge_new(
-    job: TrainJob, client: mlflow.MlflowClient, version: ModelVersion, evaluation: Evaluation, trainer: Trainer,
-    split: Split, *, may_promote: bool,
+    job: TrainJob, trainer: Trainer, evaluation: Evaluation, split: Split, client: mlflow.MlflowClient,
+    version: ModelVersion, *, may_promote: bool,
 ) -> list[str]:  # fmt: skip
     """Make a new version challenger with its measurement; where it may, champion too if it passes the gate.
 

@@ -141,6 +141,11 @@ class Promoter:
         log.info("%s: back to version %s from %s, by %s: %s", self._name, version, present.version, by, why)
         return version
 
+    def versions(self) -> list[ModelVersion]:
+        """All versions, the newest first."""
+        found = self._client.search_model_versions(f"name='{self._name}'")
+        return sorted(found, key=lambda version: int(version.version), reverse=True)
+
     def champion(self) -> ModelVersion | None:
         """The version that is champion; None where none is, or it was deleted."""
         version = self._client.get_registered_model(self._name).aliases.get(CHAMPION)
@@ -204,9 +209,7 @@ class Promoter:
         return measured
 
     def _versions(self) -> list[ModelVersion]:
-        # Quotes in a name would end MLflow's filter; a registered model's name has none (see config.job.Name).
-        found = self._client.search_model_versions(f"name='{self._name}'")
-        return [version for version in found if version.tags.get(ROWS) is not None]
+        return [version for version in self.versions() if version.tags.get(ROWS) is not None]
 
     def _version(self, version: str) -> ModelVersion | None:
         try:

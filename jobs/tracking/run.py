@@ -30,10 +30,11 @@ from shardmean.model.errors import UserError
 from shardmean.model.storage import filesystem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     from matplotlib.figure import Figure
+    from mlflow.entities.model_registry import ModelVersion
     from numpy.typing import NDArray
 
     from shardmean.jobs.config.job import TrainJob

@@ -8,12 +8,13 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from shardmean.jobs.promote.evaluation import evaluation_split, first_example
+from shardmean.jobs.promote.job import judge_new
 from shardmean.jobs.spark.barrier import BarrierLauncher, driver_host
 from shardmean.jobs.spark.session import open_session
 from shardmean.jobs.tracking.client import connect
 from shardmean.jobs.tracking.history import finished_run
 from shardmean.jobs.tracking.run import Tracker
-from shardmean.jobs.train.champion import champion_metrics
 from shardmean.jobs.train.initial_weights import find_pretrained
 from shardmean.jobs.train.run_directory import RunDirectory, directory_of, has_begun, version_of
 from shardmean.model.config.training import TrainingConfig
@@ -21,7 +22,6 @@ from shardmean.model.dataset.manifest import Manifest, load_manifest
 from shardmean.model.dataset.reader import Dataset
 from shardmean.model.distributed.rendezvous import Rendezvous
 from shardmean.model.errors import LeaseLostError, RetryableError, UserError
-from shardmean.model.images.decoder import encode_png
 from shardmean.model.optimization.fine_tuning import normalized_as
 from shardmean.model.optimization.replica import build_model
 from shardmean.model.storage import filesystem
@@ -32,9 +32,10 @@ from shardmean.model.training.trainer import Trainer
 from shardmean.model.training.worker import plan_training
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shardmean.jobs.config.job import TrainJob
     from shardmean.jobs.tracking.run import TrainResult
-    from shardmean.model.dataset.manifest import Split
     from shardmean.model.evaluation.evaluator import Evaluation
     from shardmean.model.optimization.fine_tuning import PretrainedModel
     from shardmean.model.training.checkpoint import Checkpoint
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def train(job: TrainJob) -> TrainResult:
+def train(job: TrainJob, *, may_promote: bool = True) -> TrainResult:
     """Train, evaluate and register; a run that was cut off is resumed from its last checkpoint.
 
+    The new model is the challenger, and the champion too if it passes the gate (`job.promote`) and it may be promoted.
     Raises UserError and RetryableError; after a RetryableError the same command resumes the run.
     """
     manifest = load_manifest(job.dataset_uri, version_of(job))
@@ -82,7 +84,8 @@ def train(job: TrainJob) -> TrainResult:
                 if config.augmentation.is_on:
                     tracker.log_augmentation(preview(config, dataset))
                 trainer = Trainer(config, dataset, launcher, partial(_log_progress, tracker, lease), pretrained)
-                return _fit_and_register(trainer, tracker, run, start)
+                judge = partial(judge_new, job, trainer, may_promote=may_promote)
+                return _fit_and_register(trainer, tracker, run, start, judge)
             except BaseException as error:
                 # A driver that took the run over uses the same run in MLflow, which is not ours to end.
                 if run.result is None and not isinstance(error, LeaseLostError) and not _is_lost(lease):
@@ -155,7 +158,9 @@ def _log_progress(tracker: Tracker, lease: Lease, progress: EpochProgress) -> No
         tracker.log_progress(progress)
 
 
-def _fit_and_register(trainer: Trainer, tracker: Tracker, run: RunDirectory, start: Checkpoint | None) -> TrainResult:
+def _fit_and_register(
+    trainer: Trainer, tracker: Tracker, run: RunDirectory, start: Checkpoint | None, judge: Callable[..., list[str]]
+) -> TrainResult:
     def on_state(state: Checkpoint) -> None:
         saving = time.monotonic()
         run.save(state)
@@ -167,15 +172,15 @@ def _fit_and_register(trainer: Trainer, tracker: Tracker, run: RunDirectory, sta
 
     try:
         final = trainer.fit(start, on_state)
-        split = _evaluation_split(trainer.dataset.manifest)
+        split = evaluation_split(trainer.dataset.manifest)
         evaluation = trainer.evaluate(final.best_model, split)
     except LeaseLostError:
         raise
     except RetryableError as error:
         raise RetryableError(f"{error}; run the same command to resume from the last checkpoint") from error
     run.lease.check()
-    example = _example(trainer.dataset, split)
-    result = tracker.finish(final, evaluation, split, example, partial(champion_metrics, trainer, split))
+    example = first_example(trainer.dataset, split)
+    result = tracker.finish(final, evaluation, split, example, partial(judge, evaluation, split))
     run.finish(result)
     _log_result(result, evaluation)
     return result
@@ -201,20 +206,6 @@ def _validation(h: dict[str, float], metric: str) -> str:
         return "no validation"
     deciding = "" if metric in ("accuracy", "loss") else f"{metric} {h[f'validation_{metric}']:.4f}, "
     return f"validation {100 * h['validation_accuracy']:.2f} % ({deciding}loss {h['validation_loss']:.4f})"
-
-
-def _evaluation_split(manifest: Manifest) -> Split:
-    splits: tuple[Split, ...] = ("test", "validation")
-    for split in splits:
-        if manifest.num_examples(split):
-            return split
-    log.warning("no held-out examples: the final metrics are of the training split and say little")
-    return "train"
-
-
-def _example(dataset: Dataset, split: Split) -> bytes:
-    first = dataset.read(dataset.manifest.shards_of(split)[0], 0, 1)
-    return encode_png(first.features_NCHW[0])
 
 
 def _log_result(result: TrainResult, evaluation: Evaluation) -> None:

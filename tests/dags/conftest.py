@@ -140,7 +140,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             home, f"http://127.0.0.1:{airflow_port}", f"http://127.0.0.1:{mlflow_port}", passwords["admin"], process
         )
         running.token = running.call("/auth/token", {"username": "admin", "password": running.password})["access_token"]
-        wait_for(lambda: len(running.call("/api/v2/dags")["dags"]) == 2, 60)
+        wait_for(lambda: len(running.call("/api/v2/dags")["dags"]) == 3, 60)
         yield running
     finally:
         process.send_signal(signal.SIGINT)

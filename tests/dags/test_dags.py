@@ -52,7 +52,9 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_parsing_is_quick_and_imports_nothing_heavy(parsed: dict[str, Any]) -> None:
     assert parsed["heavy"] == []
     assert parsed["cpu_s"] < 1
-    assert sorted(parsed["params"]) == ["digits_train", "digits_vectorize", "fashion_train", "fashion_vectorize"]
+    assert sorted(parsed["params"]) == [
+        f"{name}_{stage}" for name in ("digits", "fashion") for stage in ("promote", "train", "vectorize")
+    ]
 
 
 def test_fifty_pipelines_parse_in_two_seconds_and_a_broken_one_leaves_49(tmp_path: Path) -> None:
@@ -64,10 +66,10 @@ def test_fifty_pipelines_parse_in_two_seconds_and_a_broken_one_leaves_49(tmp_pat
     parsed = parse(tmp_path, tmp_path)
     assert parsed["heavy"] == []
     assert parsed["cpu_s"] < 2
-    assert len(parsed["params"]) == 2 * 49 + 1
+    assert len(parsed["params"]) == 3 * 49 + 1
     assert "pile-07_train" not in parsed["params"]
     dags, errors = parsed_by_airflow(tmp_path, tmp_path)
-    assert len(dags) == 2 * 49
+    assert len(dags) == 3 * 49
     ((broken, message),) = errors.items()
     assert broken == str(file.parent / "pile-07.yaml")
     assert "vectorize.datset_uri: unknown key; did you mean vectorize.dataset_uri?" in message
@@ -124,7 +126,8 @@ def test_fields_carry_the_schemas_limits(parsed: dict[str, dict[str, list]]) -> 
 
 def test_no_field_names_code_a_config_file_or_a_server(parsed: dict[str, dict[str, list]]) -> None:
     """A new field of free text must be thought about: a place belongs to the job's `uris()`."""
-    fields = [field for dag in parsed["params"].values() for field in dag]
+    assert [key for key, *_ in parsed["params"]["digits_promote"]] == ["version"]
+    fields = [field for name, dag in parsed["params"].items() for field in dag if not name.endswith("_promote")]
     assert not [key for key, *_ in fields if key.split(".")[0] in ("spark", "airflow", "tracking", "promote")]
     free = {key for key, _, schema in fields if "string" in schema["type"] and not {"enum", "pattern"} & set(schema)}
     places = {"source.uri", "fine_tuning.start_from"}
@@ -157,7 +160,7 @@ def test_a_broken_pipeline_is_an_import_error_of_its_own_file(
     file = write_configs(tmp_path).with_name(f"{name}.yaml")
     file.write_text(text)
     dags, errors = parsed_by_airflow(tmp_path, tmp_path)
-    assert sorted(dags) == (["digits_train", "digits_vectorize"] if name == "other" else [])
+    assert sorted(dags) == (["digits_promote", "digits_train", "digits_vectorize"] if name == "other" else [])
     assert list(errors) == [str(file)]
     assert message in errors[str(file)]
 
@@ -217,3 +220,51 @@ def test_the_pipeline_says_how_airflow_runs_its_tasks(tmp_path: Path, section: s
     names = ("_conn_id", "pool", "queue", "retries", "retry_delay", "execution_timeout", "owner", "tags")
     assert [task[name] for name in names] == expected
     assert (task["retry_exponential_backoff"], task["max_retry_delay"]) == (2, 600), "pauses double, up to ten minutes"
+
+
+GRAPH = """
+import json
+from shardmean.dags.shardmean_pipelines import digits_promote as dag, digits_train, digits_vectorize
+approve = dag.task_dict.get("approve")
+print(json.dumps({
+    "tasks": {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks},
+    "waits_s": approve and approve.response_timeout.total_seconds(),
+    "users": approve and approve.assigned_users,
+    "tells": [len(dag.default_args["on_failure_callback"]), len(approve.notifiers) if approve else 0,
+              len(dag.get_task("promote").on_success_callback), len(dag.deadline or [])],
+    "schedules": [digits_vectorize.timetable.summary if digits_vectorize.timetable else None],
+    "assets": [[one.uri for one in task.outlets] for task in
+               (digits_vectorize.get_task("publish"), digits_train.get_task("train"), dag.get_task("promote"))],
+}))
+"""
+
+
+def graph(tmp_path: Path) -> dict[str, Any]:
+    environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path), SHARDMEAN_CONFIG_DIR=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", GRAPH], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_stages_follow_each_other_and_announce_what_they_made_by_its_uri(tmp_path: Path) -> None:
+    write_configs(tmp_path)
+    found = graph(tmp_path)
+    assert found["tasks"] == {"evaluate": ["gate"], "gate": ["promote"], "promote": []}
+    assert found["assets"] == [[f"file://{tmp_path}/dataset"], ["models:/digits"], ["models:/digits@champion"]]
+    assert found["tells"] == [0, 0, 0, 0]
+
+
+def test_approval_notifications_and_a_deadline_are_as_the_pipeline_says(tmp_path: Path) -> None:
+    told = (
+        "{notifications: [{connection_id: chat, kind: slack, on: [failure, approval, promotion, deadline]}, "
+        "{connection_id: mail, kind: smtp, to: [a@example.org]}], deadline_s: 600, schedule: '0 3 * * *'}"
+    )
+    file = write_configs(tmp_path, told)
+    with file.open("a") as stream:
+        stream.write("promote: {approval: required, approvers: [ann], approval_timeout_h: 2}\n")
+    found = graph(tmp_path)
+    assert found["tasks"] == {"evaluate": ["gate"], "gate": ["approve"], "approve": ["promote"], "promote": []}
+    assert (found["waits_s"], found["users"]) == (7200, [{"id": "ann", "name": "ann"}])
+    assert found["tells"] == [2, 1, 1, 1]
+    dags, errors = parsed_by_airflow(tmp_path, tmp_path)
+    assert (len(dags), errors) == (3, {}), "Airflow can store them"

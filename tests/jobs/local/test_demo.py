@@ -1,4 +1,4 @@
-"""`make demo` as a new user sees it: both DAGs by `airflow dags test`, the summary, and the lines it tells to paste."""
+"""`make demo` as a new user sees it: its DAGs by `airflow dags test`, the summary, and the lines it tells to paste."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_demo_that_is_told_to_end_leaves_no_process(tmp_path: Path) -> None:
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
-        if "DAG vectorize_images" in line:
+        if "DAG digits_vectorize" in line:
             break
     while len(processes_of(tmp_path)) < 2:
         time.sleep(0.1)
@@ -93,5 +93,5 @@ def test_a_second_demo_does_only_what_is_needed(first: tuple[str, float], home: 
     done = subprocess.run([SHARDMEAN, "demo"], env=clean_environment(home), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "nothing to do" in done.stdout
-    assert "DAG vectorize_images" not in done.stdout
+    assert "DAG digits_vectorize" not in done.stdout
     assert time.monotonic() - started < 30
