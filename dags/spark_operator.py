@@ -20,6 +20,7 @@ from airflow.sdk.exceptions import (
 
 import shardmean.jobs
 from shardmean.jobs.common.local_paths import data_dir
+from shardmean.jobs.common.parent_process import mark
 from shardmean.jobs.config.airflow import MAX_RETRY_DELAY_S
 from shardmean.jobs.config.former_names import current_key
 from shardmean.jobs.config.loading import load_stage
@@ -96,6 +97,7 @@ class SparkJobOperator(SparkSubmitOperator):
         assert isinstance(self.application_args, list)
         self.application_args += [f"--params={json.dumps(params)}", f"--result={result_uri}"]
         self.application_args += self.run_arguments(context, params)
+        self.env_vars = {**(self.env_vars or {}), **mark()}
         try:
             super().execute(context)
         except AirflowException as error:

@@ -18,6 +18,7 @@ from shardmean.jobs.spark.java import java_environment
 from tests.environments import make_environment
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.cluster
 FOLDERS = ("configs", "dags", "jobs", "model")
 QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 STORED = ROOT / "tests" / "data" / "v0_1_0" / "dataset"

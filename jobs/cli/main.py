@@ -77,10 +77,12 @@ def _command(function: Callable[..., int | None]) -> Callable[..., NoReturn]:
 
 def _exit_code(run: functools.partial[int | None], result_uri: str) -> int:
     from shardmean.jobs.common.logging import set_up_logging
+    from shardmean.jobs.common.parent_process import end_with_parent
 
     set_up_logging()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
+    end_with_parent()
     try:
         with _no_signal_lost():
             # Finds out before the work whether its result can be written.

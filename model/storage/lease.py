@@ -46,7 +46,7 @@ class Lease:
         self._uri = filesystem.join(folder_uri, "lease")
         self._what = what
         self._silent_after_s = silent_after_s
-        self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())}
+        self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": start_of(os.getpid())}
         self._holder |= {"kernel": _kernel(), "nonce": secrets.token_hex(8)}
         self._number = 0
         self._beats = 0
@@ -169,7 +169,7 @@ def _content(uri: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _start_of(pid: int) -> str:
+def start_of(pid: int) -> str:
     """When a process of this machine started, in the kernel's clock ticks; tells it from a later one of that number."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -199,4 +199,4 @@ def _is_here(holder: dict[str, Any]) -> bool:
 
 def _is_alive_here(holder: dict[str, Any]) -> bool:
     pid = holder.get("pid")
-    return _is_here(holder) and isinstance(pid, int) and holder.get("started") == _start_of(pid) != ""
+    return _is_here(holder) and isinstance(pid, int) and holder.get("started") == start_of(pid) != ""

@@ -13,7 +13,7 @@ import pytest
 
 from .conftest import SHARDMEAN, Stack, clean_environment, free_ports, wait_for, write_digits
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="session")

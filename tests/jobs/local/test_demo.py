@@ -15,7 +15,7 @@ import pytest
 
 from tests.dags.conftest import SHARDMEAN, clean_environment
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from tests.jobs.cluster import running_cluster
 if TYPE_CHECKING:
     from shardmean.jobs.config.job import TrainJob
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 NUM_EPOCHS = 3
 
 

@@ -13,7 +13,7 @@ from shardmean.jobs.spark.task_runner import LocalRunner
 from shardmean.jobs.vectorize.job import vectorize
 from tests.jobs.whole import check_whole, rows_of
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
 
 # Each attempt at a partition leaves a file. One dies with its JVM at its fourth image, another when its shards are
 # written and nothing is reported yet.

@@ -23,7 +23,7 @@ from shardmean.model.training import checkpoint
 if TYPE_CHECKING:
     import subprocess
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 NUM_EPOCHS = 6
 SPARK = {
     "spark.master": "local[2]",
