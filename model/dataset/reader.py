@@ -6,7 +6,6 @@ Shapes: N examples, C channels, H and W pixels, B bytes of one example.
 from __future__ import annotations
 
 import base64
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from ..storage import filesystem
 from .hashing import example_keys
 from .manifest import load_manifest, shard_uri
 from .pages import LENGTH_BYTES, feature_pages
-from .shard import CHECKSUMS, REPAIR_HINT, has_hash, missing, one_chunk, read_content
+from .shard import CHECKSUMS, REPAIR_HINT, has_hash, missing, one_chunk, read_content, row_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -246,8 +245,7 @@ class _OpenShard:
             raise ValueError(f"features of other than {features_RB.shape[1]} bytes")
         # Once a process: what was as published stays so.
         if self.checksums_M is not None and not self._is_checked_M[rows].all():
-            found = np.array(list(map(zlib.crc32, features_RB, self.labels_M[rows].tolist())), np.uint32)
-            if (found != self.checksums_M[rows]).any():
+            if (row_checksums(features_RB, self.labels_M[rows].tolist()) != self.checksums_M[rows]).any():
                 raise ValueError("damaged (a row's checksum is not the one that was published)")
             self._is_checked_M[rows] = True
         return features_RB

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
+from xxhash import xxh3_64_intdigest
 
 from ..errors import RetryableError
 from ..storage import filesystem
@@ -30,8 +31,8 @@ SCHEMA = pa.schema(
         pa.field("path", pa.string(), nullable=False),
     ]
 )
-# A key of the file's own metadata: CRC-32 of each row's features, begun with its label, little-endian, as base64.
-CHECKSUMS = b"shardmean.crc32"
+# A key of the file's own metadata: `row_checksums`, little-endian, as base64.
+CHECKSUMS = b"shardmean.xxh3"
 REPAIR_HINT = "the shard is damaged: restore the DataSet, or run vectorize with replace=true"
 
 
@@ -56,6 +57,12 @@ def rows_table(
 def schema_with(extra_columns: Iterable[str]) -> pa.Schema:
     """The schema of a shard with further columns of text."""
     return pa.schema([*SCHEMA, *(pa.field(name, pa.string()) for name in extra_columns)])
+
+
+def row_checksums(features_NB: NDArray[np.uint8], labels: Sequence[int]) -> NDArray[np.uint32]:
+    """The lower half of the 64-bit XXH3 hash of each row's features, seeded with its label."""
+    hashes = map(xxh3_64_intdigest, features_NB, labels)
+    return np.fromiter(hashes, np.uint64, len(features_NB)).astype(np.uint32)
 
 
 def features_of(table: pa.Table, num_bytes: int) -> NDArray[np.uint8]:

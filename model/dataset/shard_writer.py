@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import zlib
 from collections import Counter
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -19,7 +18,7 @@ from blake3 import blake3
 
 from ..storage import filesystem
 from .manifest import Shard, shards_uri
-from .shard import CHECKSUMS, SCHEMA, features_of, rows_table, schema_with
+from .shard import CHECKSUMS, SCHEMA, features_of, row_checksums, rows_table, schema_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +61,7 @@ class ShardWriter:
         self._pixels_NB = np.empty((self._rows_per_group, num_bytes), np.uint8)
         self._facts: list[tuple[int, str, str, Sequence[str | None]]] = []
         self._num_per_class: Counter[int] = Counter()
-        self._checksums: list[int] = []
+        self._checksums: list[NDArray[np.uint32]] = []
         self._sums_C, self._squares_C = np.zeros(shape[0], np.int64), np.zeros(shape[0], np.int64)
 
     def add(
@@ -89,13 +88,13 @@ class ShardWriter:
             labels, counts = np.unique(rows["label"].to_numpy(), return_counts=True)
             self._num_per_class.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
             features_NB = features_of(rows, self._pixels_NB.shape[1])
-            self._checksums += map(zlib.crc32, features_NB, rows["label"].to_pylist())
+            self._checksums.append(row_checksums(features_NB, rows["label"].to_pylist()))
             self._sum(features_NB)
 
     def publish(self) -> Shard:
         """Write what is left, and give the shard its name."""
         self._flush()
-        checksums = base64.b64encode(np.array(self._checksums, "<u4").tobytes())
+        checksums = base64.b64encode(np.concatenate(self._checksums).astype("<u4").tobytes())
         self._parquet.add_key_value_metadata({CHECKSUMS: checksums})
         self._out.footer = blake3()
         self._parquet.close()
