@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pendulum
-from airflow.sdk import DAG, AsyncCallback, CronTriggerTimetable, DeadlineAlert, DeadlineReference, Param, chain
+from airflow.sdk import DAG, CronTriggerTimetable, Param, chain
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowException
 
@@ -168,9 +170,9 @@ def _deadlines(pipeline: Pipeline) -> list[DeadlineAlert]:
         DeadlineAlert(
             reference=DeadlineReference.DAGRUN_QUEUED_AT,
             interval=timedelta(seconds=seconds),
-            callback=AsyncCallback(type(notifier), kwargs=arguments),
+            callback=AsyncCallback(kind, kwargs=arguments),
         )
-        for notifier, arguments in deadline_notifiers(pipeline)
+        for kind, arguments in deadline_notifiers(pipeline)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Tells people by mail, Slack or a webhook: of a failure, a model that waits for approval, a new champion, a deadline."""
+"""Tells people by mail, Slack or a webhook: of failures, models that wait for approval, new champions, deadlines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMEOUT_S = 20
 TEXTS = {
     "failure": "{{ dag.dag_id }}: task {{ ti.task_id }} failed after {{ ti.try_number }} tries (run {{ run_id }}): "
     "{{ exception }}. Log: {{ ti.log_url }}",
-    "approval": "{{ dag.dag_id }}: {{ ti.xcom_pull(task_ids='gate')['subject'] }} It waits for approval: {{ ti.log_url }}",
+    "approval": "{{ dag.dag_id }}: {{ ti.xcom_pull(task_ids='gate')['subject'] }} Please approve: {{ ti.log_url }}",
     "promotion": "{{ dag.dag_id }}: a new champion: {{ ti.xcom_pull(task_ids='promote') }}",
     "deadline": "{{ dag_run.dag_id }}: run {{ dag_run.dag_run_id }} has missed its deadline of {{ deadline_s }} s",
 }
@@ -65,7 +65,7 @@ def deadline_notifiers(pipeline: Pipeline) -> list[tuple[type[BaseNotifier], dic
 
 
 def _wanted(pipeline: Pipeline, event: str) -> list[tuple[type[BaseNotifier], dict[str, Any]]]:
-    return [_notifier(pipeline, one, event) for one in pipeline.airflow.notifications if event in one.on]
+    return [_notifier(pipeline, one, event) for one in pipeline.airflow.notifications if event in one.events]
 
 
 def _notifier(pipeline: Pipeline, one: Notification, event: str) -> tuple[type[BaseNotifier], dict[str, Any]]:

@@ -65,7 +65,9 @@ class GateOperator(_JudgeOperator):
 
             verdict = judge_recorded(self.job, version, evaluated["rows"])
         except ModuleNotFoundError as error:
-            raise AirflowFailException(f"Airflow's worker lacks {error.name}: pip install mlflow-skinny scipy") from error
+            raise AirflowFailException(
+                f"Airflow's worker lacks {error.name}: pip install mlflow-skinny scipy"
+            ) from error
         except UserError as error:
             raise AirflowFailException(str(error)) from error
         decision = verdict.decision

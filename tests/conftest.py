@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from itertools import count
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
+from shardmean.jobs.config.job import TrackingConfig
 from shardmean.model.storage import filesystem
 from tests.environments import build_wheel
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Without deadlines, since machines differ, and in CI from the same seed each time.
 settings.register_profile("everywhere", deadline=None, derandomize=os.environ.get("CI") == "true")
@@ -59,3 +65,40 @@ def new_bucket(s3_address):
         return f"s3://{name}?{options}"
 
     return new_bucket
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory) -> Path:
+    """An empty MLflow database: making one runs some fifty migrations, so the tests copy this one."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def new_store(mlflow_store):
+    """A function that makes a tracking config with an MLflow database of its own in a folder."""
+
+    def make(folder: Path, **names) -> TrackingConfig:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(mlflow_store, folder / "mlflow.db")
+        return TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", artifact_uri=str(folder / "artifacts"), **names)
+
+    return make
+
+
+@pytest.fixture
+def shelf(tmp_path, new_store):
+    """A registered model in an MLflow store of its own: see tests/jobs/promote/shelf.py."""
+    import mlflow
+
+    from tests.jobs.promote.shelf import NAME, Shelf
+
+    before, tracking = mlflow.get_tracking_uri(), new_store(tmp_path / "mlflow")
+    mlflow.set_tracking_uri(tracking.uri)
+    client = mlflow.MlflowClient()
+    client.create_registered_model(NAME)
+    yield Shelf(client, client.create_experiment("one", artifact_location=str(tmp_path / "artifacts")))
+    mlflow.set_tracking_uri(before)

@@ -35,7 +35,7 @@ class Notification(Settings):
     """smtp: a mail; slack: a message to a Slack webhook; webhook: a POST of JSON with the key text."""
     to: Annotated[list[Name], Field(max_length=100)] = []
     """Addresses of a mail."""
-    on: Annotated[
+    events: Annotated[
         list[Annotated[str, Field(pattern="^(failure|approval|promotion|deadline)$")]], Field(min_length=1)
     ] = ["failure"]
     """When: a task failed for good, a model waits for approval, a model became champion, a deadline was missed."""

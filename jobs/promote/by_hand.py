@@ -13,7 +13,14 @@ from rich.table import Table
 from shardmean.jobs.common.redaction import truncate_printable
 from shardmean.jobs.config.job import TrackingConfig
 from shardmean.jobs.config.promote import PromoteConfig
-from shardmean.jobs.promote.promotion import NOT_FOUND, PROMOTED_AT, PROMOTED_BECAUSE, PROMOTED_BY, ROLLED_BACK, Promoter
+from shardmean.jobs.promote.promotion import (
+    NOT_FOUND,
+    PROMOTED_AT,
+    PROMOTED_BECAUSE,
+    PROMOTED_BY,
+    ROLLED_BACK,
+    Promoter,
+)
 from shardmean.jobs.tracking.client import connect, mlflow_error
 from shardmean.jobs.tracking.measurement import ACCURACY, DATASET, ROWS
 from shardmean.model.errors import UserError
@@ -26,7 +33,7 @@ MAX_TEXT = 100
 
 @contextmanager
 def promoter(name: str, tracking_uri: str | None) -> Iterator[Promoter]:
-    """The aliases of a registered model, with MLflow's errors as ours. Raises UserError where there is no such model."""
+    """The aliases of a registered model, with MLflow's errors as ours. Raises UserError where there is none."""
     uri = connect(TrackingConfig(uri=tracking_uri))
     client = mlflow.MlflowClient()
     try:
@@ -43,7 +50,11 @@ def show(name: str, aliases: Promoter) -> None:
     table = Table("version", "aliases", "accuracy", "on", "DataSet", "notes", title=name, title_justify="left")
     for version in aliases.versions():
         tags = version.tags
-        notes = [f"{tags[PROMOTED_AT]} by {tags.get(PROMOTED_BY)}: {tags.get(PROMOTED_BECAUSE)}"] if PROMOTED_AT in tags else []
+        notes = (
+            [f"{tags[PROMOTED_AT]} by {tags.get(PROMOTED_BY)}: {tags.get(PROMOTED_BECAUSE)}"]
+            if PROMOTED_AT in tags
+            else []
+        )
         notes += [f"rolled back {tags[ROLLED_BACK]}"] if ROLLED_BACK in tags else []
         accuracy = f"{float(tags[ACCURACY]):.2%}" if ACCURACY in tags else ""
         split, _, rows = tags.get(ROWS, "").partition(":")

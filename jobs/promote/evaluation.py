@@ -102,4 +102,3 @@ def _seconds(model: image_model.ImageModel, example: bytes) -> float:
     started = time.perf_counter()
     model.predict([example])
     return time.perf_counter() - started
-

@@ -1,4 +1,4 @@
-"""Evaluates and promotes: at the end of a training, as the Spark job `evaluate` of a DAG, and inside Airflow's tasks."""
+"""Evaluates models for the gate, at the end of a training or as the Spark job `evaluate`, and applies the gate."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def judge_new(
 def log_decision(name: str, decision: Decision, hold: str | None) -> None:
     """Log what the gate says, a line for each criterion."""
     against = f"champion {decision.champion}" if decision.champion else "no champion"
-    held = f", held there by a rollback until a better one comes" if hold else ""
+    held = ", held there by a rollback until a better one comes" if hold else ""
     verdict = "passes the gate" if decision.has_passed else "stays challenger"
     log.info("%s version %s against %s%s: %s", name, decision.version, against, held, verdict)
     for criterion in decision.criteria:
@@ -114,20 +114,26 @@ def evaluate(job: TrainJob, version: str | None = None) -> dict[str, Any]:
             else:
                 found = client.get_model_version(name, version)
             ours = recorded(client, found, evaluator.rows)
-            is_whole = ours is not None and ours.metrics.keys() > {"accuracy"} and (
-                ours.predictions is not None or not needs_predictions(job.promote)
+            is_whole = (
+                ours is not None
+                and ours.metrics.keys() > {"accuracy"}
+                and (ours.predictions is not None or not needs_predictions(job.promote))
             )
             if not is_whole or ours is None:
                 ours = evaluator.measure(found)
                 if ours is None:
-                    raise UserError(f"{name} version {found.version} cannot be evaluated on {job.dataset_uri}: see the log")
+                    raise UserError(
+                        f"{name} version {found.version} cannot be evaluated on {job.dataset_uri}: see the log"
+                    )
                 record(client, found, evaluator.dataset.manifest.digest, ours)
             promoter = Promoter(client, name, job.promote)
             decision = promoter.decide(str(found.version), ours, evaluator.measure)
             log_decision(name, decision, promoter.hold())
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise UserError(f"{name}: MLflow at {uri} has no version {version or CHALLENGER} ({error.message})") from error
+            raise UserError(
+                f"{name}: MLflow at {uri} has no version {version or CHALLENGER} ({error.message})"
+            ) from error
         raise mlflow_error(uri, error) from error
     return {
         "model_name": name,

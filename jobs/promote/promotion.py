@@ -72,7 +72,7 @@ class Promoter:
         `measure` measures a champion on the same rows where that was not done yet; it gives None where the champion
         takes other images or classes, or cannot be evaluated.
         """
-        champion = self.champion() or self._repaired(measured.rows)
+        champion = self.champion() or self._repaired(version, measured)
         if champion is not None and str(champion.version) == version:
             return Decision(version, version)
         criteria = self._of_rollbacks(version, measured)
@@ -80,7 +80,8 @@ class Promoter:
             return Decision(version, None, [*criteria, *judge(self._config, measured, None)])
         theirs = self._measured(champion, measured.rows, measure)
         if theirs is None:
-            text = f"champion {champion.version} cannot be compared; replace it by: shardmean promote {self._name} {version}"
+            command = f"shardmean promote {self._name} {version}"
+            text = f"champion {champion.version} cannot be compared; replace it by: {command}"
             criteria.append(Criterion("comparison", has_passed=False, text=text))
             return Decision(version, str(champion.version), criteria)
         return Decision(version, str(champion.version), [*criteria, *judge(self._config, measured, theirs)])
@@ -160,15 +161,16 @@ class Promoter:
         """The aliases that a version has now."""
         return sorted(self._client.get_model_version(self._name, version).aliases)
 
-    def _repaired(self, rows: str) -> ModelVersion | None:
-        """The best version on these rows, made champion where none stands."""
+    def _repaired(self, version: str, measured: Measurement) -> ModelVersion | None:
+        """The best version on the rows of a challenger, made champion where none stands; None where it is that one."""
         aliases = self._client.get_registered_model(self._name).aliases
         if CHAMPION in aliases:
             log.warning("version %s of %s is champion and was deleted", aliases[CHAMPION], self._name)
-        best = self._best(self._versions(), rows)
-        if best is not None:
-            why = "no champion stood, and of all versions measured on the same rows it is the best"
-            self.promote(str(best.version), by=THE_GATE, why=why)
+        best = self._best(self._versions(), measured.rows)
+        if best is None or str(best.version) == version:
+            return None
+        why = "no champion stood, and of all versions measured on the same rows it is the best"
+        self.promote(str(best.version), by=THE_GATE, why=why)
         return best
 
     def _best(self, versions: list[ModelVersion], rows: str) -> ModelVersion | None:

@@ -29,6 +29,7 @@ def connect(tracking: TrackingConfig) -> str:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }.items():
         os.environ.setdefault(key, value)
     for noisy in ("alembic", "urllib3"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,9 +24,6 @@ from shardmean.model.optimization.fine_tuning import PretrainedModel
 from shardmean.model.serving import image_model
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-
-    from shardmean.model.dataset.manifest import Manifest
     from shardmean.model.training.checkpoint import Checkpoint
 
 LOGGED_NAME = "model"

@@ -32,6 +32,7 @@ from shardmean.jobs.config.loading import load_pipeline, pipelines_folder
 from shardmean.model.storage import filesystem
 
 DAGS = load_pipelines(pipelines_folder())
+FORMS = {name: copy.deepcopy(dag.params) for name, dag in DAGS.items()}
 DATASET = dataset_asset(load_pipeline(pipelines_folder() / "digits.yaml"))
 
 
@@ -57,6 +58,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     task = copy.copy(dag.get_task(case.get("task", first)))
     if hasattr(task, "application_args"):
         task.application_args = list(task.application_args)
+    # A task has a process of its own: what a run sets must not stay for the next case.
+    object.__setattr__(dag, "params", copy.deepcopy(FORMS[dag.dag_id]))
     params = process_params(dag, task, case.get("conf"), suppress_exception=False)
     ran: list[str] = []
 

@@ -232,7 +232,6 @@ print(json.dumps({
     "users": approve and approve.assigned_users,
     "tells": [len(dag.default_args["on_failure_callback"]), len(approve.notifiers) if approve else 0,
               len(dag.get_task("promote").on_success_callback), len(dag.deadline or [])],
-    "schedules": [digits_vectorize.timetable.summary if digits_vectorize.timetable else None],
     "assets": [[one.uri for one in task.outlets] for task in
                (digits_vectorize.get_task("publish"), digits_train.get_task("train"), dag.get_task("promote"))],
 }))
@@ -256,7 +255,7 @@ def test_stages_follow_each_other_and_announce_what_they_made_by_its_uri(tmp_pat
 
 def test_approval_notifications_and_a_deadline_are_as_the_pipeline_says(tmp_path: Path) -> None:
     told = (
-        "{notifications: [{connection_id: chat, kind: slack, on: [failure, approval, promotion, deadline]}, "
+        "{notifications: [{connection_id: chat, kind: slack, events: [failure, approval, promotion, deadline]}, "
         "{connection_id: mail, kind: smtp, to: [a@example.org]}], deadline_s: 600, schedule: '0 3 * * *'}"
     )
     file = write_configs(tmp_path, told)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.jobs.promote.conftest import NAME, ROWS, measured, shelf  # noqa: F401 - a fixture
+from tests.jobs.promote.shelf import NAME, ROWS, measured
 
 from .conftest import write_configs
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def judge(run: Any, shelf: Any, tmp_path: Path) -> Any:  # noqa: F811
+def judge(run: Any, shelf: Any, tmp_path: Path) -> Any:
     """Runs gate or promote for a version, by the store of `shelf`; gives the outcome."""
     import mlflow
 
@@ -24,8 +24,8 @@ def judge(run: Any, shelf: Any, tmp_path: Path) -> Any:  # noqa: F811
     tracking = f"tracking: {{uri: '{mlflow.get_tracking_uri()}', registered_model: {NAME}}}"
     file.write_text(file.read_text().replace("num_epochs: 2", f"num_epochs: 2, {tracking}"))
 
-    def judge(task: str, version: str, approved: str | None = None, **conf: Any) -> dict[str, Any]:
-        made = {"model_name": NAME, "model_version": version, "rows": ROWS, "run_id": "7", "tracking_uri": "x"}
+    def judge(task: str, challenger: str, approved: str | None = None, **conf: Any) -> dict[str, Any]:
+        made = {"model_name": NAME, "model_version": challenger, "rows": ROWS, "run_id": "7", "tracking_uri": "x"}
         xcoms: dict[str, Any] = {"evaluate": {"return_value": made}}
         if approved:
             xcoms["approve"] = {"return_value": {"responded_by_user": {"id": "1", "name": approved}}}
@@ -37,7 +37,8 @@ def judge(run: Any, shelf: Any, tmp_path: Path) -> Any:  # noqa: F811
 
 
 def test_a_challenger_that_is_better_passes_and_is_promoted_and_again_it_is_champion_already(
-    shelf: Any, judge: Any  # noqa: F811
+    shelf: Any,
+    judge: Any,
 ) -> None:
     first, _ = shelf.offer(measured(0.8, loss=0.5))
     second = shelf.add(measured(0.9, loss=0.4))
@@ -56,7 +57,7 @@ def test_a_challenger_that_is_better_passes_and_is_promoted_and_again_it_is_cham
     )  # fmt: skip
 
 
-def test_a_challenger_that_is_worse_is_skipped_with_the_reason(shelf: Any, judge: Any) -> None:  # noqa: F811
+def test_a_challenger_that_is_worse_is_skipped_with_the_reason(shelf: Any, judge: Any) -> None:
     shelf.offer(measured(0.8))
     shelf.offer(measured(0.9))
     shelf.promoter().rollback(by="ann", why="sevens")
@@ -67,7 +68,8 @@ def test_a_challenger_that_is_worse_is_skipped_with_the_reason(shelf: Any, judge
 
 
 def test_a_newer_challenger_supersedes_one_that_waited_unless_a_person_chose_it(
-    shelf: Any, judge: Any  # noqa: F811
+    shelf: Any,
+    judge: Any,
 ) -> None:
     first, _ = shelf.offer(measured(0.8))
     waiting = shelf.add(measured(0.85))
@@ -79,7 +81,7 @@ def test_a_newer_challenger_supersedes_one_that_waited_unless_a_person_chose_it(
     assert shelf.alias() == waiting
 
 
-def test_what_does_not_pass_any_more_fails_for_good(shelf: Any, judge: Any) -> None:  # noqa: F811
+def test_what_does_not_pass_any_more_fails_for_good(shelf: Any, judge: Any) -> None:
     shelf.offer(measured(0.8))
     late = shelf.add(measured(0.85))
     better = shelf.add(measured(0.9))
@@ -97,7 +99,9 @@ def test_a_run_without_evaluate_says_what_to_clear(run: Any) -> None:
 
 def test_evaluate_takes_the_version_of_the_form(run: Any) -> None:
     result = {"model_version": "3"}
-    chosen, newest = run({"dag": "promote", "conf": {"version": "3"}, "result": result}, {"dag": "promote", "result": result})
+    chosen, newest = run(
+        {"dag": "promote", "conf": {"version": "3"}, "result": result}, {"dag": "promote", "result": result}
+    )
     assert "--version=3" in chosen["arguments"]
     assert not [argument for argument in newest["arguments"] if argument.startswith("--version")]
     assert chosen["arguments"][0] == "evaluate"

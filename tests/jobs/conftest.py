@@ -6,7 +6,6 @@ Everything is real and small: Spark on local[3], MLflow on SQLite, PNG files mad
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from shardmean.jobs.config.job import SourceConfig, TrackingConfig, TrainJob, VectorizeJob
+from shardmean.jobs.config.job import SourceConfig, TrainJob, VectorizeJob
 from shardmean.model.config.image import ImageConfig, SplitConfig
 from shardmean.model.config.optimizer import OptimizerConfig
 from shardmean.model.config.training import AveragingConfig
@@ -113,28 +112,6 @@ def dataset(spark, tmp_path_factory) -> Path:
     images = _make_images(home / "images", num_per_class=70, size=28)
     vectorize(_vectorize_job(images, home / "set", size=28, shard_bytes=20 * 28 * 28))
     return home / "set"
-
-
-@pytest.fixture(scope="session")
-def mlflow_store(tmp_path_factory) -> Path:
-    """An empty MLflow database: making one runs some fifty migrations, so the tests copy this one."""
-    import mlflow
-
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(scope="session")
-def new_store(mlflow_store):
-    """A function that makes a tracking config with an MLflow database of its own in a folder."""
-
-    def make(folder: Path, **names) -> TrackingConfig:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(mlflow_store, folder / "mlflow.db")
-        return TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", artifact_uri=str(folder / "artifacts"), **names)
-
-    return make
 
 
 @pytest.fixture

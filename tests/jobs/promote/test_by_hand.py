@@ -7,7 +7,7 @@ import pytest
 
 from shardmean.jobs.cli.main import main
 
-from .conftest import NAME, measured
+from .shelf import NAME, measured
 
 
 @pytest.fixture

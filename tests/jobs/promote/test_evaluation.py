@@ -14,8 +14,8 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
-from shardmean.jobs.promote import job as promotion
 from shardmean.jobs.config.promote import PromoteConfig
+from shardmean.jobs.promote import job as promotion
 from shardmean.jobs.promote.evaluation import evaluate_registered, first_example, latency_ms, measurement_of
 from shardmean.jobs.train.job import train
 from shardmean.jobs.vectorize.job import vectorize
@@ -77,7 +77,10 @@ def champion_of(dataset: Dataset, **settings) -> tuple[PretrainedModel, Training
 def test_a_champion_of_any_network_has_the_metrics_of_its_own_training(trainer, opened, settings):
     champion, config = champion_of(opened, **settings)
     own = Trainer(config.model_copy(update={"num_workers": 1}), opened, trainer.launcher)
-    assert evaluate_registered(trainer, "test", champion, "champion").metrics() == own.evaluate(champion.state, "test").metrics()
+    assert (
+        evaluate_registered(trainer, "test", champion, "champion").metrics()
+        == own.evaluate(champion.state, "test").metrics()
+    )
 
 
 def test_other_images_or_classes_are_not_compared(trainer, opened):
@@ -160,7 +163,9 @@ def measure(trainer, monkeypatch):
     job = SimpleNamespace(promote=PromoteConfig())
 
     def fitted(trainer, split, model, name):
-        build_model(TrainingConfig(network=model.model_spec["network"]), trainer.dataset.manifest).load_state_dict(model.state)
+        build_model(TrainingConfig(network=model.model_spec["network"]), trainer.dataset.manifest).load_state_dict(
+            model.state
+        )
         return trainer.evaluate(build_model(trainer.config, trainer.dataset.manifest).state_dict(), split)
 
     monkeypatch.setattr(promotion, "evaluate_registered", fitted)
@@ -229,7 +234,7 @@ def test_a_server_or_a_dataset_that_goes_away_is_no_fault_of_the_model(champion,
 
 
 def test_the_latency_is_of_one_image_on_one_thread(opened):
-    model, _ = champion_of(opened, network="small_cnn")
+    model, _ = champion_of(opened, network="small_cnn", normalization={"mean": [0.5], "std": [0.2]})
     threads = torch.get_num_threads()
     milliseconds = latency_ms(model.model_spec, model.state, first_example(opened, "test"))
     assert 0 < milliseconds < 1000

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
 import pytest
-import torch
-from mlflow.exceptions import MlflowException
 
 from shardmean.jobs.tracking import registry
-from shardmean.model.config.training import TrainingConfig
-from shardmean.model.errors import RetryableError
 from shardmean.model.images.decoder import encode_png
 from shardmean.model.networks.classifier import build_classifier
-from shardmean.model.optimization.replica import build_model
 from shardmean.model.serving import image_model
 from shardmean.model.training.checkpoint import Checkpoint
 from tests.jobs.indexed import Made, publish_indexed
@@ -28,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shardmean.model.dataset.manifest import Manifest
-    from shardmean.model.optimization.fine_tuning import PretrainedModel
 
 NAME = "digits"
 EXAMPLE = encode_png(np.zeros((1, 8, 8), dtype=np.uint8))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlflow
 import numpy as np
-import pytest
 
 from shardmean.jobs.config.promote import PromoteConfig
 from shardmean.jobs.promote.promotion import CHALLENGER, Promoter
 from shardmean.jobs.tracking.measurement import Measurement, record, recorded
 from shardmean.model.evaluation.predictions import Predictions
+
+if TYPE_CHECKING:
+    import mlflow
 
 NAME, ROWS, OTHER_ROWS = "digits", f"test:{'0' * 32}", f"test:{'1' * 32}"
 
@@ -65,13 +66,3 @@ class Shelf:
 
     def recorded(self, version: str, rows: str = ROWS) -> Measurement | None:
         return recorded(self.client, self.client.get_model_version(NAME, version), rows)
-
-
-@pytest.fixture
-def shelf(tmp_path, new_store):
-    before, tracking = mlflow.get_tracking_uri(), new_store(tmp_path / "mlflow")
-    mlflow.set_tracking_uri(tracking.uri)
-    client = mlflow.MlflowClient()
-    client.create_registered_model(NAME)
-    yield Shelf(client, client.create_experiment("one", artifact_location=str(tmp_path / "artifacts")))
-    mlflow.set_tracking_uri(before)
