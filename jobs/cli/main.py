@@ -8,12 +8,6 @@ from __future__ import annotations
 
 import functools
 import getpass
-import json
-import signal
-import sys
-import threading
-import traceback
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,17 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from shardmean.model.errors import RetryableError, UserError
+from shardmean.jobs.cli.execution import exit_code, write_result
+from shardmean.model.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from types import FrameType
+    from collections.abc import Callable, Sequence
 
     from shardmean.jobs.config.loading import Job
 
-RESEND_S = 0.1
-# What installs the packages of a command; those that start the whole stack need all.
-EXTRAS = {"vectorize": "spark", "train": "train"}
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -70,81 +61,9 @@ def _command(function: Callable[..., int | None]) -> Callable[..., NoReturn]:
 
     @functools.wraps(function)
     def run(**options: Any) -> NoReturn:
-        raise typer.Exit(_exit_code(functools.partial(function, **options), options.get("result", "")))
+        raise typer.Exit(exit_code(functools.partial(function, **options), options.get("result", "")))
 
     return app.command()(run)
-
-
-def _exit_code(run: functools.partial[int | None], result_uri: str) -> int:
-    from shardmean.jobs.common.logging import set_up_logging
-    from shardmean.jobs.common.parent_process import end_with_parent
-
-    set_up_logging()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
-    end_with_parent()
-    try:
-        with _no_signal_lost():
-            # Finds out before the work whether its result can be written.
-            _write_result(result_uri, {"error": "the job was killed before its end", "kind": "retryable"})
-            return run() or 0
-    except UserError as error:
-        return _report(error, 2, "user", result_uri)
-    except ModuleNotFoundError as error:
-        command = run.func.__name__
-        remedy = f"pip install 'shardmean[{EXTRAS.get(command, 'all')}]'"
-        return _report(f"shardmean {command} needs {error.name}: {remedy}", 2, "user", result_uri)
-    except (RetryableError, OSError) as error:
-        return _report(error, 1, "retryable", result_uri)
-    except KeyboardInterrupt:
-        return _report("interrupted; run the same command to resume", 130, "retryable", result_uri)
-    except Exception as error:
-        traceback.print_exc()
-        message = f"unexpected {type(error).__name__}: {error} (a bug: see the traceback)"
-        return _report(message, 1, "retryable", result_uri)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _no_signal_lost() -> Iterator[None]:
-    """Python drops an exception that is raised while it deletes an object: a signal that came just then is resent."""
-    show, thread = sys.unraisablehook, threading.get_ident()
-    timers: list[threading.Timer] = []
-
-    def resend(lost: sys.UnraisableHookArgs) -> None:
-        if lost.exc_type is not KeyboardInterrupt:
-            show(lost)
-            return
-        timers.append(threading.Timer(RESEND_S, signal.pthread_kill, (thread, signal.SIGTERM)))
-        timers[-1].start()
-
-    sys.unraisablehook = resend
-    try:
-        yield
-    finally:
-        sys.unraisablehook = show
-        for timer in timers:
-            timer.cancel()
-
-
-def _report(error: Exception | str, code: int, kind: str, result_uri: str) -> int:
-    sys.stdout.flush()
-    print(f"shardmean: error: {error}", file=sys.stderr, flush=True)  # noqa: T201
-    try:
-        _write_result(result_uri, {"error": str(error), "kind": kind})
-    except (UserError, RetryableError) as problem:
-        print(f"shardmean: the error could not be written to {result_uri}: {problem}", file=sys.stderr)  # noqa: T201
-    return code
-
-
-def _write_result(uri: str, document: dict[str, Any]) -> None:
-    if uri:
-        from shardmean.model.storage import filesystem
-
-        filesystem.write_bytes(uri, json.dumps(document, indent=1).encode())
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -205,7 +124,7 @@ def vectorize(
     from shardmean.jobs.vectorize import job
 
     settings = _load(VectorizeJob, pipeline, config, overrides, params)
-    _write_result(result, asdict(job.vectorize(settings, is_published=not candidate)))
+    write_result(result, asdict(job.vectorize(settings, is_published=not candidate)))
 
 
 @_command
@@ -221,7 +140,7 @@ def publish(
     uri = filesystem.absolute(dataset)
     manifest = publish_candidate(uri, version)
     typer.echo(f"{uri}: version {manifest.digest} is current")
-    _write_result(result, {"dataset_uri": uri, "digest": manifest.digest})
+    write_result(result, {"dataset_uri": uri, "digest": manifest.digest})
 
 
 @_command
@@ -246,7 +165,7 @@ def train(
     skipped = job.skip_reason(settings) if skip_trained else None
     if skipped is not None:
         typer.echo(skipped["skipped"])
-    _write_result(result, skipped or asdict(job.train(settings, may_promote=not register_only)))
+    write_result(result, skipped or asdict(job.train(settings, may_promote=not register_only)))
 
 
 @_command
@@ -262,7 +181,7 @@ def evaluate(
     from shardmean.jobs.config.job import TrainJob
     from shardmean.jobs.promote import job
 
-    _write_result(result, job.evaluate(_load(TrainJob, pipeline, config, overrides, params), version or None))
+    write_result(result, job.evaluate(_load(TrainJob, pipeline, config, overrides, params), version or None))
 
 
 @_command

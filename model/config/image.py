@@ -11,20 +11,15 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from .base import Fraction, Settings
+from .former_names import current_name
 
 MAX_EXAMPLE_BYTES = 64 * 2**20
-# What version 0.1.0 stored in manifests and models.
-_FORMER_VALUES = {"grey": "gray", "centre_crop": "center_crop"}
 NAMED_COLORS = {"black": "#000000", "gray": "#808080", "white": "#ffffff"}
-
-
-def _current_name(value: object) -> object:
-    return _FORMER_VALUES.get(value, value) if isinstance(value, str) else value
 
 
 def _parse_color(value: object) -> str:
     """The same text for the same color, so that a form can hold it and equal settings compare equal."""
-    value = _current_name(value)
+    value = current_name(value)
     if isinstance(value, str) and (value in NAMED_COLORS or re.fullmatch(r"#[0-9a-fA-F]{6}", value)):
         return value.lower()
     if isinstance(value, list | tuple) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
@@ -50,7 +45,7 @@ class ImageConfig(Settings):
     """Width of every example, in pixels."""
     channels: Literal[1, 3] = 1
     """Channels of every example: 1 (gray) or 3 (RGB)."""
-    resize: Annotated[Literal["stretch", "fit", "center_crop", "none"], BeforeValidator(_current_name)] = "stretch"
+    resize: Annotated[Literal["stretch", "fit", "center_crop", "none"], BeforeValidator(current_name)] = "stretch"
     """How an image of another size fits: stretch, fit (pad), center_crop, or none (reject it)."""
     background: Color = "white"
     """What shows through transparent parts: black, gray, white, #rrggbb, or three numbers from 0 to 255."""

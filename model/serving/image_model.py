@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 # Whole packages, and single modules where the rest of the package is not needed.
 SHIPPED = (
-    "__init__.py", "errors.py", "config/__init__.py", "config/base.py", "config/image.py", "config/network.py",
+    "__init__.py", "errors.py", "config/__init__.py", "config/base.py", "config/former_names.py", "config/image.py",
+    "config/network.py",
     "images/*.py", "networks/*.py", "serving/*.py",
 )  # fmt: skip
 BATCH = 256

@@ -16,7 +16,8 @@ import pytest
 
 import shardmean.jobs.cli.doctor
 import shardmean.jobs.vectorize.job
-from shardmean.jobs.cli.main import RESEND_S, main
+from shardmean.jobs.cli.execution import RESEND_S
+from shardmean.jobs.cli.main import main
 from shardmean.model.dataset.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def test_a_result_that_cannot_be_written_is_refused_before_the_work(command, tmp
 
 
 def test_a_bug_shows_its_traceback_and_ends_with_1(command, tmp_path, monkeypatch):
-    def broken(_job):
+    def broken(_job, **_):
         return {}["no key"]
 
     monkeypatch.setattr(shardmean.jobs.vectorize.job, "vectorize", broken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import sys
 from importlib.metadata import version
@@ -98,9 +99,14 @@ def test_a_whole_training(job, client, dataset):
         with Image.open(path) as plot:
             assert len(plot.convert("L").getcolors(256)) > 10, "not blank"
 
-    (path,) = artifacts(client, result.run_id, "evaluation")
-    assert path.name == "test_classes.csv"
-    table = pd.read_csv(path)
+    rows = f"test-{manifest.split_digest('test')}"
+    evaluation = {path.name: path for path in artifacts(client, result.run_id, "evaluation")}
+    assert evaluation.keys() == {"test_classes.csv", f"{rows}.json", f"{rows}.parquet"}
+    recorded = json.loads(evaluation[f"{rows}.json"].read_text())
+    assert recorded["metrics"] == result.metrics
+    predictions = pd.read_parquet(evaluation[f"{rows}.parquet"])
+    assert (predictions.label == predictions.predicted).mean() == pytest.approx(result.metrics["accuracy"])
+    table = pd.read_csv(evaluation["test_classes.csv"])
     assert table["class"].tolist() == manifest.class_names
     assert table.examples.sum() == table.predicted.sum() == result.num_examples
     assert table.f1.mean() == pytest.approx(result.metrics["f1_macro"])
@@ -134,11 +140,12 @@ def test_aliases_over_three_trainings(job, client):
     good = train(job(num_epochs=4))
     assert good.metrics["accuracy"] > bad.metrics["accuracy"]
     assert good.aliases == ["challenger", "champion"]
-    assert versions() == {"challenger": good.model_version, "champion": good.model_version}
+    former = {"previous_champion": bad.model_version}
+    assert versions() == {"challenger": good.model_version, "champion": good.model_version, **former}
     equal = train(job(num_epochs=4))
     assert equal.metrics["accuracy"] == good.metrics["accuracy"]
     assert equal.aliases == ["challenger"]
-    assert versions() == {"challenger": equal.model_version, "champion": good.model_version}
+    assert versions() == {"challenger": equal.model_version, "champion": good.model_version, **former}
     assert len({bad.run_id, good.run_id, equal.run_id}) == 3
 
 
@@ -159,8 +166,8 @@ def test_the_champion_is_measured_anew_when_the_images_have_changed(
     bad = train(job(**HOPELESS, **changes))
     assert bad.aliases == ["challenger"]
     assert client.get_model_version_by_alias("shardmean", "champion").run_id == good.run_id
-    assert f"champion stays version {good.model_version}: its " in caplog.text
-    assert "accuracy on the same rows is" in caplog.text
+    assert f"version {bad.model_version} against champion {good.model_version}: stays challenger" in caplog.text
+    assert "failed: promote.min_improvement: accuracy " in caplog.text
 
 
 def test_a_run_key_that_has_finished_gives_its_result_again(job, client, monkeypatch):
