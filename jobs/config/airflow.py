@@ -23,10 +23,10 @@ class AirflowConfig(Settings):
     queue: Name | None = None
     """Queue of the Airflow workers that the task goes to; null: Airflow's default."""
     retries: Annotated[int, Field(ge=0, le=100)] = 3
-    """How often a task that failed is tried again; one that failed by the user's mistake never is."""
+    """Retries of a failed task; a failure by the user's mistake is not retried."""
     retry_delay_s: Annotated[float, Field(ge=0, le=MAX_RETRY_DELAY_S)] = 30
-    """Pause before the first retry, in seconds, at least; it doubles with each further one, up to ten minutes."""
+    """Minimum pause before the first retry, in seconds; it doubles with each further one, up to ten minutes."""
     timeout_s: Annotated[float, Field(gt=0, le=10**8)] | None = None
     """A try that takes longer, in seconds, is stopped and counts as failed; null: none is."""
     allowed_roots: Annotated[list[Uri], Field(max_length=100)] = []
-    """Folders and URI prefixes below which everything lies that the job reads and writes; empty: anywhere."""
+    """Folders and URI prefixes that limit where the job reads and writes; empty: no limit."""

@@ -70,9 +70,9 @@ class VectorizeJob(SparkJob):
     max_rejected_fraction: Fraction = 0.05
     """Largest share of rejected images; above it nothing is published."""
     replace: bool = False
-    """Publish over a DataSet that was made with other settings, and read every image anew."""
+    """Publish over a DataSet that was made with other settings, and read all images again."""
     keep_versions: Annotated[int, Field(ge=1, le=10_000)] = 3
-    """Newest versions whose files are never cleaned away."""
+    """Newest versions, whose files are never deleted."""
     clean_after_hours: Annotated[float, Field(ge=0, le=10**6, allow_inf_nan=False)] = 24
     """Files that no kept version refers to, and versions no longer in use, are deleted once this many hours old."""
     checks: ChecksConfig = ChecksConfig()
@@ -119,7 +119,7 @@ class TrainJob(TrainingConfig, SparkJob):
     dataset_digest: Annotated[str, Field(pattern=DIGEST)] | None = None
     """Version of the DataSet; null: the current one when the run begins."""
     checkpoint_uri: Uri
-    """Folder for checkpoints, one folder per run; a run that was cut off goes on from there."""
+    """Folder for checkpoints, one folder per run; an interrupted run resumes from there."""
     keep_checkpoints: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Newest checkpoints that are kept, beside that of the best epoch."""
     keep_every_epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -130,7 +130,7 @@ class TrainJob(TrainingConfig, SparkJob):
     promote: PromoteConfig = PromoteConfig()
 
     def uris(self) -> dict[str, str]:
-        """See SparkJob; a registered model is no place of the job's."""
+        """See SparkJob; a registered model is not a path."""
         uris = {"dataset_uri": self.dataset_uri, "checkpoint_uri": self.checkpoint_uri}
         start = self.fine_tuning.start_from
         return uris if start is None or start.startswith(REGISTERED) else uris | {"fine_tuning.start_from": start}

@@ -137,7 +137,7 @@ class Tracker:
         if self.tracking_uri.startswith("http") and filesystem.local_path(uri) is not None:
             log.warning(
                 "experiment %s of %s keeps its artifacts in this machine's %s from now on: other machines can't read "
-                "them, unless that is mounted there too; without tracking.artifact_uri the server finds a place",
+                "them, unless that is mounted there too; without tracking.artifact_uri the server chooses a location",
                 self._job.tracking.experiment, self.tracking_uri, uri,
             )  # fmt: skip
         return uri
@@ -161,7 +161,7 @@ class Tracker:
         try:
             yield
         except (MlflowException, OSError) as error:
-            log.warning("MLflow at %s is away (%s): %s", self.tracking_uri, short(error), consequence)
+            log.warning("MLflow at %s cannot be reached (%s): %s", self.tracking_uri, short(error), consequence)
 
     def log_pretrained(self, uri: str) -> None:
         """Log which version or file a fine-tuning started from. Raises UserError and RetryableError."""

@@ -122,6 +122,6 @@ def _read(folder: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise RetryableError(f"{uri}: damaged ({error}); delete the folder to train anew") from error
+        raise RetryableError(f"{uri}: damaged ({error}); delete the folder to start over") from error
     assert isinstance(record, dict)
     return record

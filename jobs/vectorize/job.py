@@ -89,7 +89,7 @@ def vectorize(job: VectorizeJob, *, runner: Runner | None = None, is_published: 
         replaced_version = current_version(job.dataset_uri)
         earlier, previous = previous, _load_previous(job)
         if previous != earlier:
-            log.info("another run has published in the meantime: listing the source anew")
+            log.info("another run has published in the meantime: listing the source again")
             scan_result = _scan(job)
         tasks = runner or ends.enter_context(SparkRunner("shardmean vectorize", job.spark))
         base = None if job.replace else previous

@@ -65,7 +65,7 @@ class Update:
         runner: Runner,
         candidate: Manifest | None = None,
     ) -> None:
-        """`published` is the version to continue from; None: all is made anew.
+        """`published` is the version to continue from; None: rebuild everything.
 
         What a `candidate` has read already is not read again, but only what was published keeps its split.
         """
@@ -82,7 +82,7 @@ class Update:
         # Shards by number; those of the last version come first.
         self.shards: dict[int, Shard] = dict(enumerate(previous.shards)) if previous and previous.index else {}
         self._num_before = self._num_shards = len(self.shards)
-        # Shards that this run wrote and then wrote anew.
+        # Shards that this run wrote and then replaced.
         self.intermediates: set[str] = set()
         self._names_before = {shard.name for shard in previous.shards} if previous else set()
         self._classes_before = previous.class_names if previous else []

@@ -49,8 +49,8 @@ class ShardRows(NamedTuple):
 class Window:
     """Rows that one worker holds in memory together.
 
-    `ranges_R3` are (shard index, first row, row after the last); laid end to end, their rows have the places 0, 1, ...,
-    and `order` gives the places of those to train on, in training order.
+    `ranges_R3` are (shard index, first row, row after the last); laid end to end, their rows have the positions 0,
+    1, ..., and `order` gives the positions of those to train on, in training order.
     """
 
     ranges_R3: NDArray[np.int64]
@@ -66,18 +66,18 @@ class Window:
 
 
 class Part(NamedTuple):
-    """Minibatches `start` to `stop` of deal `deal`."""
+    """Minibatches `start` to `stop` of share `share`."""
 
-    deal: int
+    share: int
     start: int
     stop: int
 
 
 @dataclass(frozen=True)
 class EpochLayout:
-    """All rows of an epoch in one sequence of pieces, cut into deals, and those into minibatches.
+    """All rows of an epoch in one sequence of pieces, cut into one share for each worker, and those into minibatches.
 
-    `bounds[d]` to `bounds[d + 1]` are deal d's places in the sequence. Only the last minibatch of all can be short.
+    `bounds[d]` to `bounds[d + 1]` are share d's positions in the sequence. Only the last minibatch of all can be short.
     """
 
     pieces_P3: NDArray[np.int64]
@@ -88,18 +88,18 @@ class EpochLayout:
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
-        """The place after each piece (P,)."""
+        """The position after each piece (P,)."""
         ends_P: NDArray[np.int64] = np.cumsum(self.pieces_P3[:, 2] - self.pieces_P3[:, 1])
         return ends_P
 
     def num_examples(self, part: Part) -> int:
-        """Examples in some of a deal's minibatches."""
-        num_rows = self.bounds[part.deal + 1] - self.bounds[part.deal]
+        """Examples in some of a share's minibatches."""
+        num_rows = self.bounds[part.share + 1] - self.bounds[part.share]
         return min(part.stop * self.batch_size, num_rows) - min(part.start * self.batch_size, num_rows)
 
     def windows(self, part: Part) -> Iterator[Window]:
-        """What reading some of a deal's minibatches takes, window by window; all but the last hold whole ones."""
-        first, end = self.bounds[part.deal], self.bounds[part.deal + 1]
+        """What reading some of a share's minibatches takes, window by window; all but the last hold whole ones."""
+        first, end = self.bounds[part.share], self.bounds[part.share + 1]
         for start in range(first, end, self.window_rows):
             stop = min(start + self.window_rows, end)
             wanted = slice(
@@ -110,7 +110,7 @@ class EpochLayout:
                 yield Window(self._ranges(start, stop), self._order(start, stop - start)[wanted])
 
     def _ranges(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The rows at places `start` to `stop` of the sequence."""
+        """The rows at positions `start` to `stop` of the sequence."""
         first = int(np.searchsorted(self._ends, start, side="right"))
         last = int(np.searchsorted(self._ends, stop, side="left"))
         ranges_R3 = self.pieces_P3[first : last + 1].copy()

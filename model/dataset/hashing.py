@@ -20,7 +20,7 @@ GOLDEN_STEP = np.uint64(0x9E3779B97F4A7C15)
 def example_keys(ids: pa.StringArray) -> NDArray[np.uint64]:
     """A key of 64 bits for each id, whatever its length, without a Python string.
 
-    Each byte is multiplied by a weight of its place, and the sum mixed. Two ids share a key with a chance near 2**-56
+    Each byte is multiplied by the weight of its position, and the sum mixed. Two ids share a key with chance near 2**-56
     (multilinear hashing: Lemire and Kaser, "Strongly universal string hashing is fast", 2014). The weights never
     change, so an id has the same key everywhere.
     """
@@ -28,10 +28,10 @@ def example_keys(ids: pa.StringArray) -> NDArray[np.uint64]:
     lengths_N = np.diff(starts_N1)
     data = ids.buffers()[2]
     text = np.frombuffer(data if data is not None else b"", np.uint8)[starts_N1[0] : starts_N1[-1]]
-    places = np.arange(len(text)) - np.repeat(starts_N1[:-1] - starts_N1[0], lengths_N)
+    positions = np.arange(len(text)) - np.repeat(starts_N1[:-1] - starts_N1[0], lengths_N)
     weights = mix_bits(GOLDEN_STEP * np.arange(1, lengths_N.max(initial=0) + 2, dtype=np.uint64))
-    # Sums between two places of a running sum: wrapping round at 2**64 does them no harm.
-    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(text * weights[places + 1], dtype=np.uint64)])
+    # Sums between two positions of a running sum: wrapping round at 2**64 does them no harm.
+    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(text * weights[positions + 1], dtype=np.uint64)])
     ends_N1 = starts_N1 - starts_N1[0]
     return mix_bits(running[ends_N1[1:]] - running[ends_N1[:-1]] + weights[0] * lengths_N.astype(np.uint64))
 

@@ -61,7 +61,7 @@ def _pinned(batch: Examples) -> Examples:
 def prefetch(items: Generator[T], num_ahead: int) -> Generator[T]:
     """The same items, made in a thread that runs up to `num_ahead` ahead; its errors are raised here."""
     end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
         made: deque[Future[Any]] = deque(pool.submit(next, items, end) for _ in range(num_ahead))
         try:
             while (item := made.popleft().result()) is not end:

@@ -60,7 +60,7 @@ class Examples:
 
 
 class Dataset:
-    """A published DataSet, open for reading: `uri`, `manifest`, and rows by shard and place.
+    """A published DataSet, open for reading: `uri`, `manifest`, and rows by shard and row number.
 
         dataset = Dataset("s3://bucket/pets")
         first = dataset.read(dataset.manifest.shards_of("train")[0], 0, 16)
@@ -114,33 +114,33 @@ class Dataset:
         labels_N = np.empty(num_rows, np.int64)
         keys_N = np.empty(num_rows, np.uint64) if wanted["with_keys"] else None
         ids, paths = [""] * num_rows * with_names, [""] * num_rows * with_names
-        # A shard's rows in their order in the file, each copied straight to its place.
+        # A shard's rows in their order in the file, each copied straight to its position.
         places_N = np.lexsort((rows_N, shards_N))
         by_shard = np.split(places_N, np.flatnonzero(np.diff(shards_N[places_N])) + 1) if num_rows else []
-        names = [shards[shards_N[places[0]]] for places in by_shard]
+        names = [shards[shards_N[positions[0]]] for positions in by_shard]
         opened = self._each(self._opened, names)
         self._each(
             lambda copy: copy(),
             [
-                partial(self._copied, shard, one, run, rows_N[places], features_NB, places)
-                for shard, one, places in zip(names, opened, by_shard, strict=True)
-                for run in one.runs(rows_N[places])
+                partial(self._copied, shard, one, run, rows_N[positions], features_NB, positions)
+                for shard, one, positions in zip(names, opened, by_shard, strict=True)
+                for run in one.runs(rows_N[positions])
             ],
         )
-        for shard, one, places in zip(names, opened, by_shard, strict=True):
-            rows = rows_N[places]
-            labels_N[places] = one.labels_M[rows]
+        for shard, one, positions in zip(names, opened, by_shard, strict=True):
+            rows = rows_N[positions]
+            labels_N[positions] = one.labels_M[rows]
             with self._translate_errors(shard):
                 if keys_N is not None:
-                    keys_N[places] = one.keys_M[rows]
+                    keys_N[positions] = one.keys_M[rows]
                 if with_names:
-                    for place, example_id, path in zip(places.tolist(), *one.names(rows), strict=True):
-                        ids[place], paths[place] = example_id, path
+                    for position, example_id, path in zip(positions.tolist(), *one.names(rows), strict=True):
+                        ids[position], paths[position] = example_id, path
         return Examples(features_NB.reshape(-1, *self.manifest.image.shape), labels_N, ids, paths, keys_N)
 
-    def _copied(self, shard: Shard, one: _OpenShard, run: slice, rows: Any, to_NB: Any, places: Any) -> None:
+    def _copied(self, shard: Shard, one: _OpenShard, run: slice, rows: Any, to_NB: Any, positions: Any) -> None:
         with self._translate_errors(shard):
-            to_NB[places[run]] = one.features(rows[run])
+            to_NB[positions[run]] = one.features(rows[run])
 
     def _opened(self, shard: Shard) -> _OpenShard:
         if shard.name not in self._open:

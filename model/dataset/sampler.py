@@ -112,7 +112,7 @@ def _cut(parts: Sequence[Part], start: int, stop: int) -> tuple[Part, ...]:
     found, first = [], 0
     for part in parts:
         size = part.stop - part.start
-        inside = Part(part.deal, part.start + max(0, start - first), part.start + min(size, stop - first))
+        inside = Part(part.share, part.start + max(0, start - first), part.start + min(size, stop - first))
         if inside.start < inside.stop:
             found.append(inside)
         first += size
@@ -182,10 +182,10 @@ def plan_evaluation(
 
 def _all_parts(layout: EpochLayout) -> tuple[tuple[Part, ...], ...]:
     sizes = (stop - start for start, stop in pairwise(layout.bounds))
-    return tuple((Part(deal, 0, -(-size // layout.batch_size)),) for deal, size in enumerate(sizes))
+    return tuple((Part(share, 0, -(-size // layout.batch_size)),) for share, size in enumerate(sizes))
 
 
 def _bounds(num_rows: int, num_workers: int, batch_size: int) -> tuple[int, ...]:
     num_minibatches = -(-num_rows // batch_size)
-    places = (batch_size * (rank * num_minibatches // num_workers) for rank in range(num_workers + 1))
-    return tuple(min(num_rows, place) for place in places)
+    bounds = (batch_size * (rank * num_minibatches // num_workers) for rank in range(num_workers + 1))
+    return tuple(min(num_rows, bound) for bound in bounds)

@@ -73,6 +73,6 @@ def _received(connection: socket.socket, size: int, deadline: float) -> bytes:
         connection.settimeout(max(0.001, deadline - time.monotonic()))
         more = connection.recv(size - len(found))
         if not more:
-            raise ConnectionError("it hung up")
+            raise ConnectionError("the connection was closed")
         found += more
     return found

@@ -23,10 +23,10 @@ class _Block(nn.Module):
         channels_in = channels
         # The first 3 x 3 convolution has the stride, as in torchvision ("ResNet v1.5").
         strided = 1 + [kernel_size for kernel_size, _ in sizes].index(3)
-        for place, (kernel_size, width) in enumerate(sizes, start=1):
-            own_stride = stride if place == strided else 1
-            self.add_module(f"conv{place}", _conv(channels, width, kernel_size, own_stride))
-            self.add_module(f"bn{place}", nn.BatchNorm2d(width))
+        for number, (kernel_size, width) in enumerate(sizes, start=1):
+            own_stride = stride if number == strided else 1
+            self.add_module(f"conv{number}", _conv(channels, width, kernel_size, own_stride))
+            self.add_module(f"bn{number}", nn.BatchNorm2d(width))
             channels = width
         if stride != 1 or channels_in != channels:
             self.downsample = nn.Sequential(_conv(channels_in, channels, 1, stride), nn.BatchNorm2d(channels))
@@ -34,9 +34,9 @@ class _Block(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Features (B, channels of the last convolution, H / stride, W / stride)."""
         features = images_BCHW
-        for place in range(1, self.num_convs + 1):
-            features = self.get_submodule(f"bn{place}")(self.get_submodule(f"conv{place}")(features))
-            if place < self.num_convs:
+        for number in range(1, self.num_convs + 1):
+            features = self.get_submodule(f"bn{number}")(self.get_submodule(f"conv{number}")(features))
+            if number < self.num_convs:
                 features = nn.functional.relu(features, inplace=True)
         shortcut = images_BCHW if self.downsample is None else self.downsample(images_BCHW)
         return nn.functional.relu(features + shortcut, inplace=True)
@@ -64,13 +64,13 @@ def _network(
 ) -> nn.Module:
     stages: list[tuple[str, nn.Module]] = []
     channels = 64
-    for place, (width, count) in enumerate(zip(WIDTHS, num_blocks, strict=True), start=1):
+    for number, (width, count) in enumerate(zip(WIDTHS, num_blocks, strict=True), start=1):
         blocks = []
         sizes = [(1, width), (3, width), (1, 4 * width)] if is_deep else [(3, width), (3, width)]
         for index in range(count):
-            blocks.append(_Block(channels, sizes, stride=2 if index == 0 and place > 1 else 1))
+            blocks.append(_Block(channels, sizes, stride=2 if index == 0 and number > 1 else 1))
             channels = sizes[-1][1]
-        stages.append((f"layer{place}", nn.Sequential(*blocks)))
+        stages.append((f"layer{number}", nn.Sequential(*blocks)))
     head = [("avgpool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("fc", nn.Linear(channels, num_classes))]
     network = nn.Sequential(OrderedDict([*stem, *stages, *head]))
     for module in network.modules():

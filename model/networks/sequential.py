@@ -42,8 +42,8 @@ def build_layers(layers: Sequence[Settings], shape: tuple[int, ...], num_classes
     makers: list[Callable[[], nn.Module]] = []
     num_parameters = 0
     last = Linear.model_construct(layer="linear", features=num_classes)
-    for place, layer in enumerate([*layers, last], start=1):
-        where = f"layer {place} ({_name(layer)})" if layer is not last else f"the last layer (linear to {num_classes})"
+    for number, layer in enumerate([*layers, last], start=1):
+        where = f"layer {number} ({_name(layer)})" if layer is not last else f"the last layer (linear to {num_classes})"
         _check_input(layer, shape, where)
         make = _maker(layer, shape)
         try:

@@ -114,14 +114,18 @@ class Lease:
             if _is_alive_here(first) or self._read(number) != first:
                 raise self._refused(first)
             if time.monotonic() > deadline:
-                log.info("the last holder (process %s on %s) is silent: going on", first.get("pid"), first.get("host"))
+                log.info(
+                    "the last holder (process %s on %s) no longer responds: taking over its lease",
+                    first.get("pid"),
+                    first.get("host"),
+                )
                 return
             time.sleep(min(1.0, self._silent_after_s / 10))
 
     def _refused(self, holder: dict[str, Any]) -> RetryableError:
         return RetryableError(
-            f"{self._what} is at work already: process {holder.get('pid')} on {holder.get('host')} ({self._uri}); "
-            "wait for its end, or stop it, then repeat the command"
+            f"{self._what} is already running: process {holder.get('pid')} on {holder.get('host')} ({self._uri}); "
+            "wait until it ends, or stop it, then repeat the command"
         )
 
     def _beat(self) -> None:

@@ -75,10 +75,10 @@ def save(folder_uri: str, checkpoint: Checkpoint, *, keep_last: int = 2, keep_ev
     content = stream.getvalue()
     filesystem.write_bytes(filesystem.join(folder_uri, checkpoint.name), hashlib.sha256(content).digest() + content)
     names = _names(folder_uri)
-    past = [name for name in names if _place(name) <= _place(checkpoint.name)]
+    past = [name for name in names if _sort_key(name) <= _sort_key(checkpoint.name)]
     kept = {*past[-keep_last:], f"epoch-{checkpoint.best_epoch:06d}.pt"}
     for name in names:
-        epoch, *within = _place(name)
+        epoch, *within = _sort_key(name)
         is_nth = keep_every_epochs is not None and not any(within) and epoch % keep_every_epochs == 0
         # Later ones can only be damaged: they were passed over when this training began.
         if name not in past or not (name in kept or is_nth):
@@ -97,7 +97,7 @@ def load_latest(folder_uri: str) -> Checkpoint | None:
         try:
             return load(filesystem.join(folder_uri, name))
         except DamagedError as error:
-            log.warning("%s; going on from the one before", error)
+            log.warning("%s; using the previous checkpoint", error)
     return None
 
 
@@ -123,10 +123,10 @@ def load(uri: str) -> Checkpoint:
 
 
 def _names(folder_uri: str) -> list[str]:
-    return sorted((name for name in filesystem.list_names(folder_uri) if _NAME.match(name)), key=_place)
+    return sorted((name for name in filesystem.list_names(folder_uri) if _NAME.match(name)), key=_sort_key)
 
 
-def _place(name: str) -> tuple[int, int, int]:
+def _sort_key(name: str) -> tuple[int, int, int]:
     match = _NAME.match(name)
     assert match is not None, "only checkpoints' names are given"
     return int(match[1]), int(match[2] or 0), int(match[3] or 0)

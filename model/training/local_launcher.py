@@ -45,7 +45,7 @@ class LocalLauncher:
             self._pool = None
             if self._reason:
                 raise RetryableError(self._reason) from error
-            raise LostWorkerError("its process ended without a word") from error
+            raise LostWorkerError("its process exited unexpectedly") from error
 
     def cancel(self, reason: str) -> None:
         """End what is running; `run` then raises RetryableError with this reason. A worker in this process goes on."""

@@ -151,9 +151,9 @@ class Trainer:
         num_workers = self._num_workers(state)
         *earlier, last = state.stages or (Stage(num_workers, 0),)
         if last.num_workers != num_workers:
-            log.warning("going on with %d workers in place of %d", num_workers, last.num_workers)
+            log.warning("continuing with %d workers instead of %d", num_workers, last.num_workers)
             earlier, last = [*earlier, last] if last.num_rounds else earlier, Stage(num_workers, 0)
-        # An epoch that another version began goes on by its plan, so that each example is seen once.
+        # An epoch begun by another version is finished with that version's plan, so that each example is seen once.
         version = PLAN_VERSION if state.ends_epoch else state.plan_version
         manifest, epoch = self.dataset.manifest, state.epoch
         plan = plan_training(

@@ -1,6 +1,6 @@
 """What one worker does in one job: a segment of training, or its part of an evaluation. Pure functions of their tasks.
 
-Running a task again gives the same report (bit for bit on CPU), so whoever sends tasks may repeat them.
+Running a task again gives the same report (bit for bit on CPU), so tasks can be repeated safely.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def test_a_smaller_cluster_goes_on_where_the_larger_one_was(gray_data, three, tm
     settings = {"num_workers": 3, "min_workers": 2, "wait_for_workers_s": 0, "checkpoint_every_rounds": 1}
     training(gray_data, cluster, num_epochs=2, **settings).fit(None, states.append)
     assert cluster.workers == [3, 3, 3, *[2] * (len(cluster.workers) - 3)]
-    assert "going on with 2 workers in place of 3" in caplog.text
+    assert "continuing with 2 workers instead of 3" in caplog.text
     assert [state.stages for state in states[:4]] == [
         ((3, 1),), ((3, 2),), ((3, 2), (2, 1)), ((3, 2), (2, 2)),
     ]  # fmt: skip

@@ -197,7 +197,7 @@ def test_a_second_driver_is_refused_and_changes_nothing(cluster_job, run_cli):
     with Lease(str(folder), what="this training"):
         second = run_cli("train", "--config", str(file))
     assert second.code == 1, second.text
-    assert f"this training is at work already: process {os.getpid()} on {os.uname().nodename}" in second.text
+    assert f"this training is already running: process {os.getpid()} on {os.uname().nodename}" in second.text
     assert "Traceback" not in second.text
     assert [path.name for path in folder.iterdir()] == ["lease"]
 

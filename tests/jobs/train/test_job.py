@@ -243,7 +243,7 @@ def test_mlflow_away_in_the_middle(train_job, tmp_path, new_store, monkeypatch, 
     monkeypatch.setattr(Tracker, "finish", lambda *a, **k: (epochs.append(5), finish(*a, **k))[1])
     result = train(train_job(num_epochs=4, tracking=tracking))
     assert epochs == [1, 2, 3, 4, 5]
-    assert caplog.text.count("is away (the line is dead): the metrics follow later") == 2
+    assert caplog.text.count("cannot be reached (the line is dead): the metrics follow later") == 2
     history = mlflow.MlflowClient(tracking.uri).get_metric_history(result.run_id, "train_loss")
     assert sorted(metric.step for metric in history) == [1, 2, 3, 4]
 

@@ -159,7 +159,7 @@ def test_a_killed_worker_gives_a_clear_message(story):
     killed = story.tries["worker killed"]
     assert killed.code == 1, killed.text
     (message,) = [line for line in killed.text.splitlines() if line.startswith("shardmean: error: ")]
-    expected = r"worker [01] on .+, last heard of in round \d+, was lost: .+; run the same command to resume"
+    expected = r"worker [01] on .+, last report in round \d+, was lost: .+; run the same command to resume"
     assert re.search(expected, message), message
     assert "org.apache.spark" not in message
     assert '"kind": "retryable"' in (story.home / "worker killed.json").read_text()

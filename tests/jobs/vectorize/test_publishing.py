@@ -191,8 +191,8 @@ def test_of_two_runs_at_once_one_wins_and_the_other_says_so(pile, meanwhile):
     meanwhile(second)
     pile.run()
     check_whole(pile.uri)
-    assert f"the ETL of {pile.uri} is at work already: process {os.getpid()} on " in refused[0]
-    assert "wait for its end, or stop it, then repeat the command" in refused[0]
+    assert f"the ETL of {pile.uri} is already running: process {os.getpid()} on " in refused[0]
+    assert "wait until it ends, or stop it, then repeat the command" in refused[0]
 
 
 def test_a_run_that_was_taken_over_publishes_nothing(pile, meanwhile):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def feed_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def counting(made: list[int], limit: int = 100) -> Generator[int]:

@@ -59,7 +59,7 @@ def test_each_holder_has_a_greater_number(tmp_path):
 
 
 def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path, other):
-    with pytest.raises(RetryableError, match="this training is at work already: process") as refused, lease(tmp_path):
+    with pytest.raises(RetryableError, match="this training is already running: process") as refused, lease(tmp_path):
         pass
     assert f"process {other.pid} on {os.uname().nodename}" in str(refused.value)
     assert files(tmp_path) == ["00000001.json"]
@@ -82,7 +82,7 @@ def test_one_whose_process_numbers_are_not_ours_is_not_taken_for_dead(tmp_path, 
         monkeypatch.setattr(
             "shardmean.model.storage.lease.time.sleep", lambda _s: waited.append(as_if_elsewhere(tmp_path, beats=1))
         )
-        with pytest.raises(RetryableError, match="this training is at work already"), lease(tmp_path, silent_after_s=5):
+        with pytest.raises(RetryableError, match="this training is already running"), lease(tmp_path, silent_after_s=5):
             pass
         assert waited
 

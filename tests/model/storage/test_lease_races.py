@@ -95,7 +95,7 @@ def test_where_a_store_knows_no_conditions_the_earlier_gives_way_before_it_begin
         pause(seconds)
 
     monkeypatch.setattr(time, "sleep", late)
-    with pytest.raises(RetryableError, match="this training is at work already: process"):
+    with pytest.raises(RetryableError, match="this training is already running: process"):
         first.__enter__()
     assert holds(second)
     second.__exit__(None, None, None)

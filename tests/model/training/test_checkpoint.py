@@ -126,7 +126,7 @@ def test_a_truncated_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, 
         assert checkpoint.load_latest(str(tmp_path)).epoch == 1
     (record,) = caplog.records
     assert "epoch-000002.pt: not a readable checkpoint" in record.getMessage()
-    assert "going on from the one before" in record.getMessage()
+    assert "using the previous checkpoint" in record.getMessage()
 
 
 def test_a_checkpoint_with_another_byte_is_not_trusted(tmp_path):

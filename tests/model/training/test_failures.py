@@ -99,8 +99,8 @@ def test_a_failure_that_may_pass_is_tried_again_however_often_it_is_the_same(gra
 
 @pytest.mark.parametrize(("rank", "reason", "expected"), [
     (None, "", "a worker was lost: killed"),
-    (1, "", "worker 1 on b, last heard of in round 7, was lost: killed"),
-    (1, "disk", "worker 1 on b, last heard of in round 7, was lost: killed (disk)"),
+    (1, "", "worker 1 on b, last report in round 7, was lost: killed"),
+    (1, "disk", "worker 1 on b, last report in round 7, was lost: killed (disk)"),
     (0, "", "worker 0 was lost: killed"),
     (2, "", "worker 2 on c, last heard of at its start, was lost: killed"),
 ])  # fmt: skip

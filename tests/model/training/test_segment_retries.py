@@ -37,8 +37,8 @@ def undisturbed(gray_data, launcher) -> Checkpoint:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("killed", r"a worker was lost: its process ended without a word"),
-        ("hangs", r"worker 1 on \S+, last heard of in round \d, has not reported for \d+ s"),
+        ("killed", r"a worker was lost: its process exited unexpectedly"),
+        ("hangs", r"worker 1 on \S+, last report in round \d, has not reported for \d+ s"),
         ("raises", r"worker 1 on \S+: KeyError: 'a bug of ours'"),
         ("reads badly", r"worker 1 on \S+: \[Errno 5\] Input/output error"),
         ("diverges", r"worker 1 on \S+: worker 1 diverged: its parameters were not finite after round 2"),
