@@ -36,9 +36,7 @@ def evaluation_split(manifest: Manifest) -> Split:
     for split in splits:
         if manifest.num_examples(split):
             return split
-    log.warning(
-        "no held-out examples: the final metrics are of the training split and do not show how well the model generalizes"
-    )
+    log.warning("no held-out examples: the final metrics are of the training split and say little of new images")
     return "train"
 
 

@@ -20,7 +20,7 @@ GOLDEN_STEP = np.uint64(0x9E3779B97F4A7C15)
 def example_keys(ids: pa.StringArray) -> NDArray[np.uint64]:
     """A key of 64 bits for each id, whatever its length, without a Python string.
 
-    Each byte is multiplied by the weight of its position, and the sum mixed. Two ids share a key with chance near 2**-56
+    Each byte is multiplied by the weight of its position, and the sum mixed. Two ids share a key with chance near 2^-56
     (multilinear hashing: Lemire and Kaser, "Strongly universal string hashing is fast", 2014). The weights never
     change, so an id has the same key everywhere.
     """
