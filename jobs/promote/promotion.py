@@ -124,7 +124,8 @@ class Promoter:
         """Make the former champion champion again and hold it; gives its version. Raises UserError without one."""
         present, aliases = self.champion(), self._client.get_registered_model(self._name).aliases
         former = self._version(str(aliases[PREVIOUS])) if PREVIOUS in aliases else None
-        if present is None or former is None:
+        # A promotion that was cut off leaves the present champion as its own predecessor.
+        if present is None or former is None or str(former.version) == str(present.version):
             raise UserError(
                 f"{self._name} has no champion before the present one: choose a version by `shardmean models "
                 f"{self._name}` and `shardmean promote {self._name} VERSION`"

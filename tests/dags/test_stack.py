@@ -55,10 +55,18 @@ def test_the_task_shows_run_version_and_link(stack: Stack, trained: dict[str, An
     result = stack.task("digits_train", run_id, "train", "/xcomEntries/return_value?deserialize=true")["value"]
     manifest = json.loads((stack.home / "dataset" / "manifest.json").read_text())
     assert result["dataset_digest"] == manifest["digest"]
-    assert (result["model_version"], result["aliases"]) == ("1", ["challenger", "champion"])
+    assert (result["model_version"], result["aliases"]) == ("1", ["challenger"]), "the gate is another DAG's"
     links = stack.task("digits_train", run_id, "train", "/links")["extra_links"]
     assert links["MLflow run"].startswith(f"{stack.mlflow}/#/experiments/")
     assert links["MLflow run"].endswith(result["run_id"])
+
+
+def test_the_first_model_is_promoted_by_a_run_of_its_own(stack: Stack, trained: dict[str, Any]) -> None:
+    run = wait_for(lambda: stack.runs("digits_promote"), 60)[0]
+    assert stack.finished("digits_promote", run["dag_run_id"])["state"] == "success"
+    path = "/xcomEntries/return_value?deserialize=true"
+    promoted = stack.task("digits_promote", run["dag_run_id"], "promote", path)["value"]
+    assert (promoted["model_name"], promoted["model_version"], promoted["promoted_by"]) == ("digits", "1", "the gate")
 
 
 def test_nothing_new_is_skipped_and_trains_nothing(stack: Stack, trained: dict[str, Any]) -> None:

@@ -124,6 +124,25 @@ def test_rollbacks_go_back_one_champion_at_a_time(shelf):
         promoter.rollback(by="ann", why="")
 
 
+def test_a_promotion_that_was_cut_off_is_repeated_and_is_no_way_back(shelf, monkeypatch):
+    first, _ = shelf.offer(measured(0.8))
+    second, set_alias = shelf.add(measured(0.9)), mlflow.MlflowClient.set_registered_model_alias
+
+    def cut_off(client, name, alias, version):
+        if alias == "champion":
+            raise KeyboardInterrupt
+        set_alias(client, name, alias, version)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            shelf.promoter().promote(second, by="bob", why="")
+    with pytest.raises(UserError, match="no champion before the present one"):
+        shelf.promoter().rollback(by="ann", why="")
+    shelf.promoter().promote(second, by="bob", why="")
+    assert (shelf.alias(), shelf.alias("previous_champion")) == (second, first)
+
+
 def test_a_person_promotes_what_was_rolled_back_and_ends_the_hold(shelf):
     shelf.offer(measured(0.8))
     second, _ = shelf.offer(measured(0.9))
