@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from abc import abstractmethod
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,13 +77,13 @@ class SparkJobOperator(SparkSubmitOperator):
             **options,
         )
 
+    @abstractmethod
     def run_arguments(self, context: Context, params: dict[str, Any]) -> list[str]:
         """Arguments of the command that only the run knows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def report(self, result: dict[str, Any], context: Context) -> None:
         """Announce the result; may raise AirflowSkipException."""
-        raise NotImplementedError
 
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override] # the provider's returns nothing
         """Run the job and return its result, which Airflow keeps as XCom."""
