@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from shardmean.dags.assets import champion_asset
 from shardmean.dags.notifications import notifiers
-from shardmean.dags.spark_operator import SparkJobOperator, task_options
+from shardmean.dags.spark_operator import SparkJobOperator, result_of, task_options
 from shardmean.model.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,19 +46,13 @@ class _JudgeOperator(BaseOperator):
         self.job = pipeline.train
         super().__init__(**task_options(pipeline.train.airflow), **options)
 
-    def evaluated(self, context: Context) -> dict[str, Any]:
-        result: dict[str, Any] | None = context["ti"].xcom_pull(task_ids="evaluate")
-        if result is None:
-            raise AirflowFailException("the task evaluate left no result in this run: clear it, and it runs again")
-        return result
-
 
 class GateOperator(_JudgeOperator):
     """Skips the rest where the challenger does not pass, and says why."""
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Judge; the result is what an approver is shown."""
-        evaluated = self.evaluated(context)
+        evaluated = result_of(context, "evaluate")
         version, name = evaluated["model_version"], evaluated["model_name"]
         try:
             from shardmean.jobs.promote.recorded import judge_recorded
@@ -116,7 +110,7 @@ class PromoteOperator(_JudgeOperator):
         """Promote; the version says by whom and why."""
         from shardmean.jobs.promote.recorded import promote_recorded
 
-        evaluated = self.evaluated(context)
+        evaluated = result_of(context, "evaluate")
         version = evaluated["model_version"]
         approved = context["ti"].xcom_pull(task_ids="approve") or {}
         by = (approved.get("responded_by_user") or {}).get("name") or THE_GATE

@@ -162,6 +162,14 @@ def results_uri() -> str:
         raise AirflowFailException(f"SHARDMEAN_RESULTS_URI: {error}") from error
 
 
+def result_of(context: Context, task_id: str) -> dict[str, Any]:
+    """What another task of this run returned. Raises AirflowFailException where it returned nothing."""
+    result: dict[str, Any] | None = context["ti"].xcom_pull(task_ids=task_id)
+    if result is None:
+        raise AirflowFailException(f"the task {task_id} left no result in this run: clear it, and it runs again")
+    return result
+
+
 def task_options(config: AirflowConfig) -> dict[str, Any]:
     """What a task takes from a job's section `airflow`."""
     given = {"pool": config.pool, "queue": config.queue}

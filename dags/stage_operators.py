@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from shardmean.dags.asset_events import newest_version
 from shardmean.dags.assets import dataset_asset, model_asset
-from shardmean.dags.spark_operator import SparkJobOperator, params_of_run, task_options
+from shardmean.dags.spark_operator import SparkJobOperator, params_of_run, result_of, task_options
 from shardmean.jobs.checks.candidate import publish_candidate
 from shardmean.jobs.checks.dataset import check
 from shardmean.model.dataset.manifest import load_current, load_manifest
@@ -52,12 +52,6 @@ class _CandidateOperator(BaseOperator):
     def __init__(self, *, pipeline: Pipeline, **options: Any) -> None:
         super().__init__(**task_options(pipeline.vectorize.airflow), **options)
 
-    def made(self, context: Context) -> dict[str, Any]:
-        result: dict[str, Any] | None = context["ti"].xcom_pull(task_ids="vectorize")
-        if result is None:
-            raise AirflowFailException("the task vectorize left no result in this run: clear it, and it runs again")
-        return result
-
 
 class CheckOperator(_CandidateOperator):
     """Holds the candidate against the published version; fails by what the checks say."""
@@ -69,7 +63,7 @@ class CheckOperator(_CandidateOperator):
 
     def execute(self, context: Context) -> list[str]:
         """Run the checks and return what each found."""
-        made = self.made(context)
+        made = result_of(context, "vectorize")
         try:
             job = params_of_run(context, self.dag, self.job, self.file)[1]
             candidate, published = load_manifest(made["dataset_uri"], made["digest"]), load_current(made["dataset_uri"])
@@ -90,7 +84,7 @@ class PublishOperator(_CandidateOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Publish; one that is published already is announced once more."""
-        made = self.made(context)
+        made = result_of(context, "vectorize")
         try:
             publish_candidate(made["dataset_uri"], made["digest"])
         except UserError as error:

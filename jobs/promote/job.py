@@ -103,7 +103,7 @@ def measure(trainer: Trainer, split: Split, version: ModelVersion, job: TrainJob
 def evaluate(job: TrainJob, version: str | None = None) -> dict[str, Any]:
     """Measure a version (else the challenger) and the champion on the published DataSet, and say what the gate says.
 
-    Workers start only where a measurement is missing. Promotes nothing. Raises UserError and RetryableError.
+    Workers start only where a measurement is missing. Promotes no challenger. Raises UserError and RetryableError.
     """
     name, uri = job.tracking.registered_model, connect(job.tracking)
     client = mlflow.MlflowClient()

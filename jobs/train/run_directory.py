@@ -100,8 +100,9 @@ def version_of(job: TrainJob) -> str | None:
 
 
 def has_begun(job: TrainJob, digest: str) -> bool:
-    """Whether an earlier try has begun this run."""
-    return bool(_read(directory_of(job, digest)))
+    """Whether an earlier try has begun this run; without a key, a run that has finished is another one."""
+    record = _read(directory_of(job, digest))
+    return bool(record) and (job.run_key is not None or not record.get("result"))
 
 
 def _keeps_its_version(job: TrainJob) -> bool:
