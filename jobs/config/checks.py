@@ -12,8 +12,8 @@ from shardmean.model.config.base import Fraction, Settings
 class ChecksConfig(Settings):
     """What a candidate is held against: itself, and the version that is published."""
 
-    min_images_per_class: Annotated[int, Field(ge=0, le=10**9)] = 1
-    """Fewest examples that each class has, over all splits."""
+    min_images_per_class: Annotated[int, Field(ge=0, le=10**9)] = 0
+    """Fewest examples that each class has, over all splits; 0: any number."""
     max_class_share_change: Fraction = 1.0
     """Largest change of a class's share of all examples against the published version; 1: any."""
     max_rejected_growth: Fraction = 1.0

@@ -15,6 +15,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "cluster.md"
 PARSE = """
 import json, sys
 from airflow.dag_processing.dagbag import DagBag
+sys.path.append(sys.argv[1])  # as Airflow does
 bag = DagBag(dag_folder=sys.argv[1])
 print(json.dumps([{id: dag.fileloc for id, dag in bag.dags.items()}, bag.import_errors]))
 """

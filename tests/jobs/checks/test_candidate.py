@@ -77,7 +77,7 @@ def test_a_candidate_does_not_replace_what_was_published_after_it_was_made(pile)
 
 def test_who_publishes_waits_for_no_run_of_the_etl(pile):
     digest = propose(pile).digest
-    with Lease(pile.uri, what="another run"), pytest.raises(RetryableError, match="at work already"):
+    with Lease(pile.uri, what="another run"), pytest.raises(RetryableError, match="already running"):
         publish_candidate(pile.uri, digest)
     assert load_current(pile.uri) is None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import shardmean.jobs.vectorize.job
+import shardmean.jobs.checks.candidate
 from shardmean.jobs.vectorize.job import vectorize
 from shardmean.model.dataset.manifest import load_manifest
 from shardmean.model.errors import RetryableError, UserError
@@ -66,7 +66,7 @@ def test_a_half_written_dataset_is_never_read_and_the_next_run_publishes(images,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shardmean.jobs.vectorize.job, "publish", killed)
+        patch.setattr(shardmean.jobs.checks.candidate, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
             vectorize(job)
     assert list((tmp_path / "set" / "shards").glob("*.parquet"))
