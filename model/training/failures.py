@@ -39,7 +39,7 @@ def _where(failure: Failure) -> str:
 def describe_lost_worker(
     error: LostWorkerError, last_reports: Mapping[int, Progress], abort_reason: str
 ) -> RetryableError:
-    """`error` with the lost worker, its host and the round in which it was last heard of."""
+    """`error` with the lost worker, its host and the round of its last report."""
     where = "a worker" if error.rank is None else last_seen(error.rank, last_reports.get(error.rank))
     return RetryableError(f"{where} was lost: {error}" + (f" ({abort_reason})" if abort_reason else ""))
 
@@ -49,4 +49,4 @@ def last_seen(rank: int, last: Progress | None) -> str:
     if last is None:
         return f"worker {rank}"
     when = f"in round {last.round_index}" if last.is_ready else "at its start"
-    return f"worker {rank} on {last.host}, last heard of {when},"
+    return f"worker {rank} on {last.host}, last report {when},"

@@ -102,7 +102,7 @@ def test_a_failure_that_may_pass_is_tried_again_however_often_it_is_the_same(gra
     (1, "", "worker 1 on b, last report in round 7, was lost: killed"),
     (1, "disk", "worker 1 on b, last report in round 7, was lost: killed (disk)"),
     (0, "", "worker 0 was lost: killed"),
-    (2, "", "worker 2 on c, last heard of at its start, was lost: killed"),
+    (2, "", "worker 2 on c, last report at its start, was lost: killed"),
 ])  # fmt: skip
 def test_a_lost_worker_is_described_by_its_last_report(rank, reason, expected):
     reports = {1: Progress("b", round_index=7, is_ready=True), 2: Progress("c")}

@@ -48,7 +48,7 @@ def test_the_worker_that_is_furthest_behind_is_named(last, when):
     reports = {0: replace(READY, round_index=3), 1: last}
     assert detector.check(reports, 0) is None
     assert detector.check(reports, 11) == (
-        f"worker 1 on b, last heard of {when}, has not reported for 11 s; the limit is timeout_s"
+        f"worker 1 on b, last report {when}, has not reported for 11 s; the limit is timeout_s"
     )
 
 
