@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
@@ -74,19 +75,30 @@ def test_the_newest_of_the_versions_that_came_meanwhile_is_trained_and_no_other(
     assert list(results.values()) == [first, newest]
 
 
-def test_its_model_waits_for_a_person_and_is_promoted_when_one_approves(slow: Stack) -> None:
+def test_models_wait_for_a_person_and_only_the_newest_is_promoted(slow: Stack) -> None:
     def waiting() -> list[dict[str, Any]]:
         path = "/api/v2/dags/slow_promote/dagRuns/~/hitlDetails?response_received=false"
-        return [one for one in slow.call(path)["hitl_details"] if one["task_instance"]["task_id"] == "approve"]
+        found = [one for one in slow.call(path)["hitl_details"] if one["task_instance"]["task_id"] == "approve"]
+        return sorted(found, key=lambda one: one["created_at"])
 
-    newest = wait_for(lambda: sorted(waiting(), key=lambda one: one["created_at"])[-1:], 180)[0]
+    def approved(one: dict[str, Any]) -> tuple[str, str]:
+        """The run, and what became of its task `promote`."""
+        run_id = str(one["task_instance"]["dag_run_id"])
+        run = quote(run_id, safe="")
+        path = f"/api/v2/dags/slow_promote/dagRuns/{run}/taskInstances/approve/-1/hitlDetails"
+        slow.call(path, {"chosen_options": ["Approve"], "params_input": {}}, "PATCH")
+        assert slow.finished("slow_promote", run_id)["state"] == "success"
+        return run_id, str(slow.task("slow_promote", run_id, "promote")["state"])
+
+    older, newest = wait_for(lambda: found if len(found := waiting()) == 2 else None, 180)
     assert newest["subject"].startswith("Promote slow version ")
     assert "| accuracy |" in newest["body"]
-    run_id = newest["task_instance"]["dag_run_id"]
-    run = run_id.replace("+", "%2B").replace(":", "%3A")
-    path = f"/api/v2/dags/slow_promote/dagRuns/{run}/taskInstances/approve/-1/hitlDetails"
-    slow.call(path, {"chosen_options": ["Approve"], "params_input": {}}, "PATCH")
-    assert slow.finished("slow_promote", run_id)["state"] == "success"
+    run_id, state = approved(older)
+    assert state == "skipped"
+    assert "was superseded: a newer challenger stands" in json.dumps(
+        slow.task("slow_promote", run_id, "promote", "/logs/1")
+    )
+    run_id, state = approved(newest)
+    assert state == "success"
     more = "/xcomEntries/return_value?deserialize=true"
-    result = slow.task("slow_promote", run_id, "promote", more)["value"]
-    assert result["promoted_by"] == "admin"
+    assert slow.task("slow_promote", run_id, "promote", more)["value"]["promoted_by"] == "admin"
