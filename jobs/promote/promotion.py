@@ -167,7 +167,11 @@ class Promoter:
         aliases = self._client.get_registered_model(self._name).aliases
         if CHAMPION in aliases:
             log.warning("version %s of %s is champion and was deleted", aliases[CHAMPION], self._name)
-        best = self._best(self._versions(), measured.rows)
+        versions = self._versions()
+        if self._config.approval == "required":
+            # No version becomes champion that nobody has approved, though it be the best.
+            versions = [each for each in versions if PROMOTED_AT in each.tags]
+        best = self._best(versions, measured.rows)
         if best is None or str(best.version) == version:
             return None
         why = "no champion stood, and of all versions measured on the same rows it is the best"

@@ -174,6 +174,19 @@ def test_where_no_champion_stands_the_best_of_the_same_rows_does(shelf, keeps_al
     assert newest == "4"
 
 
+def test_a_version_that_nobody_approved_becomes_champion_by_no_repair(shelf):
+    waiting = measured(0.9)
+    older, newest = shelf.add(waiting), shelf.add(measured(0.8))
+    strict = shelf.promoter(approval="required")
+    for version, figures in ((older, waiting), (newest, measured(0.8))):
+        decision = strict.decide(version, figures, shelf.unmeasured)
+        assert (decision.champion, decision.has_passed, shelf.alias()) == (None, True, None)
+    strict.promote(older, by="ann", why="")
+    shelf.client.delete_registered_model_alias(NAME, "champion")
+    assert not strict.decide(newest, measured(0.8), shelf.unmeasured).has_passed
+    assert shelf.alias() == older, "it was approved once"
+
+
 def test_a_version_that_was_rolled_back_is_not_the_best_of_the_rest(shelf):
     first, _ = shelf.offer(measured(0.7))
     shelf.offer(measured(0.9))
