@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +19,9 @@ from rich.markup import escape
 from shardmean.jobs.common.local_paths import data_dir
 from shardmean.jobs.common.logging import LOG_MARK
 from shardmean.jobs.config.loading import load_pipeline, pipelines_folder
-from shardmean.jobs.local import stack
+from shardmean.jobs.local import dag_runs, stack
 from shardmean.jobs.local.child_process import follow
+from shardmean.jobs.local.dag_runs import MARK
 from shardmean.jobs.promote.by_hand import promoter
 from shardmean.jobs.vectorize.source.scan import scan
 from shardmean.model.dataset.manifest import load_manifest, manifest_uri
@@ -46,10 +48,8 @@ def demo() -> int:
     if result is None:
         with console.status("Airflow's database ..."):
             stack.migrate(environment)
-        if not is_current:
-            _run_dag(f"{pipeline.name}_vectorize", environment)
-        _run_dag(f"{pipeline.name}_train", environment)
-        _run_dag(f"{pipeline.name}_promote", environment)
+        stages = ("train", "promote") if is_current else ("vectorize", "train", "promote")
+        _run_dags([f"{pipeline.name}_{stage}" for stage in stages], environment)
         result = _newest_result()
         with promoter(result["model_name"], result["tracking_uri"]) as registered:
             result["aliases"] = registered.aliases_of(result["model_version"])
@@ -125,11 +125,10 @@ def _newest_result() -> dict[str, Any]:
     return result
 
 
-def _run_dag(dag_id: str, environment: dict[str, str]) -> None:
-    """Run a DAG with `airflow dags test` and show the job's own lines; all lines go to a log file."""
-    log_file = data_dir() / "logs" / f"demo-{dag_id}.log"
+def _run_dags(dag_ids: list[str], environment: dict[str, str]) -> None:
+    """Run DAGs with `airflow dags test` and show the jobs' own lines; all lines go to a log file."""
+    log_file = data_dir() / "logs" / "demo.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    console.print(f"\n[bold]DAG {dag_id}[/]")
     lines: list[str] = []
     phase = "Airflow is starting"
     with log_file.open("w") as log:
@@ -138,6 +137,9 @@ def _run_dag(dag_id: str, environment: dict[str, str]) -> None:
             nonlocal phase
             lines.append(line)
             log.write(f"{line}\n")
+            if line.startswith(MARK):
+                console.print(f"\n[bold]DAG {line.removeprefix(MARK)}[/]")
+                return True
             if "Spark-Submit cmd" in line:
                 phase = "Spark is starting"
             if LOG_MARK not in line:
@@ -149,10 +151,10 @@ def _run_dag(dag_id: str, environment: dict[str, str]) -> None:
         def beat(seconds: float) -> None:
             console.print(f"  ... {phase}, {seconds:.0f} s", style="dim")
 
-        code = follow(["airflow", "dags", "test", dag_id], show, beat, env=environment)
+        code = follow([sys.executable, "-m", dag_runs.__name__, *dag_ids], show, beat, env=environment)
     if code or any("state=failed" in line for line in lines):
         tail = "\n".join(lines[-15:])
-        raise RetryableError(f"DAG {dag_id} failed; the end of {log_file}:\n{tail}")
+        raise RetryableError(f"a DAG failed; the end of {log_file}:\n{tail}")
 
 
 def _message(line: str) -> str:
