@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from shardmean.model.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_TEXT = 100
+MAX_TEXT, PIPE_WIDTH = 100, 200
 
 
 @contextmanager
@@ -45,25 +46,30 @@ def promoter(name: str, tracking_uri: str | None) -> Iterator[Promoter]:
         raise mlflow_error(uri, error) from error
 
 
-def show(name: str, aliases: Promoter) -> None:
+def show(name: str, promoter: Promoter) -> None:
     """Print the versions, the newest first, and whether a rollback holds one."""
     table = Table("version", "aliases", "accuracy", "on", "DataSet", "notes", title=name, title_justify="left")
-    for version in aliases.versions():
-        tags = version.tags
-        notes = (
-            [f"{tags[PROMOTED_AT]} by {tags.get(PROMOTED_BY)}: {tags.get(PROMOTED_BECAUSE)}"]
-            if PROMOTED_AT in tags
-            else []
-        )
-        notes += [f"rolled back {tags[ROLLED_BACK]}"] if ROLLED_BACK in tags else []
+    aliases = promoter.aliases()
+    for version in promoter.versions():
+        number, tags = str(version.version), version.tags
+        own = sorted(alias for alias, of in aliases.items() if of == number)
         accuracy = f"{float(tags[ACCURACY]):.2%}" if ACCURACY in tags else ""
         split, _, rows = tags.get(ROWS, "").partition(":")
         table.add_row(
-            str(version.version), ", ".join(sorted(version.aliases)), accuracy, f"{split} {rows[:8]}".strip(),
-            tags.get(DATASET, "")[:8], truncate_printable("; ".join(notes), MAX_TEXT),
-        )  # fmt: skip
-    console = Console(highlight=False)
+            number, ", ".join(own), accuracy, f"{split} {rows[:8]}".strip(), tags.get(DATASET, "")[:8], _notes(tags)
+        )
+    # In a pipe nothing is known of the reader's width.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     console.print(table, markup=False)
-    held = aliases.hold()
+    held = promoter.hold()
     if held is not None:
         console.print(f"held at version {held} by a rollback, until a better model or `shardmean promote` replaces it")
+
+
+def _notes(tags: dict[str, str]) -> str:
+    notes = []
+    if PROMOTED_AT in tags:
+        notes.append(f"{tags[PROMOTED_AT]} by {tags.get(PROMOTED_BY)}: {tags.get(PROMOTED_BECAUSE)}")
+    if ROLLED_BACK in tags:
+        notes.append(f"rolled back {tags[ROLLED_BACK]}")
+    return truncate_printable("; ".join(notes), MAX_TEXT)

@@ -148,6 +148,10 @@ class Promoter:
         found = self._client.search_model_versions(f"name='{self._name}'")
         return sorted(found, key=lambda version: int(version.version), reverse=True)
 
+    def aliases(self) -> dict[str, str]:
+        """Each alias with its version. Versions that are searched for do not tell theirs."""
+        return {name: str(version) for name, version in self._client.get_registered_model(self._name).aliases.items()}
+
     def champion(self) -> ModelVersion | None:
         """The version that is champion; None where none is, or it was deleted."""
         version = self._client.get_registered_model(self._name).aliases.get(CHAMPION)

@@ -29,8 +29,11 @@ def test_promote_roll_back_and_look(shelf, call):
     assert shelf.alias() == first
     code, text = call("models", NAME)
     assert code == 0
-    assert "80.00%" in text
-    assert "90.00%" in text
+    rows = {line.split("│")[1].strip(): line for line in text.splitlines() if "%" in line}
+    assert "champion" in rows[first]
+    assert "80.00%" in rows[first]
+    assert "challenger" in rows[second]
+    assert "90.00%" in rows[second]
     assert "rolled back" in text
     assert f"held at version {first} by a rollback" in text
     assert call("promote", NAME, second, "--why", "better after all")[0] == 0
