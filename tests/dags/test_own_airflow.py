@@ -24,7 +24,7 @@ print(json.dumps([{id: dag.fileloc for id, dag in bag.dags.items()}, bag.import_
 def test_the_file_for_the_dags_folder_brings_the_dags_of_pipelines_beside_it(tmp_path: Path) -> None:
     found = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert found is not None
-    file = tmp_path / "dags" / "shardmean.py"
+    file = tmp_path / "dags" / "team_pipelines.py"
     file.parent.mkdir()
     file.write_text(found[1])
     write_configs(file.parent)
