@@ -29,7 +29,7 @@ def test_the_file_for_the_dags_folder_brings_the_dags_of_pipelines_beside_it(tmp
     file.write_text(found[1])
     write_configs(file.parent)
     (file.parent / "model.py").write_text("NAME = 'pets'\n")
-    (file.parent / "pets.py").write_text("from airflow.sdk import DAG\nfrom model import NAME\n\nDAG(NAME)\n")
+    (file.parent / "pets.py").write_text("from airflow.sdk import DAG\nfrom model import NAME\n\ndag = DAG(NAME)\n")
     environment = clean_environment(tmp_path, AIRFLOW_HOME=str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", PARSE, str(file.parent)],
