@@ -53,11 +53,7 @@ def judge_new(
     Gives the version's aliases. Safe to repeat. Raises RetryableError where the champion can't be evaluated now.
     """
     manifest, number = trainer.dataset.manifest, str(version.version)
-    latency = None
-    if job.promote.max_latency_ms is not None:
-        model = load_version(f"models:/{version.name}/{number}")
-        latency = latency_ms(model.model_spec, model.state, first_example(trainer.dataset, split))
-    measured = measurement_of(evaluation, manifest, split, latency)
+    measured = measurement_of(evaluation, manifest, split, _latency(job, trainer, split, version))
     record(client, version, manifest.digest, measured)
     client.set_registered_model_alias(version.name, CHALLENGER, number)
     if may_promote:
@@ -87,10 +83,7 @@ def measure(trainer: Trainer, split: Split, version: ModelVersion, job: TrainJob
         if evaluation is None:
             log.info("version %s of %s takes other images or classes", version.version, version.name)
             return None
-        latency = None
-        if job.promote.max_latency_ms is not None:
-            latency = latency_ms(model.model_spec, model.state, first_example(trainer.dataset, split))
-        return measurement_of(evaluation, trainer.dataset.manifest, split, latency)
+        return measurement_of(evaluation, trainer.dataset.manifest, split, _latency(job, trainer, split, version))
     except RetryableError:
         raise
     except Exception as error:
@@ -98,6 +91,14 @@ def measure(trainer: Trainer, split: Split, version: ModelVersion, job: TrainJob
         mlflow.MlflowClient().get_model_version(version.name, str(version.version))
         log.warning("version %s of %s cannot be evaluated: %s", version.version, version.name, cause_of(error))
         return None
+
+
+def _latency(job: TrainJob, trainer: Trainer, split: Split, version: ModelVersion) -> float | None:
+    """Milliseconds for one image, where the gate asks for them."""
+    if job.promote.max_latency_ms is None:
+        return None
+    model = load_version(f"models:/{version.name}/{version.version}")
+    return latency_ms(model.model_spec, model.state, first_example(trainer.dataset, split))
 
 
 def evaluate(job: TrainJob, version: str | None = None) -> dict[str, Any]:
